@@ -1,0 +1,1 @@
+"""Published methods that IAPO is compared with: one file, one class, one formula in its docstring."""

@@ -1,0 +1,80 @@
+"""A rollout as every method sees it: tensors, shapes and the promises about their padding.
+
+Dimensions: N prompts, G completions each, B = N*G rows with a prompt's completions adjacent, P prompt width, T completion
+width, S = T + 1 prefixes (0 to T completion tokens).
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """One rollout. Masks are bool: 1 on real tokens, the end-of-sequence token included.
+
+    Signals that no method asked for are None. Everything here is detached.
+    """
+
+    prompt_ids_BP: torch.Tensor  # int64, left-padded
+    prompt_mask_BP: torch.Tensor
+    completion_ids_BT: torch.Tensor  # int64, right-padded
+    completion_mask_BT: torch.Tensor
+    rewards_B: torch.Tensor  # float32: +1 correct, -1 otherwise, until a method's `shape_rewards`
+    correct_B: torch.Tensor  # bool
+    truncated_B: torch.Tensor  # bool: stopped by the token limit, no end-of-sequence
+    formatted_B: torch.Tensor  # bool: the completion keeps to the asked-for format
+    group_size: int  # G
+    max_tokens: int  # the limit on completion tokens under which the rollout was made
+    sampler_logp_BT: torch.Tensor  # float32: log-probabilities as the rollout engine reported them
+    old_logp_BT: torch.Tensor | None = None  # float32: log pi_old(o_t | q, o_<t), nats
+    ref_logp_BT: torch.Tensor | None = None  # float32: the same under the reference model
+    token_entropy_BT: torch.Tensor | None = None  # float32: full-vocabulary entropy of pi_old at t, nats
+    answer_entropy_BS: torch.Tensor | None = None  # float32: entropy of the answer after each prefix, nats
+
+    @property
+    def lengths_B(self) -> torch.Tensor:
+        """Completion lengths in tokens (end-of-sequence included), int64 (B,)."""
+        return self.completion_mask_BT.sum(dim=1)
+
+    def rows(self, index: torch.Tensor) -> "RolloutBatch":
+        """The rows `index` (whole groups, please), with every per-row tensor cut alike."""
+        cut = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        return replace(self, **cut)
+
+    def validate(self) -> "RolloutBatch":
+        """Check shapes, masks, finiteness and group adjacency; return self.
+
+        Raises ValueError naming the first field that breaks its promise: a wrong batch must never train a model.
+        """
+        B, P = self.prompt_ids_BP.shape
+        T = self.completion_ids_BT.shape[1]
+        if self.group_size < 1 or B % self.group_size:
+            raise ValueError(f"{B} rows are not whole groups of {self.group_size}")
+        expected = {"B": (B,), "BP": (B, P), "BT": (B, T), "BS": (B, T + 1)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, torch.Tensor):
+                continue
+            shape = expected[field.name.rsplit("_", 1)[1]]
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{field.name} has shape {tuple(value.shape)}, expected {shape}")
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"{field.name} holds a number that is not finite")
+            if field.name.rsplit("_", 1)[0] in _BOOLEAN and value.dtype != torch.bool:
+                raise ValueError(f"{field.name} must be bool, is {value.dtype}")
+        if (self.prompt_mask_BP[:, 1:] < self.prompt_mask_BP[:, :-1]).any():
+            raise ValueError("prompt_mask_BP is not left-padded")
+        if (self.completion_mask_BT[:, 1:] > self.completion_mask_BT[:, :-1]).any():
+            raise ValueError("completion_mask_BT is not right-padded")
+        if not self.prompt_mask_BP.any(dim=1).all() or not self.completion_mask_BT.any(dim=1).all():
+            raise ValueError("a row has an empty prompt or an empty completion")
+        if (self.lengths_B > self.max_tokens).any():
+            raise ValueError(f"a completion is longer than the limit of {self.max_tokens} tokens")
+        prompts = (self.prompt_ids_BP * self.prompt_mask_BP).view(-1, self.group_size, P)
+        if (prompts != prompts[:, :1]).any():
+            raise ValueError(f"rows of one group of {self.group_size} have different prompts")
+        return self
+
+
+_BOOLEAN = {"prompt_mask", "completion_mask", "correct", "truncated", "formatted"}

@@ -1,0 +1,50 @@
+"""Worlds: where problems come from, how they are put to a model, and how an answer is judged."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from iapo_bench.errors import UserError
+
+THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<answer>", "</answer>"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem and its gold answer, both as text; `id` is unique within a dataset."""
+
+    id: str
+    question: str
+    answer: str
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """Write problems as JSON lines, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
+    partial.rename(path)
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Read what `write_problems` wrote. Raises UserError for a missing, empty or damaged file."""
+    return [Problem(**row) for row in read_jsonl(path, ("id", "question", "answer"))]
+
+
+def read_jsonl(path: Path, required: tuple[str, ...]) -> list[dict]:
+    """Rows of a JSON-lines file, each with the `required` fields. Raises UserError naming file and line."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise UserError(f"{path}:{number} is not JSON (a truncated download?): fetch the file again") from None
+        missing = [name for name in required if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise UserError(f"{path}:{number} lacks the field '{missing[0]}'")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty")
+    return rows
