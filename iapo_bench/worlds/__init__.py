@@ -3,11 +3,18 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from iapo_bench.errors import UserError
+from iapo_bench.files import whole_file
+
+if TYPE_CHECKING:  # grading workers import this package and must start fast
+    from transformers import PreTrainedTokenizerBase
 
 THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<answer>", "</answer>"
+POSTFIX = THINK_CLOSE + ANSWER_OPEN
 SPLITS = ("train", "validation", "test")
+GraderKind = Literal["integer", "math"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,30 @@ class Problem:
     answer: str
 
 
+class World(Protocol):
+    """A source of problems and the way to put them to a model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def grader(self) -> GraderKind:
+        """Which grader judges its answers."""
+        ...
+
+    def load(self, split: str) -> list[Problem]:
+        """The problems of `train`, `validation` or `test`; no problem is in two. Raises UserError for bad data."""
+        ...
+
+    def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Token ids of the prompt; the completion that follows begins with `<think>`."""
+        ...
+
+
 def write_problems(path: Path, problems: list[Problem]) -> None:
     """Write problems as JSON lines, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
-    partial.rename(path)
+    with whole_file(path) as partial:
+        partial.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
 
 
 def read_problems(path: Path) -> list[Problem]:

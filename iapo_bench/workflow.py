@@ -1,0 +1,42 @@
+"""What the Snakefile asks of the package."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from iapo_bench.config import TierConfig, parse_tier, read_tier
+from iapo_bench.errors import unknown
+from iapo_bench.method import list_methods
+
+PACKAGE = Path(__file__).parent
+
+# Files whose change makes a stage's results stale. What only presents results is left out: re-reading is not re-running.
+_WORLD = ("worlds/*.py", "seeds.py", "grading.py")
+_MODEL = ("models.py", "pretrained.py", "warm_start.py")
+_CORE = ("batch.py", "method.py", "rollout/*.py", "signals.py", "informativeness.py", "update.py", "trainer.py")
+_STAGES = {
+    "worlds": _WORLD,
+    "base": (*_WORLD, *_MODEL),
+    "train": (*_WORLD, *_MODEL, *_CORE),
+    "sample": ("worlds/*.py", "seeds.py", "models.py", "rollout/*.py"),
+    "grade": ("grading.py",),
+    "metrics": ("metrics.py",),
+    "tables": ("tables.py", "figures.py"),
+}
+
+
+def read_workflow_tier(config: dict[str, Any]) -> TierConfig:
+    """The tier of a workflow run: a whole one given with --configfile, or a named one (micro) with --config on top."""
+    if "model" in config and "world" in config:
+        return parse_tier(config, source="the --configfile")
+    return read_tier(str(config.get("tier", "micro")), config)
+
+
+def code_digest(stage: str, method: str | None = None) -> str:
+    """A hash of the code behind a stage's results; of training, with the one method's own file."""
+    if stage not in _STAGES:
+        raise unknown("stage", stage, _STAGES)
+    paths = [path for pattern in _STAGES[stage] for path in sorted(PACKAGE.glob(pattern))]
+    if method is not None:
+        paths.append(list_methods()[method])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]

@@ -1,0 +1,188 @@
+"""Worlds of real text: GSM8K, MATH-500 and DAPO-Math-17k, from a local directory or from the Hugging Face hub.
+
+Every split is fixed: it depends on the problems' text alone, neither on a seed nor on the order of rows. Problems that
+differ only in whitespace count once, with the first gold. Sizes:
+
+| name    | train | validation | test | how                                                                           |
+|---------|-------|------------|------|-------------------------------------------------------------------------------|
+| gsm8k   |  6973 |        500 | 1319 | the official test set; validation: the official training rows of lowest hash  |
+| math500 |   255 |         49 |  196 | by hash, about 50 : 10 : 40                                                   |
+| dapo    | 16173 |        496 |  519 | by hash, about 94 : 3 : 3; integers, about a fifth in Chinese                 |
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedTokenizerBase
+
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.grading import check_gold
+from iapo_bench.worlds import SPLITS, GraderKind, Problem, read_jsonl
+
+GSM8K_VALIDATION = 500
+
+_INSTRUCTION = """\
+Solve the problem that the user gives you. Reason first, then answer, in exactly this form:
+<think> your reasoning </think> <answer> the final answer </answer>
+Write nothing before, between or after the two parts.{integer}
+
+For example, to the problem "What is 2+2?" you would reply:
+<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>"""
+_INTEGER = " The answer must be a single integer."
+
+
+def _read_gsm8k(row: dict) -> tuple[str, str]:
+    _, marker, gold = row["answer"].rpartition("####")
+    if not marker:
+        raise UserError("no '####' before the gold answer")
+    return row["question"], gold.strip().replace(",", "")
+
+
+def _read_math500(row: dict) -> tuple[str, str]:
+    return row["problem"], row["answer"]
+
+
+def _read_dapo(row: dict) -> tuple[str, str]:
+    if "prompt" not in row:
+        return row["problem"], str(row["answer"])
+    # On the hub the problem stands between two paragraphs of instruction.
+    content = row["prompt"][0]["content"]
+    return content.partition("\n\n")[2].rpartition("\n\n")[0], row["reward_model"]["ground_truth"]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One table of a dataset: the file it is in, its place on the hub, and how to read (question, gold) from a row."""
+
+    file: str
+    hub: tuple[str, ...]
+    hub_split: str
+    fields: tuple[str, ...]
+    read: Callable[[dict], tuple[str, str]]
+
+
+_TABLES = {
+    "gsm8k": {
+        split: _Table(f"gsm8k_{split}.jsonl", ("openai/gsm8k", "main"), split, ("question", "answer"), _read_gsm8k)
+        for split in ("train", "test")
+    },
+    "math500": {
+        "all": _Table("math500.jsonl", ("HuggingFaceH4/MATH-500",), "test", ("problem", "answer"), _read_math500)
+    },
+    "dapo": {
+        # The hub repeats the same 17,917 rows a hundred times.
+        "all": _Table(
+            "dapo_math_17k.jsonl",
+            ("BytedTsinghua-SIA/DAPO-Math-17k",),
+            "train[:17917]",
+            ("problem", "answer"),
+            _read_dapo,
+        )
+    },
+}
+
+# Shares of test and validation where the dataset has no official split; the rest is for training.
+_SHARES = {"math500": (0.4, 0.1), "dapo": (0.03, 0.03)}
+
+
+@dataclass(frozen=True)
+class TextWorld:
+    """A real dataset: `gsm8k`, `math500` or `dapo`.
+
+    `data_dir` holds its JSON lines (gsm8k_train.jsonl and gsm8k_test.jsonl, math500.jsonl, dapo_math_17k.jsonl);
+    without it they come from the hub. Raises UserError for an unknown dataset.
+    """
+
+    name: str
+    data_dir: Path | None = None
+
+    grader: ClassVar[GraderKind] = "math"
+
+    def __post_init__(self) -> None:
+        if self.name not in _TABLES:
+            raise unknown("dataset", self.name, _TABLES)
+
+    def load(self, split: str) -> list[Problem]:
+        """The problems of a split, every gold checked. Raises UserError for data that are missing, damaged or too few."""
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if self.name == "gsm8k":
+            problems = self._load_gsm8k(split)
+        else:
+            test, validation = _SHARES[self.name]
+            problems = []
+            for problem in self._read_table("all"):
+                place = int(_digest(problem.question), 16) / 16**64
+                carved = "test" if place < test else "validation" if place < test + validation else "train"
+                if carved == split:
+                    problems.append(problem)
+        if not problems:
+            raise UserError(f"{self.name}: too few rows, the {split} split is empty: fetch the whole dataset")
+        return problems
+
+    def encode_prompt(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Token ids of the chat prompt. Raises UserError for a tokenizer without a chat template."""
+        if tokenizer.chat_template is None:
+            raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; {self.name} needs a chat model")
+        messages = chat_messages(problem, self.name)
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def _load_gsm8k(self, split: str) -> list[Problem]:
+        if split == "test":
+            return self._read_table("test")
+        problems = self._read_table("train")
+        held_out = {problem.id for problem in sorted(problems, key=lambda problem: problem.id)[:GSM8K_VALIDATION]}
+        return [problem for problem in problems if (problem.id in held_out) == (split == "validation")]
+
+    def _read_table(self, name: str) -> list[Problem]:
+        """The problems of a table in the order of its rows, without repeats."""
+        problems: dict[str, Problem] = {}
+        table = _TABLES[self.name][name]
+        place, rows = self._fetch_rows(table)
+        for number, row in enumerate(rows, start=1):
+            try:
+                question, gold = table.read(row)
+                if not question.strip():
+                    raise UserError("the problem is empty")
+                problem = Problem(f"{self.name}-{_digest(question)[:12]}", question, gold)
+                if problem.id not in problems:
+                    check_gold(gold)
+                    problems[problem.id] = problem
+            except UserError as error:
+                raise UserError(f"{place}:{number}: {error}") from None
+            except (AttributeError, LookupError, TypeError):
+                raise UserError(f"{place}:{number} is not a row of {self.name}: fetch the data again") from None
+        return list(problems.values())
+
+    def _fetch_rows(self, table: _Table) -> tuple[str, Iterable[Any]]:
+        """Where the rows come from, for messages, and the rows."""
+        files = " and ".join(table.file for table in _TABLES[self.name].values())
+        if self.data_dir is not None:
+            path = self.data_dir / table.file
+            if not path.is_file():
+                raise UserError(f"{path} does not exist: put {files} there, or leave data_dir out to use the hub")
+            return str(path), read_jsonl(path, table.fields)
+
+        from datasets import load_dataset
+
+        try:
+            return table.hub[0], load_dataset(*table.hub, split=table.hub_split)
+        except Exception as error:  # of half a dozen libraries
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"cannot get {table.hub[0]} from the hub ({reason}): set data_dir to a directory with {files}"
+            ) from error
+
+
+def chat_messages(problem: Problem, dataset: str) -> list[dict[str, str]]:
+    """The conversation that asks for a problem's solution: instructions with a worked example, then the problem."""
+    instruction = _INSTRUCTION.format(integer="" if dataset == "math500" else _INTEGER)
+    return [{"role": "system", "content": instruction}, {"role": "user", "content": problem.question}]
+
+
+def _digest(question: str) -> str:
+    """SHA-256 of a problem, in hex; whitespace does not count."""
+    return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()

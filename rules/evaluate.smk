@@ -1,0 +1,42 @@
+# Sampling needs the accelerator; grading and measuring never do.
+
+
+rule sample:
+    input:
+        settings=ancient(rules.settings.output),
+        data=rules.prepare.output,
+        model=f"{WORK}/{{run}}/model",
+    output:
+        samples=f"{WORK}/{{run}}/test/samples.parquet",
+        timing=f"{WORK}/{{run}}/test/timing.json",
+    params:
+        evaluate=TIER.evaluate.model_dump(exclude={"ks"}),
+        code=code_digest("sample"),
+        out=subpath(output.samples, parent=True),
+    log:
+        f"{WORK}/logs/sample/{{run}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/sample/{{run}}.tsv"
+    resources:
+        gpu=TIER.gpus,
+    shell:
+        "{CLI} --threads {threads} sample --config {input.settings} --model {input.model} --data {input.data}"
+        " --split test --out {params.out} 2>&1 | tee {log}"
+
+
+rule grade:
+    input:
+        settings=ancient(rules.settings.output),
+        data=rules.prepare.output,
+        samples=rules.sample.output.samples,
+    output:
+        f"{WORK}/{{run}}/test/grades.parquet",
+    params:
+        code=code_digest("grade"),
+    log:
+        f"{WORK}/logs/grade/{{run}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/grade/{{run}}.tsv"
+    shell:
+        "{CLI} grade --config {input.settings} --samples {input.samples} --data {input.data} --split test"
+        " --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,25 @@
+# Training: one job a method and seed. Each is given its own slice of the settings, so that a change to one method, or a
+# new one, reruns nothing else.
+
+
+rule train:
+    input:
+        settings=ancient(rules.settings.output),
+        data=rules.prepare.output,
+        base=rules.base.output,
+    output:
+        model=directory(f"{WORK}/{{method}}/seed{{seed}}/model"),
+        log=f"{WORK}/{{method}}/seed{{seed}}/train.jsonl",
+    params:
+        slice=lambda wildcards: TIER.training_slice(wildcards.method),
+        code=lambda wildcards: code_digest("train", wildcards.method),
+        out=subpath(output.model, parent=True),
+    log:
+        f"{WORK}/logs/train/{{method}}-{{seed}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/train/{{method}}-{{seed}}.tsv"
+    resources:
+        gpu=TIER.gpus,
+    shell:
+        "{CLI} --threads {threads} train --config {input.settings} --method {wildcards.method}"
+        " --base {input.base} --data {input.data} --seed {wildcards.seed} --out {params.out} 2>&1 | tee {log}"
