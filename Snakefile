@@ -4,14 +4,12 @@
 #   snakemake --cores all results/smollm2/table1.csv --configfile configs/smollm2.yaml
 #   snakemake --cores all results/table1.csv --config train='{completions: 1024}'   any setting, by section
 #   snakemake --cores all tune                                            search on validation, equal budgets
-import json
-import os
 import sys
 
 sys.path.insert(0, workflow.basedir)  # the package beside this file, not one installed elsewhere
 from iapo_bench.config import search_space
 from iapo_bench.errors import UserError
-from iapo_bench.workflow import code_digest, read_workflow_tier
+from iapo_bench.workflow import code_digest, export_settings, read_workflow_tier
 
 try:
     TIER = read_workflow_tier(config)
@@ -23,12 +21,8 @@ WORK = f"results/{NAME}"  # what jobs make
 OUT = "results" if NAME == "micro" else WORK  # what people read
 METHODS = list(TIER.methods)
 TRAIN_SEEDS = TIER.train.seeds
-CLI = f"{sys.executable} -m iapo_bench"
 
-# Large tensors come and go at every step: let malloc keep its heap instead of returning it to the kernel each time.
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+export_settings(TIER, f"{WORK}/settings")
 
 
 wildcard_constraints:
@@ -41,8 +35,6 @@ wildcard_constraints:
 
 localrules:
     all,
-    settings,
-    tune,
 
 
 rule all:

@@ -22,7 +22,14 @@ def _tier_option(command: Any) -> Any:
         help="Change one setting, e.g. --set train.completions=512. May be repeated.",
     )(command)
     return click.option(
-        "--config", "config", default="micro", show_default=True, metavar="TIER|FILE", help="A tier's name or file."
+        "--config",
+        "config",
+        default="micro",
+        show_default=True,
+        envvar="IAPO_BENCH_CONFIG",
+        show_envvar=True,
+        metavar="TIER|FILE",
+        help="A tier's name or file.",
     )(command)
 
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, Self
 
 from pebble import ProcessPool
@@ -37,13 +37,13 @@ _SPACED_ROOT = re.compile(r"\s+(\\?sqrt)")
 
 
 class Outcome(enum.StrEnum):
-    """What became of a completion. Only CORRECT earns the reward; TIMEOUT and ERROR are to be reported, not averaged."""
+    """What became of a completion. Only CORRECT is a success; TIMEOUT and ERROR should be reported beside a result."""
 
-    CORRECT = "correct"
-    WRONG = "wrong"
-    UNPARSEABLE = "unparseable"
-    TIMEOUT = "timeout"
-    ERROR = "error"
+    CORRECT = "CORRECT"
+    WRONG = "WRONG"
+    UNPARSEABLE = "UNPARSEABLE"
+    TIMEOUT = "TIMEOUT"
+    ERROR = "ERROR"
 
 
 Judge = Callable[[str, str], Outcome]
@@ -68,7 +68,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def is_formatted(text: str) -> bool:
-    """Whether the whole text is `<think>...</think> <answer>...</answer>`, each tag once, nothing else but whitespace."""
+    """Whether the text is `<think>...</think> <answer>...</answer>`, each tag once, and else only whitespace."""
     once = all(text.count(tag) == 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE))
     return once and _FORMAT.fullmatch(text) is not None
 
@@ -134,7 +134,8 @@ class MathGrader:
 
     A judgement that takes more than `timeout` seconds is TIMEOUT and its process is killed; one that raises or takes
     its process down is ERROR and logged. Either way the others go on. Equal pairs of answer and gold are judged once.
-    `judge` must be importable by name.
+    `judge` must be importable by name. When no worker can start, grading raises BrokenProcessPool; a script that grades
+    needs `if __name__ == "__main__":`, as with all of multiprocessing.
     """
 
     def __init__(self, *, workers: int | None = None, timeout: float = 10.0, judge: Judge = grade_math) -> None:
@@ -164,8 +165,10 @@ class MathGrader:
         for (text, gold), future in tqdm(futures.items(), desc="grading", unit="answer", disable=not progress):
             try:
                 outcomes[text, gold] = future.result()
-            except FutureTimeoutError:
+            except TimeoutError:
                 outcomes[text, gold] = Outcome.TIMEOUT
+            except BrokenProcessPool:
+                raise
             except Exception as error:
                 logger.warning("cannot grade %r against %r: %s: %s", text, gold, type(error).__name__, error)
                 outcomes[text, gold] = Outcome.ERROR

@@ -7,9 +7,10 @@ defaults are the setting that its paper publishes.
 import dataclasses
 import enum
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -19,6 +20,10 @@ from iapo_bench.errors import UserError, unknown
 METHOD_DIRS = tuple(Path(__file__).parent.parent / folder for folder in ("methods", "baselines"))
 
 PROFILES = ("paper", "released")
+
+# A spread below this share of the signal (or of 1, if that is more) is the rounding of a float32 forward pass, which a
+# z-score would blow up to full size. Signals are nats and probabilities, so of order one.
+SIGNAL_NOISE = 1e-5
 
 
 class Signal(enum.Enum):
@@ -46,6 +51,9 @@ class LossSpec:
     entropy_coef: float = 0.0  # bonus: subtracted from the loss
     reduction: Reduction = "sequence_mean"
 
+    def __post_init__(self) -> None:
+        _check_options(self, "the loss")
+
 
 @dataclass(frozen=True)
 class Credit:
@@ -63,18 +71,29 @@ class Credit:
 class Method:
     """Base class. Subclasses are dataclasses: fields are options, `name` and `needs` are class attributes.
 
+    Where `needs` depends on options it is a property. An option of the wrong type, or outside its Literal, raises
+    UserError.
+
     Hooks are pure functions of the batch and a generator: no I/O, no model. A method that learns from batch to batch
     (`observe`) keeps what it learnt in `state_dict`, so that a resumed run goes on as if it had never stopped.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[Signal]] = frozenset()
     released: ClassVar[dict[str, Any]] = {}  # options that turn the paper's formula into the released code's
     loss: LossSpec = field(default_factory=LossSpec)
+    format_reward: float = 0.0  # added for keeping to the asked-for format, subtracted for not
+
+    def __post_init__(self) -> None:
+        _check_options(self, self.name)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The signals that `credit` reads."""
+        return frozenset()
 
     def shape_rewards(self, batch: RolloutBatch) -> torch.Tensor:
         """Rewards after the method's own terms, float32 (B,)."""
-        return batch.rewards_B
+        return batch.rewards_B + torch.where(batch.formatted_B, self.format_reward, -self.format_reward)
 
     def accept_group(self, correct_G: torch.Tensor) -> bool:
         """Whether to train on a group (dynamic sampling); `correct_G` is bool (G,)."""
@@ -95,18 +114,63 @@ class Method:
         """Take up what `state_dict` gave."""
 
 
+def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor | None = None) -> Credit:
+    """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
+
+    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do.
+    """
+    mask_BT = batch.completion_mask_BT
+    advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
+    weights_BT = mask_BT if weights is None else mask_BT & weights
+    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float())
+
+
+def signal(batch: RolloutBatch, which: Signal) -> torch.Tensor:
+    """The batch's signal. Raises ValueError when it was not computed."""
+    value = getattr(batch, which.value)
+    if value is None:
+        raise ValueError(f"the batch has no {which.value}: Signal.{which.name} is missing from the method's needs")
+    return value
+
+
+def masked_moments(
+    values_RM: torch.Tensor, mask_RM: torch.Tensor, *, ddof: int = 0, noise: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each row's real entries, float64 (R, 1).
+
+    The standard deviation is exactly 0 where max - min is at most `noise` * max(1, largest magnitude).
+    """
+    values_RM = torch.where(mask_RM, values_RM.double(), 0.0)
+    count_R1 = mask_RM.sum(dim=1, keepdim=True)
+    mean_R1 = values_RM.sum(dim=1, keepdim=True) / count_R1.clamp(min=1)
+    square_R1 = torch.where(mask_RM, (values_RM - mean_R1) ** 2, 0.0).sum(dim=1, keepdim=True)
+    std_R1 = (square_R1 / (count_R1 - ddof).clamp(min=1)).sqrt()
+    high_R1 = values_RM.masked_fill(~mask_RM, -torch.inf).amax(dim=1, keepdim=True)
+    low_R1 = values_RM.masked_fill(~mask_RM, torch.inf).amin(dim=1, keepdim=True)
+    scale_R1 = values_RM.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
+    return mean_R1, torch.where(high_R1 - low_R1 > noise * scale_R1, std_R1, 0.0)
+
+
+def masked_normalise(
+    values_RM: torch.Tensor, mask_RM: torch.Tensor, *, eps: float = 1e-6, ddof: int = 0, noise: float = 0.0
+) -> torch.Tensor:
+    """(value - mean) / (std + eps) over each row's real entries, float64 (R, M); 0 elsewhere and without spread.
+
+    For `ddof` and `noise` see `masked_moments`.
+    """
+    mean_R1, std_R1 = masked_moments(values_RM, mask_RM, ddof=ddof, noise=noise)
+    return torch.where(mask_RM & (std_R1 > 0), (values_RM.double() - mean_R1) / (std_R1 + eps), 0.0)
+
+
 def group_normalise(values_B: torch.Tensor, group_size: int, *, eps: float = 1e-6, ddof: int = 0) -> torch.Tensor:
     """(value - mean) / (std + eps) within each group, (B,). A group without spread gets exactly 0.
 
     Raises UserError for groups of one, which have no spread to compare with.
     """
     require_groups(group_size)
-    values_NG = values_B.view(-1, group_size).double()
-    centred_NG = values_NG - values_NG.mean(dim=1, keepdim=True)
-    spread = (values_NG.amax(dim=1) - values_NG.amin(dim=1)) > 0
-    std_N = values_NG.std(dim=1, correction=ddof)
-    out_NG = torch.where(spread[:, None], centred_NG / (std_N[:, None] + eps), 0.0)
-    return out_NG.reshape(-1).float()
+    values_NG = values_B.view(-1, group_size)
+    everyone_NG = torch.ones_like(values_NG, dtype=torch.bool)
+    return masked_normalise(values_NG, everyone_NG, eps=eps, ddof=ddof).view(-1).float()
 
 
 def require_groups(group_size: int) -> None:
@@ -138,22 +202,36 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
         raise unknown("profile", profile, PROFILES)
     cls = _method_class(name, paths[name])
     known = {f.name for f in dataclasses.fields(cls) if f.init}
-    settings = dict(cls.released) if profile == "released" else {}
-    settings.update(options)
-    for option in settings:
-        if option not in known:
-            raise unknown(f"option of {name}", option, known)
-    if isinstance(settings.get("loss"), dict):
-        settings["loss"] = _replace_loss(cls(), settings["loss"])
-    return cls(**settings)
+    method = cls()
+    for settings in (cls.released if profile == "released" else {}, options):
+        for option in settings:
+            if option not in known:
+                raise unknown(f"option of {name}", option, known)
+        changes = dict(settings)
+        if isinstance(changes.get("loss"), dict):
+            changes["loss"] = _replace_loss(method.loss, changes["loss"])
+        method = dataclasses.replace(method, **changes)
+    return method
 
 
-def _replace_loss(method: Method, changes: dict[str, Any]) -> LossSpec:
+def _replace_loss(loss: LossSpec, changes: dict[str, Any]) -> LossSpec:
     known = {f.name for f in dataclasses.fields(LossSpec)}
     for key in changes:
         if key not in known:
             raise unknown("loss setting", key, known)
-    return dataclasses.replace(method.loss, **changes)
+    return dataclasses.replace(loss, **changes)
+
+
+def _check_options(options: Any, owner: str) -> None:
+    """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
+    hints = get_type_hints(type(options))
+    for option in dataclasses.fields(options):
+        hint, value = hints[option.name], getattr(options, option.name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
+        # YAML reads 1e-6 as a string: it wants 1.0e-6.
+        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
+            raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
 
 
 def _method_class(name: str, path: Path) -> type[Method]:
@@ -161,6 +239,7 @@ def _method_class(name: str, path: Path) -> type[Method]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up postponed annotations there
     spec.loader.exec_module(module)
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", None) == name:

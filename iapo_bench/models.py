@@ -8,10 +8,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from iapo_bench.errors import UserError
@@ -20,9 +20,12 @@ from iapo_bench.seeds import stream_seed
 
 
 def build_micro(tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
-    """A Qwen2 decoder with random weights, two query heads to a key head, tied embeddings, a context of 256 tokens."""
+    """A Llama decoder with random weights, two query heads to a key head, tied embeddings, a context of 256 tokens.
+
+    Llama and not Qwen2, for which AutoTokenizer insists on Qwen's own byte-level tokenizer, whatever the checkpoint says.
+    """
     torch.manual_seed(stream_seed(seed, "initialisation"))
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
@@ -31,12 +34,11 @@ def build_micro(tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int,
         num_key_value_heads=max(1, heads // 2),
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        use_sliding_window=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
 def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

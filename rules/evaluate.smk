@@ -3,7 +3,6 @@
 
 rule sample:
     input:
-        settings=ancient(rules.settings.output),
         data=rules.prepare.output,
         model=f"{WORK}/{{run}}/model",
     output:
@@ -17,16 +16,17 @@ rule sample:
         f"{WORK}/logs/sample/{{run}}.log",
     benchmark:
         f"{WORK}/benchmarks/sample/{{run}}.tsv"
+    conda:
+        "../configs/environment.yaml"
     resources:
         gpu=TIER.gpus,
     shell:
-        "{CLI} --threads {threads} sample --config {input.settings} --model {input.model} --data {input.data}"
+        "python -m iapo_bench --threads {threads} sample --model {input.model} --data {input.data}"
         " --split test --out {params.out} 2>&1 | tee {log}"
 
 
 rule grade:
     input:
-        settings=ancient(rules.settings.output),
         data=rules.prepare.output,
         samples=rules.sample.output.samples,
     output:
@@ -37,6 +37,8 @@ rule grade:
         f"{WORK}/logs/grade/{{run}}.log",
     benchmark:
         f"{WORK}/benchmarks/grade/{{run}}.tsv"
+    conda:
+        "../configs/environment.yaml"
     shell:
-        "{CLI} grade --config {input.settings} --samples {input.samples} --data {input.data} --split test"
+        "python -m iapo_bench grade --samples {input.samples} --data {input.data} --split test"
         " --out {output} 2>&1 | tee {log}"

@@ -4,7 +4,6 @@
 
 rule train:
     input:
-        settings=ancient(rules.settings.output),
         data=rules.prepare.output,
         base=rules.base.output,
     output:
@@ -18,8 +17,10 @@ rule train:
         f"{WORK}/logs/train/{{method}}-{{seed}}.log",
     benchmark:
         f"{WORK}/benchmarks/train/{{method}}-{{seed}}.tsv"
+    conda:
+        "../configs/environment.yaml"
     resources:
         gpu=TIER.gpus,
     shell:
-        "{CLI} --threads {threads} train --config {input.settings} --method {wildcards.method}"
+        "python -m iapo_bench --threads {threads} train --method {wildcards.method}"
         " --base {input.base} --data {input.data} --seed {wildcards.seed} --out {params.out} 2>&1 | tee {log}"

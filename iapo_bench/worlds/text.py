@@ -27,11 +27,12 @@ GSM8K_VALIDATION = 500
 _INSTRUCTION = """\
 Solve the problem that the user gives you. Reason first, then answer, in exactly this form:
 <think> your reasoning </think> <answer> the final answer </answer>
-Write nothing before, between or after the two parts.{integer}
-
-For example, to the problem "What is 2+2?" you would reply:
-<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>"""
+Write nothing before, between or after the two parts."""
 _INTEGER = " The answer must be a single integer."
+_EXAMPLE = [
+    {"role": "user", "content": "What is 2+2?"},
+    {"role": "assistant", "content": "<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>"},
+]
 
 
 def _read_gsm8k(row: dict) -> tuple[str, str]:
@@ -106,7 +107,7 @@ class TextWorld:
             raise unknown("dataset", self.name, _TABLES)
 
     def load(self, split: str) -> list[Problem]:
-        """The problems of a split, every gold checked. Raises UserError for data that are missing, damaged or too few."""
+        """The problems of a split, golds checked. Raises UserError for data that are missing, damaged or too few."""
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         if self.name == "gsm8k":
@@ -126,7 +127,9 @@ class TextWorld:
     def encode_prompt(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the chat prompt. Raises UserError for a tokenizer without a chat template."""
         if tokenizer.chat_template is None:
-            raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; {self.name} needs a chat model")
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; {self.name} needs a chat model"
+            )
         messages = chat_messages(problem, self.name)
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
@@ -178,9 +181,9 @@ class TextWorld:
 
 
 def chat_messages(problem: Problem, dataset: str) -> list[dict[str, str]]:
-    """The conversation that asks for a problem's solution: instructions with a worked example, then the problem."""
-    instruction = _INSTRUCTION.format(integer="" if dataset == "math500" else _INTEGER)
-    return [{"role": "system", "content": instruction}, {"role": "user", "content": problem.question}]
+    """The conversation that asks for a solution: instructions, a worked example as an earlier turn, the problem."""
+    instruction = _INSTRUCTION if dataset == "math500" else _INSTRUCTION + _INTEGER
+    return [{"role": "system", "content": instruction}, *_EXAMPLE, {"role": "user", "content": problem.question}]
 
 
 def _digest(question: str) -> str:

@@ -1,0 +1,48 @@
+"""S-GRPO: Stochastic GRPO (Lee & Tong 2025, arXiv 2504.20834; not Dai et al., arXiv 2505.07686)."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.method import Credit, LossSpec, Method, assign, group_normalise
+from iapo_bench.seeds import row_uniforms
+
+
+@dataclass
+class SGRPO(Method):
+    """GRPO on a random part T_i of each completion's tokens.
+
+        J = 1/G sum_i 1/|T_i| sum_{t in T_i} rho A_i - b*KL,   A_i = norm(r_i, r_group)
+        t in T_i: t < a, or Bernoulli(p) while |T_i| < k
+
+    `budget`: the condition is |T_i| < k ("selected") or, as the IAPO authors' code has it, |o_i| < k ("length": a
+    completion of k tokens or more gets no random tokens, a shorter one no cap).
+    """
+
+    name = "sgrpo"
+    released: ClassVar[dict[str, Any]] = {"budget": "length", "format_reward": 0.5}
+    # a, k and p are the released code's and the KL coefficient is the IAPO paper's: those of this paper are not known.
+    loss: LossSpec = field(default_factory=lambda: LossSpec(kl_coef=0.001))
+    a: int = 150
+    k: int = 341
+    p: float = 0.5
+    budget: Literal["selected", "length"] = "selected"
+
+    def select(self, batch: RolloutBatch, row_seeds: list[int]) -> torch.Tensor:
+        """T_i as bool (B, T). A row's coins depend on its seed only, not on padding or other rows."""
+        mask_BT = batch.completion_mask_BT
+        coins_BT = torch.from_numpy(row_uniforms(row_seeds, mask_BT.shape[1]) < self.p).to(mask_BT.device)
+        always_BT = mask_BT & (torch.arange(mask_BT.shape[1], device=mask_BT.device) < self.a)
+        candidates_BT = always_BT | (mask_BT & coins_BT)
+        room = candidates_BT.cumsum(dim=1) <= self.k if self.budget == "selected" else batch.lengths_B[:, None] < self.k
+        return always_BT | (candidates_BT & room)
+
+    def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
+        """Raises ValueError without a generator: coins from a fixed seed would fall alike at every step."""
+        advantages_B = group_normalise(batch.rewards_B, batch.group_size)
+        if generator is None:
+            raise ValueError("sgrpo needs a generator for its coins")
+        row_seeds = torch.randint(2**63 - 1, (len(advantages_B),), generator=generator, device=generator.device)
+        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()))

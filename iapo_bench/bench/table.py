@@ -1,0 +1,23 @@
+"""Where a table's time goes: the seconds of every rule, from what Snakemake measured while it ran."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iapo_bench.errors import UserError
+
+
+def bench_table(work: Path) -> list[dict[str, Any]]:
+    """Seconds by rule, the dearest first, from `work/benchmarks`. Raises UserError when the workflow has not run."""
+    folder = work / "benchmarks"
+    rows = []
+    for path in sorted(folder.rglob("*.tsv")):
+        rule = path.relative_to(folder).parts[0].removesuffix(".tsv")
+        rows.append({"rule": rule, "seconds": pd.read_csv(path, sep="\t")["s"].sum()})
+    if not rows:
+        raise UserError(f"{folder} holds no measurements: run the workflow first")
+    table = pd.DataFrame(rows).groupby("rule")["seconds"].agg(jobs="count", seconds="sum", longest="max").reset_index()
+    table = table.sort_values("seconds", ascending=False)
+    table["share"] = table["seconds"] / table["seconds"].sum()
+    return table.round(3).to_dict("records")

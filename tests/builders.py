@@ -1,0 +1,69 @@
+"""Rollout batches from a few lists, for tests of anything that reads one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.method import Credit, Method
+
+Rows = Sequence[Sequence[float]]
+
+
+def make_batch(
+    lengths: Sequence[int],
+    correct: Sequence[bool | int],
+    *,
+    group_size: int | None = None,
+    formatted: Sequence[bool | int] | None = None,
+    truncated: Sequence[bool | int] | None = None,
+    max_tokens: int | None = None,
+    old_logp: Rows | None = None,
+    token_entropy: Rows | None = None,
+    answer_entropy: Rows | None = None,
+    extra_completion: int = 0,
+    extra_prompt: int = 0,
+    junk: float = 0.0,
+) -> RolloutBatch:
+    """A valid batch of `len(lengths)` rows, one group unless `group_size` says otherwise.
+
+    Signals are ragged: one number a token, one more for `answer_entropy`. `extra_completion` and `extra_prompt` are
+    columns of padding beyond what is needed; `junk` is what signals hold at padding.
+    """
+    B, T, P = len(lengths), max(lengths) + extra_completion, 2 + extra_prompt
+    group_size = group_size or B
+    mask_BT = torch.arange(T) < torch.tensor(lengths)[:, None]
+
+    def ragged(rows: Rows | None, width: int) -> torch.Tensor | None:
+        if rows is None:
+            return None
+        return torch.tensor([[*row, *[junk] * (width - len(row))] for row in rows], dtype=torch.float32)
+
+    def flags(values: Sequence[bool | int] | None, default: bool) -> torch.Tensor:
+        return torch.tensor([default] * B if values is None else values, dtype=torch.bool)
+
+    prompt_mask_BP = (torch.arange(P) >= extra_prompt).expand(B, P)
+    return RolloutBatch(
+        prompt_ids_BP=prompt_mask_BP * (2 + torch.arange(B) // group_size)[:, None],
+        prompt_mask_BP=prompt_mask_BP,
+        completion_ids_BT=mask_BT.long(),
+        completion_mask_BT=mask_BT,
+        rewards_B=flags(correct, False).float() * 2 - 1,
+        correct_B=flags(correct, False),
+        truncated_B=flags(truncated, False),
+        formatted_B=flags(formatted, True),
+        group_size=group_size,
+        max_tokens=max_tokens or max(lengths),
+        sampler_logp_BT=torch.zeros(B, T),
+        old_logp_BT=ragged(old_logp, T),
+        token_entropy_BT=ragged(token_entropy, T),
+        answer_entropy_BS=ragged(answer_entropy, T + 1),
+    ).validate()
+
+
+def assign_credit(method: Method, batch: RolloutBatch, seed: int = 0) -> Credit:
+    """What a training step does with a method: shape the rewards, observe, assign credit."""
+    batch = replace(batch, rewards_B=method.shape_rewards(batch))
+    method.observe(batch)
+    return method.credit(batch, torch.Generator().manual_seed(seed))

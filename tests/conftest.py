@@ -1,0 +1,46 @@
+"""Small real models: the micro tokenizer with a decoder small enough for a test, never a mock."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from iapo_bench.models import build_micro
+from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer) -> PreTrainedModel:
+    """A Llama decoder of 40 thousand parameters, new for every test."""
+    return build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1).eval()
+
+
+@pytest.fixture(params=["llama", "qwen2", "gpt2"])
+def any_model(request, tokenizer) -> PreTrainedModel:
+    """Rotary and absolute positions, tied and untied output layers, grouped and plain attention."""
+    torch.manual_seed(3)
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    if request.param == "llama":
+        return build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1).eval()
+    if request.param == "qwen2":
+        config = Qwen2Config(
+            **size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1
+        )
+        return Qwen2ForCausalLM(config).eval()
+    return GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2)).eval()
+
+
+@pytest.fixture(scope="session")
+def world() -> MicroWorld:
+    return MicroWorld(n_train=40, n_validation=12, n_test=12)

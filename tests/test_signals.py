@@ -1,0 +1,178 @@
+"""Log-probabilities, entropies and informativeness, against the plainest computation of each."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from iapo_bench.errors import UserError
+from iapo_bench.informativeness import answer_entropies
+from iapo_bench.method import Signal
+from iapo_bench.rollout import Completion
+from iapo_bench.rollout.collate import collate
+from iapo_bench.signals import compute_signals, micro_batches, token_statistics
+
+
+def ragged_batch(seed: int = 0, groups: int = 3, vocabulary: int = 42):
+    """Prompts and completions of every length from random ids; log-probabilities stand in as -1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(3, vocabulary, (n,), generator=generator).tolist()
+
+    prompts = [ids(4 + 3 * group) for group in range(groups)]
+    completions = []
+    for row in range(2 * groups):
+        tokens = tuple(ids(1 + (5 * row) % 11))
+        completions.append(Completion(tokens, (-1.0,) * len(tokens), "stop" if row % 3 else "length"))
+    correct = [row % 2 == 0 for row in range(2 * groups)]
+    return collate(prompts, completions, correct, correct, group_size=2, max_tokens=12, pad_id=0)
+
+
+def plain_statistics(model, batch, temperature):
+    """One unpadded forward a row, all logits at once."""
+    logps, entropies = [], []
+    for row in range(len(batch.rewards_B)):
+        prompt = batch.prompt_ids_BP[row][batch.prompt_mask_BP[row]]
+        completion = batch.completion_ids_BT[row][batch.completion_mask_BT[row]]
+        logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        logp = torch.log_softmax(logits / temperature, -1)
+        logps.append(logp.gather(1, completion[:, None])[:, 0])
+        entropies.append(-(logp.exp() * logp).sum(-1))
+    return torch.cat(logps), torch.cat(entropies)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1024])
+def test_statistics_and_their_gradients(any_model, chunk):
+    batch = ragged_batch()
+    logp, entropy = token_statistics(any_model, batch, temperature=0.8, entropy=True, chunk_tokens=chunk)
+    plain_logp, plain_entropy = plain_statistics(any_model, batch, 0.8)
+    torch.testing.assert_close(logp, plain_logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, plain_entropy, atol=1e-5, rtol=0)
+    weights = torch.linspace(-1, 1, len(logp))
+    ours = torch.autograd.grad((weights * logp + weights.flip(0) * entropy).sum(), list(any_model.parameters()))
+    theirs = torch.autograd.grad(
+        (weights * plain_logp + weights.flip(0) * plain_entropy).sum(), list(any_model.parameters())
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+class _LargestFloat(TorchDispatchMode):
+    """The most elements that any float tensor made meanwhile has over the vocabulary dimension."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.most_rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[-1] == self.vocabulary:
+                self.most_rows = max(self.most_rows, tensor.numel() // self.vocabulary)
+        return out
+
+
+def test_all_logits_never_exist_at_once(model):
+    batch = ragged_batch(groups=6)
+    tokens = int(batch.lengths_B.sum())
+    with _LargestFloat(model.config.vocab_size) as seen:
+        logp, _ = token_statistics(model, batch, temperature=1.0, entropy=False, chunk_tokens=32)
+        logp.sum().backward()
+    assert seen.most_rows == 32 < tokens
+
+
+def test_micro_batches_are_a_partition_within_the_budget():
+    batch = ragged_batch(groups=6)
+    lengths = batch.prompt_mask_BP.sum(1) + batch.lengths_B
+    parts = list(micro_batches(batch, 40))
+    assert sorted(torch.cat(parts).tolist()) == list(range(12))
+    assert len(parts) > 2
+    assert all(len(part) * int(lengths[part].max()) <= 40 for part in parts)
+    assert len(list(micro_batches(batch, 1))) == 12
+
+
+def test_signals_only_when_needed_and_where_they_belong(model):
+    batch = ragged_batch()
+    options = {"temperature": 1.0, "micro_batch_tokens": 30, "postfix_ids": [4, 5]}
+    empty = compute_signals(model, batch, frozenset(), **options)
+    assert empty.old_logp_BT is None
+    assert empty.token_entropy_BT is None
+    assert empty.answer_entropy_BS is None
+    full = compute_signals(model, batch, frozenset(Signal), **options, reference=model).validate()
+    logp, entropy = plain_statistics(model, batch, 1.0)
+    mask = batch.completion_mask_BT
+    torch.testing.assert_close(full.old_logp_BT[mask], logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(full.ref_logp_BT[mask], logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(full.token_entropy_BT[mask], entropy, atol=1e-5, rtol=0)
+    assert (full.old_logp_BT[~mask] == 0).all()
+    assert not full.old_logp_BT.requires_grad
+
+
+@pytest.mark.parametrize("postfix", [[4], [4, 5], [4, 5, 9, 3]])
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_shared_cache_equals_one_forward_a_prefix(any_model, postfix, chunk):
+    batch = ragged_batch()
+    arguments = (
+        any_model,
+        batch.prompt_ids_BP,
+        batch.prompt_mask_BP,
+        batch.completion_ids_BT,
+        batch.completion_mask_BT,
+        torch.tensor(postfix),
+    )
+    shared = answer_entropies(*arguments, chunk=chunk, temperature=0.9)
+    torch.testing.assert_close(shared, answer_entropies(*arguments, implementation="naive", temperature=0.9), atol=1e-4, rtol=0)
+    for row in range(len(batch.rewards_B)):
+        prompt = batch.prompt_ids_BP[row][batch.prompt_mask_BP[row]]
+        completion = batch.completion_ids_BT[row][batch.completion_mask_BT[row]]
+        for t in range(len(completion) + 1):
+            ids = torch.cat([prompt, completion[:t], torch.tensor(postfix)])[None]
+            logp = torch.log_softmax(any_model(input_ids=ids).logits[0, -1].detach() / 0.9, -1)
+            assert float(shared[row, t]) == pytest.approx(-(logp.exp() * logp).sum().item(), abs=1e-4)
+        assert (shared[row, len(completion) + 1 :] == 0).all()
+
+
+def test_informativeness_telescopes(model):
+    batch = ragged_batch()
+    entropy = compute_signals(
+        model, batch, frozenset({Signal.ANSWER_ENTROPY}), temperature=1.0, micro_batch_tokens=99, postfix_ids=[4, 5]
+    ).answer_entropy_BS
+    information = (entropy[:, :-1] - entropy[:, 1:]) * batch.completion_mask_BT
+    last = entropy.gather(1, batch.lengths_B[:, None])[:, 0]
+    torch.testing.assert_close(information.sum(1), entropy[:, 0] - last)
+
+
+def test_unknown_implementation(model):
+    batch = ragged_batch()
+    with pytest.raises(UserError, match="unknown implementation 'nave': did you mean 'naive'"):
+        answer_entropies(
+            model,
+            batch.prompt_ids_BP,
+            batch.prompt_mask_BP,
+            batch.completion_ids_BT,
+            batch.completion_mask_BT,
+            torch.tensor([4]),
+            implementation="nave",
+        )
+
+
+BROKEN = {
+    "not whole groups": lambda b: replace(b, group_size=4),
+    "expected": lambda b: replace(b, rewards_B=torch.zeros(5)),
+    "not finite": lambda b: replace(b, sampler_logp_BT=b.sampler_logp_BT + float("nan")),
+    "must be bool": lambda b: replace(b, correct_B=b.correct_B.float()),
+    "not left-padded": lambda b: replace(b, prompt_mask_BP=b.prompt_mask_BP.flip(1)),
+    "not right-padded": lambda b: replace(b, completion_mask_BT=b.completion_mask_BT.flip(1)),
+    "empty completion": lambda b: replace(b, completion_mask_BT=torch.zeros_like(b.completion_mask_BT)),
+    "longer than the limit": lambda b: replace(b, max_tokens=3),
+    "different prompts": lambda b: replace(b, prompt_ids_BP=b.prompt_ids_BP + torch.arange(6)[:, None]),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_broken_batch_never_passes(message):
+    ragged_batch().validate()
+    with pytest.raises(ValueError, match=message):
+        BROKEN[message](ragged_batch()).validate()

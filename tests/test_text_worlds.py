@@ -1,0 +1,232 @@
+"""Real datasets: their formats, their fixed splits, their prompts, and every way in which the data can be bad."""
+
+import json
+
+import datasets
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from iapo_bench.errors import UserError
+from iapo_bench.worlds import SPLITS, Problem, World
+from iapo_bench.worlds.micro import build_tokenizer
+from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld, chat_messages
+
+N_TRAIN, N_TEST, N_MATH, N_DAPO = GSM8K_VALIDATION + 40, 7, 60, 400
+NAMES = ("gsm8k", "math500", "dapo")
+
+
+def gsm8k_row(n: int, gold: str) -> dict:
+    return {
+        "question": f"Ann has {n} eggs and sells one. How many are left?",
+        "answer": f"{n}-1=<<{n}-1>>\n#### {gold}",
+    }
+
+
+def dapo_row(n: int) -> dict:
+    return {"problem": f"Find ${n}^2$.", "answer": str(n * n), "source_index": f"s{n}", "raw_row": n, "lang": "en"}
+
+
+def dapo_hub_row(n: int) -> dict:
+    content = f'Do this. End with Answer: $Answer.\n\nFind ${n}^2$.\n\nRemember the line "Answer:".'
+    return {
+        "data_source": "math_dapo",
+        "prompt": [{"content": content, "role": "user"}],
+        "reward_model": {"ground_truth": str(n * n), "style": "rule"},
+        "extra_info": {"index": f"s{n}"},
+    }
+
+
+def write_rows(path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    write_rows(tmp_path / "gsm8k_train.jsonl", [gsm8k_row(n, f"{n - 1:,}") for n in range(1000, 1000 + N_TRAIN)])
+    write_rows(tmp_path / "gsm8k_test.jsonl", [gsm8k_row(n, str(n - 1)) for n in range(N_TEST)])
+    math = [
+        {
+            "problem": f"What is $\\frac{{{n}}}{{7}}$ of one?",
+            "solution": "It is itself.",
+            "answer": f"\\frac{{{n}}}{{7}}",
+            "subject": "Algebra",
+            "level": 1,
+            "unique_id": f"test/algebra/{n}.json",
+        }
+        for n in range(N_MATH)
+    ]
+    write_rows(tmp_path / "math500.jsonl", math)
+    write_rows(tmp_path / "dapo_math_17k.jsonl", [dapo_row(n) for n in range(N_DAPO)])
+    return tmp_path
+
+
+@pytest.fixture
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} ; {% endfor %}"
+        "{% if add_generation_prompt %}next{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(("name", "total"), [("gsm8k", N_TRAIN + N_TEST), ("math500", N_MATH), ("dapo", N_DAPO)])
+def test_splits_share_no_problem_and_lose_none(data_dir, name, total):
+    world: World = TextWorld(name, data_dir)
+    splits = {split: world.load(split) for split in SPLITS}
+    problems = [problem for split in splits.values() for problem in split]
+    assert len({problem.id for problem in problems}) == len({problem.question for problem in problems}) == total
+    assert all(splits.values())
+    assert (world.name, world.grader) == (name, "math")
+
+
+def test_gsm8k_keeps_its_test_set_and_carves_500_for_validation(data_dir):
+    world = TextWorld("gsm8k", data_dir)
+    assert [problem.answer for problem in world.load("test")] == [str(n - 1) for n in range(N_TEST)]
+    assert len(world.load("validation")) == GSM8K_VALIDATION
+    assert len(world.load("train")) == N_TRAIN - GSM8K_VALIDATION
+
+
+def test_the_gold_of_gsm8k_stands_after_the_hashes_and_loses_its_commas(data_dir):
+    problems = TextWorld("gsm8k", data_dir).load("train")
+    assert {problem.answer for problem in problems} <= {str(n - 1) for n in range(1000, 1000 + N_TRAIN)}
+    assert all(f"{int(problem.answer) + 1} eggs" in problem.question for problem in problems)
+
+
+def test_golds_of_math500_and_dapo_are_as_written(data_dir):
+    assert all(p.answer in p.question for p in TextWorld("math500", data_dir).load("test"))
+    assert all(f"${round(int(p.answer) ** 0.5)}^2$" in p.question for p in TextWorld("dapo", data_dir).load("train"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_and_splits_depend_neither_on_the_order_of_rows_nor_on_whitespace(data_dir, name):
+    before = {split: {problem.id for problem in TextWorld(name, data_dir).load(split)} for split in SPLITS}
+    for path in data_dir.glob("*.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(reversed(lines)).replace("What is", "What  is").replace("Find ", "Find\\n"))
+    assert before == {split: {problem.id for problem in TextWorld(name, data_dir).load(split)} for split in SPLITS}
+
+
+def test_the_split_of_a_problem_does_not_depend_on_the_other_rows(data_dir):
+    before = {problem.id for problem in TextWorld("dapo", data_dir).load("test")}
+    write_rows(data_dir / "dapo_math_17k.jsonl", [dapo_row(n) for n in range(2 * N_DAPO)])
+    after = {problem.id for problem in TextWorld("dapo", data_dir).load("test")}
+    assert before < after
+
+
+def test_repeated_rows_count_once(data_dir):
+    path = data_dir / "dapo_math_17k.jsonl"
+    once = TextWorld("dapo", data_dir).load("train")
+    path.write_text(path.read_text() * 3)
+    assert TextWorld("dapo", data_dir).load("train") == once
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_hub_gives_the_same_problems(data_dir, monkeypatch, name):
+    asked = []
+
+    def load_dataset(path, *config, split):
+        asked.append((path, *config, split))
+        if "DAPO" in path:
+            return [dapo_hub_row(n) for n in range(N_DAPO)]
+        file = "math500.jsonl" if "MATH" in path else f"gsm8k_{split}.jsonl"
+        return [json.loads(line) for line in (data_dir / file).read_text().splitlines()]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for split in SPLITS:
+        assert TextWorld(name).load(split) == TextWorld(name, data_dir).load(split)
+    assert {
+        "gsm8k": ("openai/gsm8k", "main", "train"),
+        "math500": ("HuggingFaceH4/MATH-500", "test"),
+        "dapo": ("BytedTsinghua-SIA/DAPO-Math-17k", "train[:17917]"),
+    }[name] in asked
+
+
+def test_an_unreachable_hub_points_to_the_local_directory(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route to the hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError) as error:
+        TextWorld("gsm8k").load("train")
+    message = str(error.value)
+    assert "no route to the hub" in message
+    assert "data_dir" in message
+    assert "gsm8k_train.jsonl and gsm8k_test.jsonl" in message
+    assert "\n" not in message
+
+
+def test_unknown_names_are_answered_with_the_known_ones(data_dir):
+    with pytest.raises(UserError, match="unknown dataset 'gsm8': did you mean 'gsm8k'"):
+        TextWorld("gsm8")
+    with pytest.raises(UserError, match="unknown split 'dev': known: test, train, validation"):
+        TextWorld("gsm8k", data_dir).load("dev")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_directory_or_file_says_what_belongs_there(tmp_path, name):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"does not exist: put .*\.jsonl there, or leave data_dir out"):
+            TextWorld(name, place).load("test")
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"question": "Why?", "answer": "because"}, "no '####' before the gold"),
+        ({"question": "Why?", "answer": "#### ?!"}, "cannot be read as mathematics"),
+        ({"question": "Why?", "answer": "####"}, "cannot be read as mathematics"),
+        ({"question": " ", "answer": "#### 4"}, "the problem is empty"),
+        ({"question": None, "answer": "#### 4"}, "is not a row of gsm8k"),
+        ({"question": "Why?", "answer": 4}, "is not a row of gsm8k"),
+        ({"question": "Why?"}, "lacks the field 'answer'"),
+    ],
+)
+def test_a_bad_row_is_named(data_dir, row, complaint):
+    path = data_dir / "gsm8k_test.jsonl"
+    write_rows(path, [gsm8k_row(5, "4"), row])
+    with pytest.raises(UserError, match=complaint) as error:
+        TextWorld("gsm8k", data_dir).load("test")
+    assert f"{path}:2" in str(error.value)
+
+
+def test_damaged_and_empty_files_are_refused(data_dir):
+    path = data_dir / "math500.jsonl"
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(UserError, match=f"{path.name}:{N_MATH} is not JSON"):
+        TextWorld("math500", data_dir).load("train")
+    path.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        TextWorld("math500", data_dir).load("train")
+
+
+def test_a_file_with_too_few_rows_for_a_split_is_refused(data_dir):
+    write_rows(data_dir / "dapo_math_17k.jsonl", [dapo_row(1)])
+    with pytest.raises(UserError, match="dapo: too few rows, the test split is empty"):
+        TextWorld("dapo", data_dir).load("test")
+    write_rows(data_dir / "gsm8k_train.jsonl", [gsm8k_row(n, str(n)) for n in range(GSM8K_VALIDATION)])
+    with pytest.raises(UserError, match="gsm8k: too few rows, the train split is empty"):
+        TextWorld("gsm8k", data_dir).load("train")
+
+
+@pytest.mark.parametrize(("name", "integer"), [("gsm8k", True), ("dapo", True), ("math500", False)])
+def test_the_prompt_asks_for_the_format_and_shows_it(name, integer):
+    system, *example, user = chat_messages(Problem("p", "How many?", "4"), name)
+    assert system["role"] == "system"
+    assert "<think> your reasoning </think> <answer> the final answer </answer>" in system["content"]
+    assert ("The answer must be a single integer." in system["content"]) is integer
+    assert [turn["role"] for turn in example] == ["user", "assistant"]
+    assert example[0]["content"] == "What is 2+2?"
+    assert user == {"role": "user", "content": "How many?"}
+
+
+def test_a_prompt_is_the_chat_template_up_to_the_assistants_turn(chat_tokenizer):
+    ids = TextWorld("gsm8k").encode_prompt(Problem("p", "7 + 8 = ?", "15"), chat_tokenizer)
+    assert all(type(i) is int for i in ids)
+    end = chat_tokenizer("<answer> 4 </answer> ; user 7 + 8 = ? ; next").input_ids
+    assert ids[-len(end) :] == end
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    with pytest.raises(UserError, match="has no chat template"):
+        TextWorld("gsm8k").encode_prompt(Problem("p", "How many?", "4"), build_tokenizer())
