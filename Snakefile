@@ -6,7 +6,9 @@
 #   snakemake --cores all tune                                            search on validation, equal budgets
 import sys
 
-sys.path.insert(0, workflow.basedir)  # the package beside this file, not one installed elsewhere
+sys.path.insert(
+    0, workflow.basedir
+)  # the package beside this file, not one installed elsewhere
 from iapo_bench.config import search_space
 from iapo_bench.errors import UserError
 from iapo_bench.workflow import code_digest, export_settings, read_workflow_tier

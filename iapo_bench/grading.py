@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, Self
 
@@ -164,6 +165,10 @@ class MathGrader:
         outcomes = {}
         for (text, gold), future in tqdm(futures.items(), desc="grading", unit="answer", disable=not progress):
             try:
+                while not wait([future], timeout=1.0).done:
+                    # A pool that breaks can forget tasks that still queue.
+                    if not self._pool.active:
+                        raise BrokenProcessPool("the grading processes do not start")
                 outcomes[text, gold] = future.result()
             except TimeoutError:
                 outcomes[text, gold] = Outcome.TIMEOUT

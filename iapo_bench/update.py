@@ -31,12 +31,12 @@ def token_scales(weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int) -> t
 
     The loss is then a plain sum, which no split into micro-batches can change.
     """
-    B = weights_BT.shape[0]
     if spec.reduction == "token_mean":
         return weights_BT / weights_BT.sum().clamp(min=1e-12)
     if spec.reduction == "sequence_mean":
-        return weights_BT / weights_BT.sum(dim=1, keepdim=True).clamp(min=1e-12) / B
-    return weights_BT / (B * max_tokens)
+        row_B1 = weights_BT.sum(dim=1, keepdim=True)
+        return weights_BT / row_B1.clamp(min=1e-12) / (row_B1 > 0).sum().clamp(min=1)
+    return weights_BT / (weights_BT.shape[0] * max_tokens)
 
 
 def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,8 @@ def export_settings(tier: TierConfig, folder: str | Path) -> None:
     os.environ["IAPO_BENCH_CONFIG"] = str(path)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A waiting thread that spins takes the core from whatever else runs: ten times slower when the machine is busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))

@@ -4,16 +4,16 @@
 rule prepare:
     output:
         directory(f"{WORK}/data"),
-    params:
-        world=TIER.world.model_dump(),
-        seed=TIER.seed,
-        code=code_digest("worlds"),
     log:
         f"{WORK}/logs/prepare.log",
     benchmark:
         f"{WORK}/benchmarks/prepare.tsv"
     conda:
         "../configs/environment.yaml"
+    params:
+        world=TIER.world.model_dump(),
+        seed=TIER.seed,
+        code=code_digest("worlds"),
     shell:
         "python -m iapo_bench prepare --out {output} 2>&1 | tee {log}"
 
@@ -21,11 +21,6 @@ rule prepare:
 rule base:
     output:
         directory(f"{WORK}/base/model"),
-    params:
-        model=TIER.model.model_dump(),
-        world=TIER.world.model_dump(),
-        seed=TIER.seed,
-        code=code_digest("base"),
     log:
         f"{WORK}/logs/base.log",
     benchmark:
@@ -33,5 +28,10 @@ rule base:
     conda:
         "../configs/environment.yaml"
     threads: workflow.cores or 1
+    params:
+        model=TIER.model.model_dump(),
+        world=TIER.world.model_dump(),
+        seed=TIER.seed,
+        code=code_digest("base"),
     shell:
         "python -m iapo_bench --threads {threads} warm-start --out {output} 2>&1 | tee {log}"

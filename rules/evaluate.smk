@@ -8,10 +8,6 @@ rule sample:
     output:
         samples=f"{WORK}/{{run}}/test/samples.parquet",
         timing=f"{WORK}/{{run}}/test/timing.json",
-    params:
-        evaluate=TIER.evaluate.model_dump(exclude={"ks"}),
-        code=code_digest("sample"),
-        out=subpath(output.samples, parent=True),
     log:
         f"{WORK}/logs/sample/{{run}}.log",
     benchmark:
@@ -20,6 +16,10 @@ rule sample:
         "../configs/environment.yaml"
     resources:
         gpu=TIER.gpus,
+    params:
+        evaluate=TIER.evaluate.model_dump(exclude={"ks"}),
+        code=code_digest("sample"),
+        out=subpath(output.samples, parent=True),
     shell:
         "python -m iapo_bench --threads {threads} sample --model {input.model} --data {input.data}"
         " --split test --out {params.out} 2>&1 | tee {log}"
@@ -31,14 +31,14 @@ rule grade:
         samples=rules.sample.output.samples,
     output:
         f"{WORK}/{{run}}/test/grades.parquet",
-    params:
-        code=code_digest("grade"),
     log:
         f"{WORK}/logs/grade/{{run}}.log",
     benchmark:
         f"{WORK}/benchmarks/grade/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    params:
+        code=code_digest("grade"),
     shell:
         "python -m iapo_bench grade --samples {input.samples} --data {input.data} --split test"
         " --out {output} 2>&1 | tee {log}"

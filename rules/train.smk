@@ -9,10 +9,6 @@ rule train:
     output:
         model=directory(f"{WORK}/{{method}}/seed{{seed}}/model"),
         log=f"{WORK}/{{method}}/seed{{seed}}/train.jsonl",
-    params:
-        slice=lambda wildcards: TIER.training_slice(wildcards.method),
-        code=lambda wildcards: code_digest("train", wildcards.method),
-        out=subpath(output.model, parent=True),
     log:
         f"{WORK}/logs/train/{{method}}-{{seed}}.log",
     benchmark:
@@ -21,6 +17,10 @@ rule train:
         "../configs/environment.yaml"
     resources:
         gpu=TIER.gpus,
+    params:
+        slice=lambda wildcards: TIER.training_slice(wildcards.method),
+        code=lambda wildcards: code_digest("train", wildcards.method),
+        out=subpath(output.model, parent=True),
     shell:
         "python -m iapo_bench --threads {threads} train --method {wildcards.method}"
         " --base {input.base} --data {input.data} --seed {wildcards.seed} --out {params.out} 2>&1 | tee {log}"

@@ -15,11 +15,6 @@ rule tune_train:
     output:
         model=directory(f"{WORK}/tune/{{method}}/trial{{trial}}/model"),
         log=f"{WORK}/tune/{{method}}/trial{{trial}}/train.jsonl",
-    params:
-        slice=lambda wildcards: TIER.training_slice(wildcards.method, int(wildcards.trial)),
-        code=lambda wildcards: code_digest("train", wildcards.method),
-        seed=TIER.tune.seed if TIER.tune else 0,
-        out=subpath(output.model, parent=True),
     log:
         f"{WORK}/logs/tune/{{method}}-{{trial}}.log",
     benchmark:
@@ -28,6 +23,13 @@ rule tune_train:
         "../configs/environment.yaml"
     resources:
         gpu=TIER.gpus,
+    params:
+        slice=lambda wildcards: TIER.training_slice(
+            wildcards.method, int(wildcards.trial)
+        ),
+        code=lambda wildcards: code_digest("train", wildcards.method),
+        seed=TIER.tune.seed if TIER.tune else 0,
+        out=subpath(output.model, parent=True),
     shell:
         "python -m iapo_bench --threads {threads} train --method {wildcards.method}"
         " --trial {wildcards.trial} --base {input.base} --data {input.data} --seed {params.seed}"
@@ -41,12 +43,6 @@ rule tune_sample:
     output:
         samples=f"{WORK}/{{run}}/validation/samples.parquet",
         timing=f"{WORK}/{{run}}/validation/timing.json",
-    params:
-        n=TIER.tune.n_samples if TIER.tune else 1,
-        seed=TIER.tune.seed if TIER.tune else 0,
-        evaluate=TIER.evaluate.model_dump(exclude={"ks", "seeds", "n_samples"}),
-        code=code_digest("sample"),
-        out=subpath(output.samples, parent=True),
     log:
         f"{WORK}/logs/tune_sample/{{run}}.log",
     benchmark:
@@ -55,6 +51,12 @@ rule tune_sample:
         "../configs/environment.yaml"
     resources:
         gpu=TIER.gpus,
+    params:
+        n=TIER.tune.n_samples if TIER.tune else 1,
+        seed=TIER.tune.seed if TIER.tune else 0,
+        evaluate=TIER.evaluate.model_dump(exclude={"ks", "seeds", "n_samples"}),
+        code=code_digest("sample"),
+        out=subpath(output.samples, parent=True),
     shell:
         "python -m iapo_bench --threads {threads} sample --model {input.model} --data {input.data}"
         " --split validation --seed {params.seed} --n-samples {params.n} --out {params.out} 2>&1 | tee {log}"
@@ -66,14 +68,14 @@ rule tune_grade:
         samples=rules.tune_sample.output.samples,
     output:
         f"{WORK}/{{run}}/validation/grades.parquet",
-    params:
-        code=code_digest("grade"),
     log:
         f"{WORK}/logs/tune_grade/{{run}}.log",
     benchmark:
         f"{WORK}/benchmarks/tune_grade/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    params:
+        code=code_digest("grade"),
     shell:
         "python -m iapo_bench grade --samples {input.samples} --data {input.data} --split validation"
         " --out {output} 2>&1 | tee {log}"

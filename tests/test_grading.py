@@ -230,6 +230,11 @@ def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
         grader.grade([tagged("4")], ["4"])
 
 
+def test_a_grader_that_grades_nothing_closes():
+    with MathGrader():
+        pass
+
+
 @pytest.mark.parametrize("kind", ["integer", "math"])
 def test_every_kind_of_grader_has_the_same_interface(kind):
     with make_grader(kind) as grader:
@@ -244,8 +249,8 @@ def test_an_unknown_kind_of_grader_is_the_users_mistake():
 
 
 def test_outcomes_are_their_names():
-    assert [str(outcome) for outcome in IntegerGrader().grade([tagged("4")], ["4"])] == ["correct"]
-    assert Outcome("timeout") is Outcome.TIMEOUT
+    assert [str(outcome) for outcome in IntegerGrader().grade([tagged("4")], ["4"])] == ["CORRECT"]
+    assert Outcome("TIMEOUT") is Outcome.TIMEOUT
 
 
 @pytest.mark.parametrize("gold", ["18", "-3", "1.25", r"\frac{14}{3}", r"\text{Evelyn}", r"\$32,\!348", r"90^\circ"])

@@ -1,0 +1,201 @@
+"""The training loop on real small models: seeds, resumption, budgets, what a step reports."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iapo_bench.errors import UserError
+from iapo_bench.grading import Outcome, make_grader
+from iapo_bench.method import load_method
+from iapo_bench.models import build_micro
+from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.trainer import Task, Trainer, TrainSettings
+from iapo_bench.update import UpdateSettings
+from iapo_bench.worlds import POSTFIX
+
+SETTINGS = TrainSettings(
+    completions=48,
+    prompts_per_step=4,
+    group_size=4,
+    max_tokens=10,
+    temperature=1.0,
+    max_draws=3,
+    checkpoint_every=1,
+    update=UpdateSettings(lr=1e-3, micro_batch_tokens=200),
+    seed=0,
+)
+METHODS = {
+    "grpo": {},
+    "dr_grpo": {},
+    "dapo": {},
+    "gfpo": {"k": 2, "adaptive": (2, 3)},
+    "gtpo": {},
+    "sgrpo": {"a": 2, "k": 4},
+    "iapo": {"alpha": 0.1, "beta": 0.1},
+}
+
+
+def coin_grade(texts, golds):
+    """Right when the text has an even number of words: a verdict that an untrained model sometimes earns."""
+    return [Outcome.CORRECT if len(text.split()) % 2 == 0 else Outcome.WRONG for text in texts]
+
+
+def rare_grade(texts, golds):
+    """Right for one text in several, so that most groups are all wrong."""
+    return [Outcome.CORRECT if len(text.split()) == 4 else Outcome.WRONG for text in texts]
+
+
+@pytest.fixture
+def make_trainer(tokenizer, world):
+    def make(method="grpo", settings=SETTINGS, grade=coin_grade, options=None) -> Trainer:
+        model = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1)
+        problems = world.load("train")
+        task = Task(
+            prompts=[world.encode_prompt(problem, tokenizer) for problem in problems],
+            golds=[problem.answer for problem in problems],
+            grade=grade,
+            tokenizer=tokenizer,
+            eos_ids=(1, 7, 8),  # an untrained model must end sometimes, too
+            postfix_ids=tokenizer(POSTFIX).input_ids,
+        )
+        reference = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1).eval()
+        loaded = load_method(method, **(METHODS[method] if options is None else options))
+        return Trainer(loaded, settings, task, model, TransformersEngine(model), reference)
+
+    return make
+
+
+def untimed(rows: list[dict]) -> str:
+    """`train.jsonl` without what a clock wrote."""
+    timed = ("seconds_", "tokens_per_second")
+    return "\n".join(json.dumps({k: v for k, v in row.items() if not k.startswith(timed)}) for row in rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_run_bit_for_bit(make_trainer, method):
+    first, second = make_trainer(method), make_trainer(method)
+    assert untimed(first.run()) == untimed(second.run())
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = make_trainer(method, replace(SETTINGS, seed=1))
+    assert untimed(other.run()) != untimed(first.rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_the_same_run(make_trainer, method, tmp_path):
+    """Stopped after every step in turn; nothing is replayed and nothing is skipped."""
+    whole = make_trainer(method)
+    whole.run()
+    state = tmp_path / "state.pt"
+    for _ in range(len(whole.rows)):
+        stopped = make_trainer(method)
+        if state.exists():
+            stopped._load(state)
+        stopped.step()
+        stopped._save(state)
+    resumed = make_trainer(method)
+    resumed.run(state)
+    assert untimed(resumed.rows) == untimed(whole.rows)
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(make_trainer, method):
+    trainer = make_trainer(method)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    rows = trainer.run()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.generated <= SETTINGS.completions < trainer.generated + SETTINGS.group_size
+    assert rows[-1]["completions_total"] == trainer.generated
+
+
+def test_what_a_row_reports(make_trainer):
+    row = make_trainer(options={"loss": {"kl_coef": 0.1}}).step()
+    for key in (
+        *("reward", "correct", "formatted", "length", "truncated", "zero_variance_groups", "entropy", "kl"),
+        *("clip_fraction", "logp_gap", "grad_norm", "tokens", "tokens_per_second", "completions_total"),
+        *("seconds_rollout", "seconds_grade", "seconds_signals", "seconds_update", "seconds_other"),
+    ):
+        assert isinstance(row[key], int | float), key
+    assert row["logp_gap"] < 1e-5
+    assert sum(row["outcomes"].values()) == row["completions"] == 16
+    assert 1 <= row["length"] <= 10
+    assert make_trainer(options={"loss": {"kl_coef": 0.0}}).step()["kl"] is None
+
+
+def test_no_reference_is_run_at_zero_kl(make_trainer, monkeypatch):
+    trainer = make_trainer(options={"loss": {"kl_coef": 0.0}})
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the reference model was run")
+
+    monkeypatch.setattr(trainer.reference.model, "forward", fail)
+    trainer.step()
+    costly = make_trainer(options={"loss": {"kl_coef": 0.1}})
+    monkeypatch.setattr(costly.reference.model, "forward", fail)
+    with pytest.raises(AssertionError, match="reference"):
+        costly.step()
+
+
+def test_every_method_sees_the_same_problems_in_the_same_order(make_trainer):
+    def seen(method):
+        trainer = make_trainer(method)
+        asked = []
+        generate = trainer.engine.generate
+        trainer.engine.generate = lambda prompts, sampling: (asked.extend(prompts), generate(prompts, sampling))[1]
+        trainer.run()
+        return asked
+
+    order = {method: seen(method) for method in METHODS}
+    assert all(order[method] == order["grpo"] for method in METHODS)
+    assert len({tuple(prompt) for prompt in order["grpo"]}) == 12, "no problem comes twice within an epoch"
+
+
+def test_an_epoch_holds_every_problem_once_and_then_another_order(make_trainer):
+    trainer = make_trainer()
+    n = len(trainer.task.prompts)
+    epochs = [[trainer._next_problem() for _ in range(n)] for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(n))
+    assert epochs[0] != epochs[1]
+
+
+def test_dynamic_sampling_is_bounded_and_pays_for_what_it_throws_away(make_trainer):
+    """A grader that never says yes: every group is dropped, the draws are used up, and nothing is trained."""
+    trainer = make_trainer("dapo", grade=lambda texts, golds: [Outcome.WRONG] * len(texts))
+    row = trainer.step()
+    assert row["draws"] == 3
+    assert row["groups"] == 0
+    assert row["completions"] == trainer.generated == 48
+    assert "loss" not in row
+    assert trainer.finished
+
+
+def test_dynamic_sampling_fills_the_batch(make_trainer):
+    row = make_trainer("dapo", replace(SETTINGS, completions=10**4, max_draws=50), grade=rare_grade).step()
+    assert row["groups"] == 4
+    assert row["draws"] > 1
+    assert row["zero_variance_groups"] == 0
+
+
+def test_lengths_are_reported_before_any_masking(make_trainer):
+    """Dropped groups and filtered truncations count in `length`, `truncated` and `correct`."""
+    options = {"filter_truncated": True, "dynamic_sampling": False}
+    plain, masked = make_trainer("grpo").step(), make_trainer("dapo", options=options).step()
+    assert plain["truncated"] > 0
+    for key in ("length", "truncated", "correct", "tokens"):
+        assert plain[key] == masked[key]
+
+
+def test_groups_of_one_are_refused(make_trainer):
+    with pytest.raises(UserError, match="group_size must be at least 2"):
+        make_trainer("grpo", replace(SETTINGS, group_size=1))
+
+
+def test_the_real_grader_in_the_loop(make_trainer):
+    row = make_trainer(grade=make_grader("integer").grade).step()
+    assert row["correct"] == 0.0
+    assert row["zero_variance_groups"] == 1.0
+    assert row["outcomes"]["UNPARSEABLE"] > 0

@@ -1,0 +1,173 @@
+"""The loss: hand-computed, invariant to how it is split, and no dearer than its terms."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iapo_bench.method import Credit, LossSpec, Signal
+from iapo_bench.rollout import Completion
+from iapo_bench.rollout.collate import collate
+from iapo_bench.signals import compute_signals, token_statistics
+from iapo_bench.update import UpdateSettings, backward, k3, make_optimizer, surrogate, token_scales, update
+
+SPECS = {
+    "sequence mean": LossSpec(),
+    "token mean, clip-higher": LossSpec(reduction="token_mean", clip_high=0.28),
+    "constant": LossSpec(reduction="constant"),
+    "KL and entropy": LossSpec(kl_coef=0.3, entropy_coef=0.2, reduction="token_mean"),
+}
+
+
+def make_rollout(groups: int = 4, seed: int = 0):
+    """Groups of two with ragged prompts and completions, and a credit that differs in every token."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(3, 42, (n,), generator=generator).tolist()
+
+    prompts = [ids(3 + 2 * group) for group in range(groups)]
+    completions = []
+    for row in range(2 * groups):
+        tokens = tuple(ids(2 + (3 * row) % 7))
+        completions.append(Completion(tokens, (-1.0,) * len(tokens), "stop"))
+    flags = [row % 2 == 0 for row in range(2 * groups)]
+    batch = collate(prompts, completions, flags, flags, group_size=2, max_tokens=9, pad_id=0)
+    mask = batch.completion_mask_BT
+    advantages = torch.randn(mask.shape, generator=generator) * mask
+    weights = (torch.rand(mask.shape, generator=generator) > 0.2) * mask
+    weights[:, 0] = True
+    return batch, Credit(advantages, weights.float())
+
+
+def gradients(model, batch, credit, spec, micro_batch_tokens):
+    model.zero_grad()
+    sums = backward(model, batch, credit, spec, temperature=1.0, micro_batch_tokens=micro_batch_tokens)
+    return sums, [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_micro_batches_change_nothing(model, name):
+    batch, credit = make_rollout()
+    batch = replace(batch, ref_logp_BT=torch.full_like(batch.sampler_logp_BT, -3.0))
+    whole, expected = gradients(model, batch, credit, SPECS[name], 10**6)
+    for tokens in (1, 30, 70):
+        parts, got = gradients(model, batch, credit, SPECS[name], tokens)
+        assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5, abs=1e-7)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_loss_is_the_formula(model, name):
+    """Against the definition, written with loops over rows and tokens."""
+    spec = SPECS[name]
+    batch, credit = make_rollout()
+    generator = torch.Generator().manual_seed(1)
+    flat, entropy = token_statistics(model, batch, temperature=1.0, entropy=True)
+    mask = batch.completion_mask_BT
+    logp = torch.zeros(mask.shape).masked_scatter(mask, flat.detach())
+    entropies = torch.zeros(mask.shape).masked_scatter(mask, entropy.detach())
+    old = logp + torch.randn(mask.shape, generator=generator) * 0.4
+    reference = logp + torch.randn(mask.shape, generator=generator)
+    batch = replace(batch, old_logp_BT=old * mask, ref_logp_BT=reference * mask)
+    rows = []
+    for row in range(len(mask)):
+        terms = []
+        for t in range(int(mask[row].sum())):
+            ratio = float((logp[row, t] - old[row, t]).exp())
+            a = float(credit.advantages_BT[row, t])
+            clipped = min(max(ratio, 1 - spec.clip_low), 1 + spec.clip_high)
+            d = float(reference[row, t] - logp[row, t])
+            kl = torch.tensor(d).exp().item() - d - 1
+            loss = -min(ratio * a, clipped * a) + spec.kl_coef * kl - spec.entropy_coef * float(entropies[row, t])
+            terms.append((float(credit.weights_BT[row, t]), loss))
+        rows.append(terms)
+    total = [sum(w * loss for w, loss in terms) for terms in rows]
+    weight = [sum(w for w, _ in terms) for terms in rows]
+    expected = {
+        "sequence_mean": sum(t / w for t, w in zip(total, weight, strict=True)) / len(rows),
+        "token_mean": sum(total) / sum(weight),
+        "constant": sum(total) / (len(rows) * batch.max_tokens),
+    }[spec.reduction]
+    sums, _ = gradients(model, batch, credit, spec, 50)
+    assert sums["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_token_scales_by_hand():
+    weights = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    third, half = 1 / 3, 1 / 2
+    expected = torch.tensor([[third, third, 0, 0], [third, 0, 0, 0]])
+    torch.testing.assert_close(token_scales(weights, LossSpec(reduction="token_mean"), 4), expected)
+    assert token_scales(weights, LossSpec(), 4)[0, 0] == half / 2
+    assert token_scales(weights, LossSpec(), 4)[1, 0] == half
+    assert token_scales(weights, LossSpec(reduction="constant"), 4)[0, 0] == pytest.approx(1 / 8)
+    filtered = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert token_scales(filtered, LossSpec(), 2)[0, 0] == half, "a row without weight leaves the mean"
+    for spec in (LossSpec(), LossSpec(reduction="token_mean")):
+        assert not torch.isnan(token_scales(torch.zeros(2, 4), spec, 4)).any(), "all tokens filtered out"
+
+
+def test_clipping_by_hand():
+    """Clip-higher at 1.28, clip-low at 0.8; a ratio that moves the good way further is cut, the other way is not."""
+    spec = LossSpec(clip_high=0.28)
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.25])
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    losses, cut = surrogate(ratio.log(), torch.zeros(5), advantages, spec)
+    assert losses.tolist() == pytest.approx([-1.28, 1.5, -0.5, 0.8, -1.25])
+    assert cut.tolist() == [True, False, False, True, False]
+
+
+def test_k3():
+    logp, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.0])
+    assert k3(reference, logp).tolist() == pytest.approx([0.0, torch.tensor(1.0).exp().item() - 2])
+    generator = torch.Generator().manual_seed(0)
+    assert (k3(torch.randn(100, generator=generator), torch.randn(100, generator=generator)) >= 0).all()
+
+
+def test_first_update_has_ratio_one_and_a_gradient(model):
+    """Without old log-probabilities the loss value cannot see the advantages' spread, but the gradient does."""
+    batch, credit = make_rollout()
+    _, grads = gradients(model, batch, credit, LossSpec(), 10**6)
+    filled = compute_signals(
+        model, batch, frozenset({Signal.OLD_LOGP}), temperature=1.0, micro_batch_tokens=50, postfix_ids=[]
+    )
+    _, same = gradients(model, filled, credit, LossSpec(), 10**6)
+    for a, b in zip(grads, same, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    assert max(float(grad.abs().max()) for grad in grads) > 1e-3
+
+
+def test_several_updates_move_the_ratio(model):
+    """With one update nothing can be clipped; with four and a large step, clipping acts."""
+    batch, credit = make_rollout(groups=8)
+    fractions = {}
+    for count in (1, 4):
+        torch.manual_seed(0)
+        filled = compute_signals(
+            model, batch, frozenset({Signal.OLD_LOGP}), temperature=1.0, micro_batch_tokens=500, postfix_ids=[]
+        )
+        settings = UpdateSettings(lr=0.02, updates_per_rollout=count)
+        stats = update(model, make_optimizer(model, settings), filled, credit, LossSpec(), settings, temperature=1.0)
+        fractions[count] = stats["clip_fraction"]
+    assert fractions[1] == 0
+    assert fractions[4] > 0.05
+
+
+def test_kl_needs_its_reference(model):
+    batch, credit = make_rollout()
+    with pytest.raises(ValueError, match="no reference log-probabilities"):
+        gradients(model, batch, credit, LossSpec(kl_coef=0.1), 100)
+
+
+def test_gap_between_sampler_and_trainer(model):
+    """The gap is measured before the first step, so it shows the engine's error and not the update's."""
+    batch, credit = make_rollout()
+    filled = compute_signals(
+        model, batch, frozenset({Signal.OLD_LOGP}), temperature=1.0, micro_batch_tokens=500, postfix_ids=[]
+    )
+    shifted = replace(batch, sampler_logp_BT=(filled.old_logp_BT + 0.25) * batch.completion_mask_BT)
+    settings = UpdateSettings(lr=0.01)
+    stats = update(model, make_optimizer(model, settings), shifted, credit, LossSpec(), settings, temperature=1.0)
+    assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-5)
+    assert stats["kl"] is None
