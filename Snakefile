@@ -32,6 +32,7 @@ wildcard_constraints:
     seed=r"\d+",
     trial=r"\d+",
     split="train|validation|test",
+    row="[a-z][a-z0-9_]*",
     run=r"base|[a-z][a-z0-9_]*/seed\d+|tune/[a-z][a-z0-9_]*/trial\d+",
 
 

@@ -60,7 +60,7 @@ def cli(threads: int | None) -> None:
       iapo-bench sample     --model iapo/model --data data --out iapo/test
       iapo-bench grade      --samples iapo/test/samples.parquet --data data --out iapo/test/grades.parquet
       iapo-bench metrics    --grades iapo/test/grades.parquet --method iapo --out iapo/summary.json
-      iapo-bench table      --summary iapo/summary.json --out table1.csv
+      iapo-bench table      --summary iapo/summary.json --out table1.csv --figure accuracy_length
     """
     if threads is not None:
         import torch
@@ -151,13 +151,168 @@ def sample(
 @click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--out", type=FILE, required=True, help="Parquet file of outcomes.")
-def grade(
-    config: str, overrides: tuple[str, ...], samples: Path, data: Path, split: str, out: Path
-) -> None:
+def grade(config: str, overrides: tuple[str, ...], samples: Path, data: Path, split: str, out: Path) -> None:
     """Judge samples: CORRECT, WRONG, UNPARSEABLE, TIMEOUT or ERROR each. Needs no GPU."""
     from iapo_bench import stages
 
     stages.grade(_read(config, overrides), samples=samples, data=data, split=split, out=out)
+
+
+@cli.command()
+@_tier_option
+@click.option("--method", required=True, help="The method that the grades are of, or 'base'.")
+@click.option(
+    "--grades", type=FILE, multiple=True, required=True, help="Outcomes of `grade`; repeat for training seeds."
+)
+@click.option(
+    "--train-seed", "seeds", type=int, multiple=True, help="The training seed of each --grades; by default 0, 1, ..."
+)
+@click.option("--out", type=FILE, required=True, help="JSON file of the summary.")
+def metrics(
+    config: str, overrides: tuple[str, ...], method: str, grades: tuple[Path, ...], seeds: tuple[int, ...], out: Path
+) -> None:
+    """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
+    from iapo_bench import report
+
+    seeds = seeds or tuple(range(len(grades)))
+    if len(seeds) != len(grades):
+        raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
+    report.measure(_read(config, overrides), method, dict(zip(seeds, grades, strict=True)), out)
+
+
+@cli.command()
+@_tier_option
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Of `metrics`, a row each, in order."
+)
+@click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown and provenance are written beside it.")
+@click.option(
+    "--figure", type=FILE, required=True, help="Accuracy against length, without ending: PNG and SVG are written."
+)
+def table(
+    config: str,
+    overrides: tuple[str, ...],
+    summaries: tuple[Path, ...],
+    published: Path | None,
+    out: Path,
+    figure: Path,
+) -> None:
+    """Put the summaries of all methods into one table and one figure."""
+    from iapo_bench import report
+
+    report.make_table(_read(config, overrides), summaries, published=published, out=out, figure=figure)
+
+
+_RUNS = click.option(
+    "--run", "runs", multiple=True, required=True, metavar="NAME=DIR", help="A run's name and directory; repeat."
+)
+
+
+@cli.command()
+@_tier_option
+@_RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--figure", type=FILE, required=True, help="Bars by phase, without ending.")
+def wallclock(config: str, overrides: tuple[str, ...], runs: tuple[str, ...], out: Path, figure: Path) -> None:
+    """Say where each method's time went: training by phase, and sampling the test problems."""
+    from iapo_bench import report
+
+    report.make_wallclock(_read(config, overrides), _named(runs), out=out, figure=figure)
+
+
+@cli.command()
+@_RUNS
+@click.option("--figure", type=FILE, required=True, help="Accuracy and length during training, without ending.")
+def curves(runs: tuple[str, ...], figure: Path) -> None:
+    """Draw the training curves of runs."""
+    from iapo_bench import report
+
+    report.make_curves(_named(runs), figure)
+
+
+@cli.command()
+@_tier_option
+@click.option("--trials", type=FILE, required=True, help="Directory of METHOD/trial<i>/validation/grades.parquet.")
+@click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
+@click.option("--out", type=FILE, required=True, help="YAML file of choices; the evidence is written beside it as CSV.")
+def tune(config: str, overrides: tuple[str, ...], trials: Path, base: Path, out: Path) -> None:
+    """Choose every method's settings from its trials on the validation split."""
+    from iapo_bench import report
+
+    report.choose(_read(config, overrides), trials, base, out)
+
+
+@cli.group()
+def bench() -> None:
+    """Measure speed: ratios in one run, never seconds against a promise."""
+
+
+_BASE = click.option(
+    "--base", type=FILE, default=Path("results/micro/base/model"), show_default=True, help="Directory of a micro model."
+)
+_PAIRS = click.option("--pairs", default=7, show_default=True, type=click.IntRange(1), help="Interleaved pairs.")
+_CSV = click.option("--out", type=FILE, help="Also write the rows to this CSV file.")
+
+
+@bench.command("core")
+@_BASE
+@_PAIRS
+@_CSV
+@click.option(
+    "--environment", type=FILE, default=Path(".bench/trl"), show_default=True, help="TRL's own, made on first use."
+)
+@click.option("--trl-micro-batch", default=256, show_default=True, help="Completions a micro-batch of TRL's.")
+@click.pass_context
+def bench_core_command(
+    context: click.Context, base: Path, pairs: int, out: Path | None, environment: Path, trl_micro_batch: int
+) -> None:
+    """A training step against TRL's GRPOTrainer: tokens per second, natural lengths and all at the cap."""
+    from iapo_bench.bench.core import bench_core
+
+    threads = context.find_root().params["threads"] or 1
+    _show(bench_core(base, environment=environment, pairs=pairs, threads=threads, micro_batch=trl_micro_batch), out)
+
+
+@bench.command("engine")
+@_BASE
+@_PAIRS
+@_CSV
+def bench_engine_command(base: Path, pairs: int, out: Path | None) -> None:
+    """The rollout engine against `model.generate` at batch 256, natural lengths."""
+    from iapo_bench.bench.engine import bench_engine
+
+    _show(bench_engine(base, pairs=pairs), out)
+
+
+@bench.command("table")
+@click.option("--work", type=FILE, default=Path("results/micro"), show_default=True, help="A tier's working directory.")
+@_CSV
+def bench_table_command(work: Path, out: Path | None) -> None:
+    """Where the last workflow run's time went, by rule."""
+    from iapo_bench.bench.table import bench_table
+
+    _show(bench_table(work), out)
+
+
+def _show(rows: list[dict[str, Any]], out: Path | None) -> None:
+    from tabulate import tabulate
+
+    click.echo(tabulate(rows, headers="keys", tablefmt="github"))
+    if out is not None:
+        import pandas as pd
+
+        pd.DataFrame(rows).to_csv(out, index=False)
+
+
+def _named(runs: tuple[str, ...]) -> dict[str, Path]:
+    named = {}
+    for run in runs:
+        name, separator, folder = run.partition("=")
+        if not separator or not name or not folder:
+            raise UserError(f"--run {run}: write NAME=DIR")
+        named[name] = Path(folder)
+    return named
 
 
 def main() -> None:

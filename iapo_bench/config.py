@@ -35,7 +35,7 @@ class ModelConfig(_Section):
 class WorldConfig(_Section):
     """Where the problems come from."""
 
-    name: Literal["micro", "gsm8k", "math500", "dapo_math_17k"]
+    name: Literal["micro", "gsm8k", "math500", "dapo"]
     data_dir: str | None = Field(default=None, description="directory of local JSONL files; without it, the hub")
     options: dict[str, float | int] = Field(default={}, description="micro: fields of MicroWorld")
 
@@ -125,7 +125,7 @@ class TierConfig(_Section):
 
     def method(self, name: str, trial: int | None = None) -> MethodConfig:
         """The settings of one method: the tuned choice (or a trial of the search), and the tier's own entry on top."""
-        chosen = self._tuned_choices().get(name, {}) if trial is None else search_space(name)[trial]
+        chosen = self._tuned_choices().get(name, {}) if trial is None else _trial(name, trial)
         own = (self.methods.get(name) or MethodConfig()).model_dump(exclude_unset=True)
         options = {**chosen.get("options", {}), **own.get("options", {})}
         return MethodConfig(**{**chosen, **own, "options": options})
@@ -168,6 +168,13 @@ def search_space(method: str) -> list[dict[str, Any]]:
     if not isinstance(content, dict) or not content.get("search"):
         raise UserError(f"{path} lists no trials under 'search': write some, or leave {method} out of the tuning")
     return content["search"]
+
+
+def _trial(method: str, number: int) -> dict[str, Any]:
+    space = search_space(method)
+    if not 0 <= number < len(space):
+        raise UserError(f"{method} has no trial {number}: there are {len(space)}, from 0")
+    return space[number]
 
 
 def digest(value: Any) -> str:

@@ -1,9 +1,8 @@
 """The figures: accuracy against length, training curves, and where the time went."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import cos, pi, sin
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -11,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
@@ -22,7 +20,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 SMOOTHING = 5
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -37,6 +35,12 @@ _STYLE = {
 }
 
 
+class _Style(NamedTuple):
+    colour: str
+    marker: str
+    dashes: str
+
+
 def accuracy_length(rows: Sequence[Row]) -> Figure:
     """Pass@k against Length@k with 95% intervals, at the smallest and the largest k that every row has.
 
@@ -48,24 +52,25 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
     if not ks:
         raise UserError("no k was measured for every method: measure them with the same ks")
     shown = sorted({min(ks), max(ks)})
-    colours = _colours(row.method for row in rows)
+    styles = _styles(row.name for row in rows)
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(len(shown), f"{rows[0].model} on {rows[0].dataset}: accuracy against length")
+        figure, axes = _figure(
+            len(shown), f"{rows[0].model} on {rows[0].dataset}: accuracy against length, 95% intervals"
+        )
         for ax, k in zip(axes, shown, strict=True):
             for row in rows:
                 x, y = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
-                colour = colours[row.method]
+                colour, marker = styles[row.name].colour, styles[row.name].marker
                 ax.hlines(y.mean, x.lo, x.hi, color=colour, linewidth=1)
                 ax.vlines(x.mean, y.lo, y.hi, color=colour, linewidth=1)
                 face = "white" if row.method == BASE else colour
-                ax.plot(x.mean, y.mean, "o", markersize=6, color=colour, markerfacecolor=face, zorder=3)
+                ax.plot(x.mean, y.mean, marker, markersize=6, color=colour, markerfacecolor=face, zorder=3)
             ax.margins(0.12)
             ax.set_xlabel(f"Length@{k} (tokens)")
             ax.set_ylabel(f"Pass@{k}")
-            ax.set_title("bars: 95% intervals", loc="left", color="#666666")
         figure.canvas.draw()
         for ax, k in zip(axes, shown, strict=True):
-            _label_points(ax, rows, k, colours)
+            _label_points(ax, rows, k, styles)
     return figure
 
 
@@ -75,18 +80,16 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
     Raises UserError for a file that cannot be read.
     """
     steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
-    colours = _colours(runs)
+    styles = _styles(runs)
     panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2, f"Training, running mean over {SMOOTHING} steps")
+        figure, axes = _figure(2, f"Training, centred running mean over {SMOOTHING} steps")
         for ax, (key, label) in zip(axes, panels, strict=True):
-            for number, (method, frames) in enumerate(steps.items()):
+            for method, frames in steps.items():
+                line: Any = {"color": styles[method].colour, "linestyle": styles[method].dashes, "label": method}
                 for frame in frames:
                     smooth = frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean()
-                    dashes = ("-", "--")[number // len(PALETTE) % 2]
-                    ax.plot(
-                        frame["completions_total"], smooth, dashes, color=colours[method], linewidth=1.4, label=method
-                    )
+                    ax.plot(frame["completions_total"], smooth, linewidth=1.4, **line)
             ax.set_xlabel("completions generated")
             ax.set_ylabel(label)
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
@@ -96,20 +99,26 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
 
 def wallclock_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Training seconds by phase and sampling seconds, a bar for each row of `wallclock_row`."""
-    names = [row["method"] for row in rows]
+    places = range(len(rows))
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(2, "Wall-clock", height=1.4 + 0.3 * len(rows))
         left = np.zeros(len(rows))
         for phase, colour in zip(PHASES, PALETTE, strict=False):
             seconds = np.array([row[f"train_seconds_{phase}"] or 0.0 for row in rows])
-            axes[0].barh(names, seconds, left=left, color=colour, label=phase, height=0.7)
+            axes[0].barh(places, seconds, left=left, color=colour, label=phase, height=0.7)
             left += seconds
-        axes[1].barh(names, [row["inference_seconds"] for row in rows], color="#888888", height=0.7)
+        totals = [f"{seconds:.0f}" if seconds else "not trained" for seconds in left]
+        axes[0].bar_label(axes[0].containers[-1], totals, padding=3, color=INK)  # type: ignore[arg-type]
+        sampling = axes[1].barh(places, [row["inference_seconds"] for row in rows], color="#888888", height=0.7)
+        axes[1].bar_label(sampling, fmt="%.0f", padding=3, color=INK)
+        axes[1].tick_params(labelleft=False)
         for ax, label in zip(axes, ("training (seconds)", "sampling the test problems (seconds)"), strict=True):
             ax.set_xlabel(label)
+            ax.set_yticks(places, [row["method"] for row in rows])
             ax.invert_yaxis()
+            ax.margins(x=0.12)
             ax.grid(visible=False, axis="y")
-        figure.legend(loc="outside right center")
+        figure.legend(loc="outside right center", title="training phase")
     return figure
 
 
@@ -128,56 +137,68 @@ def _figure(panels: int, title: str, height: float = 3.6) -> tuple[Figure, list[
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _colours(methods: Iterable[str]) -> dict[str, str]:
-    """A colour for each method; the base has none of the palette, so the others keep theirs without it."""
-    trained = [method for method in methods if method != BASE]
-    return {BASE: INK} | {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(trained)}
+def _styles(methods: Iterable[str]) -> dict[str, _Style]:
+    """A look for each method; the base takes none of the palette, so the others look the same without it."""
+    styles = {BASE: _Style(INK, "o", ":")}
+    for i, method in enumerate(method for method in methods if method != BASE):
+        cycle, colour = divmod(i, len(PALETTE))
+        styles[method] = _Style(PALETTE[colour], "osD^"[cycle % 4], ("-", "--", "-.", ":")[cycle % 4])
+    return styles
 
 
-def _label_points(ax: Axes, rows: Sequence[Row], k: int, colours: Mapping[str, str]) -> None:
-    """Write each method's name near its point, where it covers no point, no other name and little of the bars."""
-    renderer = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    scale = ax.figure.dpi / 72
-    centres, bars = [], []
-    for row in rows:
-        x, y = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
-        centres.append(ax.transData.transform((x.mean, y.mean)))
-        for corners in (((x.lo, y.mean), (x.hi, y.mean)), ((x.mean, y.lo), (x.mean, y.hi))):
-            bars.append(Bbox(ax.transData.transform(corners)).padded(scale))
-    taken = [Bbox.from_bounds(cx, cy, 0, 0).padded(5 * scale) for cx, cy in centres]
-    for row, (cx, cy) in zip(rows, centres, strict=True):
-        text = ax.annotate(row.method, (0, 0), fontsize=8)
-        size = text.get_window_extent(renderer)
+def _label_points(ax: Axes, rows: Sequence[Row], k: int, styles: Mapping[str, _Style]) -> None:
+    """Write each row's name near its point, where it covers no point, no other name and little of the bars.
+
+    A name that finds no room close by stands further off, at the end of a thin line.
+    """
+    points = [(row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]) for row in rows]
+    pixel = ax.figure.dpi / 72  # a point in pixels
+    at = [np.array(ax.transData.transform((x.mean, y.mean))) for x, y in points]
+    bars = []
+    for x, y in points:
+        for ends in (((x.lo, y.mean), (x.hi, y.mean)), ((x.mean, y.lo), (x.mean, y.hi))):
+            bars.append(ax.transData.transform(ends) + np.array([[-pixel], [pixel]]))
+    markers = [_box(centre, 10 * pixel) for centre in at]
+    frame = [ax.bbox.get_points()]
+    labels: list[np.ndarray] = []
+
+    for row, centre, (x, y) in zip(rows, at, points, strict=True):
+        text = ax.text(0, 0, row.name, fontsize=8)
+        size = np.array(text.get_window_extent().size)
         text.remove()
-
-        def box(radius: float, angle: float, cx=cx, cy=cy, size=size) -> Bbox:
-            x = cx + cos(angle) * (radius * scale + size.width / 2)
-            y = cy + sin(angle) * (radius * scale + size.height / 2)
-            return Bbox.from_bounds(x - size.width / 2, y - size.height / 2, size.width, size.height)
-
-        def cost(place: tuple[float, float], box=box) -> float:
-            area = box(*place).padded(scale)
-            outside = area.width * area.height - _overlap(area, ax.bbox)
-            covered = sum(_overlap(area, other) for other in taken)
-            return 100 * (outside + covered) + sum(_overlap(area, bar) for bar in bars) + place[0]
-
-        places = [(radius, step * pi / 8) for radius in (7, 12, 20, 30, 42) for step in range(16)]
-        best = min(places, key=cost)
-        taken.append(box(*best).padded(scale))
-        centre = (taken[-1].x0 + taken[-1].x1) / 2 - cx, (taken[-1].y0 + taken[-1].y1) / 2 - cy
+        best = float("inf")
+        for radius in (7, 12, 20, 30, 42, 56):
+            for angle in np.arange(16) * np.pi / 8:
+                shift = np.array([np.cos(angle), np.sin(angle)]) * (radius * pixel + size / 2)
+                box = _box(centre + shift, size + 2 * pixel)
+                line = [_box(centre + shift * t, 2 * pixel) for t in (0.2, 0.4, 0.6, 0.8)]
+                outside = _overlap(box, [box]) - _overlap(box, frame)
+                hidden = _overlap(box, markers + labels) + sum(_overlap(dot, labels) for dot in line)
+                cost = 100 * (outside + hidden) + _overlap(box, bars) + radius
+                if cost < best:
+                    best, offset, label, far = cost, shift, box, radius > 12
+        labels.append(label)
+        colour = styles[row.name].colour
         ax.annotate(
-            row.method,
-            (row.summary.cells[f"length@{k}"].mean, row.summary.cells[f"pass@{k}"].mean),
-            xytext=(centre[0] / scale, centre[1] / scale),
+            row.name,
+            (x.mean, y.mean),
+            xytext=tuple(offset / pixel),
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=8,
-            color=colours[row.method],
-            arrowprops={"arrowstyle": "-", "color": colours[row.method], "linewidth": 0.5} if best[0] > 12 else None,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5} if far else None,
         )
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
-    both = Bbox.intersection(a, b)
-    return both.width * both.height if both else 0.0
+def _box(centre: np.ndarray, size: np.ndarray | float) -> np.ndarray:
+    """Lower left and upper right corner, (2, 2), in pixels."""
+    return np.array([centre - size / 2, centre + size / 2])
+
+
+def _overlap(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    """The area of `box` that others cover, in square pixels, counted once for each."""
+    corners = np.array(others).reshape(-1, 2, 2)
+    sides = np.minimum(box[1], corners[:, 1]) - np.maximum(box[0], corners[:, 0])
+    return float(sides.clip(min=0).prod(axis=1).sum())

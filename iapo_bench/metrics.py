@@ -109,9 +109,9 @@ def summarise(
     """Measure one method. `runs` holds, for each training seed, the grades of all its sampling seeds.
 
     Pass@k and Length@k (tokens, end of sequence included, of the first k samples) are means over problems; Ratio@k is
-    their quotient; each is then averaged over runs. Intervals are the 2.5% and 97.5% quantiles of `bootstrap` draws, each of
-    which redraws the problems, the same ones for every run and measure, and the training seeds if there are several
-    (the pigeonhole bootstrap, Owen 2007). Equal seeds redraw equal problems, so methods share their draws.
+    their quotient; each is then averaged over runs. Intervals are the 2.5% and 97.5% quantiles of `bootstrap` draws. A
+    draw takes problems with replacement, the same for every run and measure, and training seeds likewise if there are
+    several (the pigeonhole bootstrap, Owen 2007). Equal seeds draw equal problems, so methods share their draws.
 
     Raises UserError for too few samples, missing or repeated rows, or training seeds sampled differently.
     """
@@ -135,10 +135,8 @@ def summarise(
 
     cells = {}
     for k in sorted(set(ks)):
-        if estimator == "unbiased":
-            pass_TSP = pass_at_k(N, correct_TSPN.sum(axis=-1), k)
-        else:
-            pass_TSP = first_k(correct_TSPN, k)
+        unbiased = estimator == "unbiased"
+        pass_TSP = pass_at_k(N, correct_TSPN.sum(axis=-1), k) if unbiased else first_k(correct_TSPN, k)
         length_TSP = tokens_TSPN[..., :k].mean(axis=-1)
         runs_TS = {"pass": pass_TSP.mean(axis=-1), "length": length_TSP.mean(axis=-1)}
         draws_BTS = {
@@ -198,8 +196,8 @@ class _Grid:
         if (sizes != N).any() or frame["sample"].min() < 0:
             seed, problem = sizes.index[int(sizes.to_numpy().argmin())]
             raise UserError(
-                f"{where}: problem '{problem}' has {sizes.min()} samples for seed {seed} where samples 0 to {N - 1} are "
-                "expected: sample every problem equally often"
+                f"{where}: problem '{problem}' has {sizes.min()} samples for seed {seed}, not samples 0 to "
+                f"{N - 1}: sample every problem equally often"
             )
         shape = (len(seeds), len(problems), N)
         return cls(

@@ -76,9 +76,9 @@ def train(
     world = load_world(tier.world, tier.seed)
     credit = load_method(method, settings["method"]["profile"], **settings["method"]["options"])
     problems = read_problems(data / "train.jsonl")[: config.problems]
+    model = load_model(base).to(_device())
     tokenizer = load_tokenizer(base)
     prompts = encode(problems, world, tokenizer, base, config.max_tokens)
-    model = load_model(base).to(_device())
     reference = load_model(base).to(_device()) if credit.loss.kl_coef else None
     state = out / "resume" / f"{digest([settings, seed, _checksum(base)])}.pt"
     engine = TransformersEngine(model, batch_size=config.rollout_batch_size)
@@ -129,9 +129,9 @@ def sample(
     config = tier.evaluate
     problems = read_problems(_split_file(data, split))[: config.problems]
     world = load_world(tier.world, tier.seed)
+    network = load_model(model).to(_device())
     tokenizer = load_tokenizer(model)
     prompts = encode(problems, world, tokenizer, model, config.max_tokens)
-    network = load_model(model).to(_device())
     engine = TransformersEngine(network, batch_size=config.batch_size, progress=True)
 
     def sampling(seed: int, n: int, max_tokens: int) -> Sampling:

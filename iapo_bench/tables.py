@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +32,11 @@ class Row:
     profile: str
     selection: str
     summary: Summary
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the row: the method, and its profile unless that is the paper's."""
+        return self.method if self.method == BASE or self.profile == "paper" else f"{self.method} ({self.profile})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: the labels and the summary on one level."""
@@ -96,10 +100,10 @@ def table_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def table_markdown(rows: Sequence[Row], published: pd.DataFrame | None = None) -> str:
     """The table for readers: one part for each model, dataset and set of problems, and what stands behind its cells."""
-    parts = []
-    for _, group in groupby(rows, key=lambda row: (row.model, row.dataset, row.tier, row.summary.n_problems)):
-        parts.append(_part(list(group), published))
-    return "\n".join([*parts, _HOW_TO_READ])
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.dataset, row.tier, row.summary.n_problems), []).append(row)
+    return "\n".join([*(_part(group, published) for group in groups.values()), _HOW_TO_READ])
 
 
 def wallclock_row(
@@ -180,9 +184,9 @@ _HOW_TO_READ = """\
 Cells are means over training seeds x sampling seeds, with a 95% interval from a bootstrap over problems (and over
 training seeds, where there are several). With one training seed the interval says nothing about what another training
 run would give. **Bold** is the best of a column together with everything whose interval overlaps the best one's; where
-that is every method, nothing is bold. Published cells are mean ± standard deviation over runs. The CSV file beside this
-one holds every k and the standard deviations. TIMEOUT and ERROR are completions that grading could not judge; they
-count as not correct.
+that is every method, nothing is bold. All methods answer the same problems, so overlap errs on the side of a tie.
+Published cells are mean ± standard deviation over runs. TIMEOUT and ERROR are completions that grading could not judge;
+they count as not correct. Length and ratio at every k and the standard deviations are in the CSV file beside this one.
 """
 
 
@@ -192,7 +196,7 @@ def _part(rows: list[Row], published: pd.DataFrame | None) -> str:
     if not common:
         raise UserError(f"no k was measured for every method on {first.dataset}: measure them with the same ks")
     keys = [f"pass@{k}" for k in sorted(common)] + [f"length@{max(common)}", f"ratio@{max(common)}"]
-    columns: dict[str, list[str]] = {"method": [_name(row) for row in rows]}
+    columns: dict[str, list[str]] = {"method": [row.name for row in rows]}
     for key in keys:
         cells = [row.summary.cells[key] for row in rows]
         best = _best(cells, smaller=key.startswith("length"))
@@ -214,12 +218,12 @@ def _part(rows: list[Row], published: pd.DataFrame | None) -> str:
 def _evidence(rows: list[Row]) -> dict[str, list[str]]:
     summaries = [row.summary for row in rows]
     return {
-        "method": [_name(row) for row in rows],
+        "method": [row.name for row in rows],
         "estimator": [summary.estimator for summary in summaries],
         "samples": [str(summary.n_samples) for summary in summaries],
         "sampling seeds": [" ".join(map(str, summary.sampling_seeds)) for summary in summaries],
         "training seeds": [_train_seeds(row) for row in rows],
-        "settings chosen by": [row.selection for row in rows],
+        "settings chosen by": ["" if row.method == BASE else row.selection for row in rows],
         **{outcome: [f"{summary.outcomes[outcome]:,}" for summary in summaries] for outcome in Outcome},
         "truncated": [f"{summary.truncated:.1%}" for summary in summaries],
     }
@@ -230,10 +234,6 @@ def _best(cells: list[Cell], *, smaller: bool) -> set[int]:
     best = (min if smaller else max)(cells, key=lambda cell: cell.mean)
     alike = {i for i, cell in enumerate(cells) if cell.lo <= best.hi and best.lo <= cell.hi}
     return alike if len(alike) < len(cells) else set()
-
-
-def _name(row: Row) -> str:
-    return row.method if row.method == BASE or row.profile == "paper" else f"{row.method} ({row.profile})"
 
 
 def _number(key: str, value: float) -> str:
@@ -251,8 +251,8 @@ def _published_text(published: pd.DataFrame | None, row: Row, key: str) -> str:
     if not same.any():
         return ""
     found = published[same].iloc[0]
-    spread = f" ± {_number(key, found[f'{key}_std'])}" if f"{key}_std" in published else ""
-    return _number(key, found[key]) + spread
+    spread = f" ± {found[f'{key}_std']:g}" if f"{key}_std" in published else ""
+    return f"{found[key]:g}{spread}"
 
 
 def _markdown(columns: dict[str, list[str]]) -> str:

@@ -79,3 +79,23 @@ rule tune_grade:
     shell:
         "python -m iapo_bench grade --samples {input.samples} --data {input.data} --split validation"
         " --out {output} 2>&1 | tee {log}"
+
+
+rule tune:
+    input:
+        base=f"{WORK}/base/validation/grades.parquet",
+        trials=[f"{WORK}/tune/{trial}/validation/grades.parquet" for trial in TRIALS],
+    log:
+        f"{WORK}/logs/tune.log",
+    benchmark:
+        f"{WORK}/benchmarks/tune.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        trials=lambda wildcards, input: input.base.removesuffix(
+            "base/validation/grades.parquet"
+        )
+        + "tune",
+        out=f"configs/tuned/{NAME}.yaml",
+    shell:
+        "python -m iapo_bench tune --trials {params.trials} --base {input.base} --out {params.out} 2>&1 | tee {log}"

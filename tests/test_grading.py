@@ -36,6 +36,7 @@ def faulty_judge(text: str, gold: str) -> Outcome:
     if "raise" in text:
         raise ArithmeticError("no such number")
     if "exit" in text:
+        time.sleep(0.5)  # the pool must first learn which process has the task
         os._exit(3)
     return grade_math(text, gold)
 
@@ -107,7 +108,7 @@ def test_integers_are_read_digit_by_digit(answer, gold, outcome):
 
 
 def test_an_integer_needs_its_tags():
-    assert grade_integer("<think> 1 4", "14") is U
+    assert grade_integer("1 4", "14") is U
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,8 @@ def test_an_integer_needs_its_tags():
         ("€18", "18"),
         ("**18**", "18"),
         ("18.", "18"),
+        (r"\frac{14}{3}.", r"\frac{14}{3}"),
+        (r"The share is $\frac{14}{3}$ of a cup", r"\frac{14}{3}"),
         ("18 eggs", "18"),
         ("18 miles per hour", "18"),
         ("She has 18 eggs left.", "18"),
@@ -235,9 +238,10 @@ def test_a_grader_that_grades_nothing_closes():
         pass
 
 
-@pytest.mark.parametrize("kind", ["integer", "math"])
-def test_every_kind_of_grader_has_the_same_interface(kind):
+@pytest.mark.parametrize(("kind", "of_a_fraction"), [("integer", U), ("math", C)])
+def test_every_kind_of_grader_has_the_same_interface(kind, of_a_fraction):
     with make_grader(kind) as grader:
+        assert grader.grade([tagged("8/2")], ["4"]) == [of_a_fraction]
         assert grader.grade([tagged("4"), tagged("5"), tagged("")], ["4", "4", "4"]) == [C, W, U]
         with pytest.raises(ValueError, match="shorter"):
             grader.grade([tagged("4")], [])
@@ -262,3 +266,12 @@ def test_good_golds_pass(gold):
 def test_bad_golds_are_refused(gold):
     with pytest.raises(UserError, match="cannot be read as mathematics"):
         check_gold(gold)
+
+
+def test_a_gold_on_which_the_parser_fails_is_refused(monkeypatch):
+    def parse(*_, **__):
+        raise RecursionError
+
+    monkeypatch.setattr("math_verify.parse", parse)
+    with pytest.raises(UserError, match="cannot be read as mathematics"):
+        check_gold("1.5")

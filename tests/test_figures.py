@@ -1,0 +1,138 @@
+"""The figures hold every method, label their axes and are written whole."""
+
+import json
+
+import pytest
+from matplotlib.text import Annotation, Text
+from test_tables import STEP, TIMING, make_row
+
+from iapo_bench.errors import UserError
+from iapo_bench.figures import accuracy_length, save_figure, training_curves, wallclock_bars
+from iapo_bench.tables import wallclock_row
+
+METHODS = ["base", "grpo", "dr_grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo", "mine", "a_rather_long_name"]
+
+
+def texts(figure) -> list[str]:
+    figure.canvas.draw()
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+@pytest.fixture
+def rows():
+    """Methods crowded together, and the base apart."""
+    return [
+        make_row(m, ks=(1, 4, 32), accuracy=0.7 + 0.004 * (i % 4), length=50 + 0.5 * i, half=0.02)
+        if m != "base"
+        else make_row(m, ks=(1, 4, 32), accuracy=0.55, length=80)
+        for i, m in enumerate(METHODS)
+    ]
+
+
+@pytest.fixture
+def logs(tmp_path):
+    runs = {}
+    for number, method in enumerate(METHODS[1:]):
+        runs[method] = [tmp_path / f"{method}{seed}.jsonl" for seed in range(2)]
+        for path in runs[method]:
+            steps = [
+                STEP | {"completions_total": 8 * s, "correct": 0.5 + s / 100, "length": 60.0 - s - number}
+                for s in range(1, 9)
+            ]
+            path.write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return runs
+
+
+def test_accuracy_length_shows_every_method_at_the_smallest_and_largest_k(rows):
+    figure = accuracy_length(rows)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["Length@1 (tokens)", "Length@32 (tokens)"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["Pass@1", "Pass@32"]
+    found = texts(figure)
+    for method in METHODS:
+        assert found.count(method) == 2, method
+    markers = [line for line in figure.axes[0].lines if line.get_xdata() == [80]]
+    assert [marker.get_markerfacecolor() for marker in markers] == ["white"], "the base is an open marker"
+    assert len(accuracy_length([make_row(ks=(16,))]).axes) == 1
+
+
+def test_labels_cover_neither_points_nor_one_another(rows):
+    figure = accuracy_length(rows)
+    figure.canvas.draw()
+    for ax in figure.axes:
+        labels = {a.get_text(): a for a in ax.texts if isinstance(a, Annotation)}
+        assert set(labels) == set(METHODS)
+        areas = {name: Text.get_window_extent(label) for name, label in labels.items()}
+        points = [ax.transData.transform(label.xy) for label in labels.values()]
+        for name, area in areas.items():
+            assert not any(area.contains(*point) for point in points), f"{name} covers a point"
+            assert not any(area.overlaps(other) for key, other in areas.items() if key != name), name
+            assert ax.bbox.contains(area.x0, area.y0), name
+            assert ax.bbox.contains(area.x1, area.y1), name
+
+
+def test_intervals_are_drawn(rows):
+    ax = accuracy_length(rows).axes[0]
+    cells = rows[-1].summary.cells
+    ends = [path.vertices.tolist() for collection in ax.collections for path in collection.get_paths()]
+    length, passes = cells["length@1"], cells["pass@1"]
+    assert [[length.lo, passes.mean], [length.hi, passes.mean]] in ends
+    assert [[length.mean, passes.lo], [length.mean, passes.hi]] in ends
+
+
+def test_rows_that_cannot_be_compared_are_refused():
+    with pytest.raises(UserError, match="one model and dataset"):
+        accuracy_length([make_row(), make_row(dataset="gsm8k")])
+    with pytest.raises(UserError, match="no k"):
+        accuracy_length([make_row(ks=(2,)), make_row(ks=(4,))])
+
+
+def test_training_curves(logs):
+    figure = training_curves(logs)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["completions generated"] * 2
+    assert [ax.get_ylabel() for ax in figure.axes] == ["share correct", "mean length (tokens)"]
+    found = texts(figure)
+    for method in METHODS[1:]:
+        assert found.count(method) == 1, f"{method}: one entry, whatever the number of seeds"
+    assert "running mean over 5 steps" in " ".join(found)
+    length = figure.axes[1].lines[0]
+    assert list(length.get_xdata()) == [8 * s for s in range(1, 9)]
+    assert list(length.get_ydata())[:4] == pytest.approx([58, 57.5, 57, 56]), "59, 58, 57, ... smoothed"
+    looks = {(line.get_color(), line.get_linestyle()) for line in length.axes.lines}
+    assert len(looks) == len(METHODS) - 1, "every method looks different"
+
+
+def test_wallclock_bars(tmp_path, logs):
+    timing = tmp_path / "timing.json"
+    timing.write_text(json.dumps(TIMING))
+    rows = [
+        wallclock_row(path, timing, method=name, dataset="micro", model="small")
+        for name, path in [("base", None)] + [(method, paths[0]) for method, paths in logs.items()]
+    ]
+    figure = wallclock_bars(rows)
+    found = texts(figure)
+    for word in [*METHODS, "rollout", "grade", "signals", "update", "other", "not trained"]:
+        assert word in found, word
+    assert all("(seconds)" in ax.get_xlabel() for ax in figure.axes)
+    ends = [max(bar.get_x() + bar.get_width() for bar in group) for group in figure.axes[0].containers]
+    assert ends == [8, 24, 48, 80, 120], "phases are stacked"
+
+
+def test_files_are_written_whole_and_the_same_each_time(tmp_path, rows, monkeypatch):
+    for name in ("a", "b"):
+        save_figure(accuracy_length(rows), tmp_path / "figures" / name)
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        first, second = ((tmp_path / "figures" / f"{name}.{kind}").read_bytes() for name in "ab")
+        assert first.startswith(start)
+        assert first == second
+    svg = (tmp_path / "figures" / "a.svg").read_text()
+    assert all(f">{method}</text>" in svg for method in METHODS)
+
+    def break_off(figure, path, **_):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    figure = accuracy_length(rows)
+    monkeypatch.setattr(type(figure), "savefig", break_off)
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(figure, tmp_path / "figures" / "c")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
