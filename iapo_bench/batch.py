@@ -1,10 +1,11 @@
 """A rollout as every method sees it: tensors, shapes and the promises about their padding.
 
-Dimensions: N prompts, G completions each, B = N*G rows with a prompt's completions adjacent, P prompt width, T completion
-width, S = T + 1 prefixes (0 to T completion tokens).
+Dimensions: N prompts, G completions each, B = N*G rows with a prompt's completions adjacent, P prompt width,
+T completion width, S = T + 1 prefixes (0 to T completion tokens).
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -39,7 +40,9 @@ class RolloutBatch:
 
     def rows(self, index: torch.Tensor) -> "RolloutBatch":
         """The rows `index` (whole groups, please), with every per-row tensor cut alike."""
-        cut = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        cut: dict[str, Any] = {
+            f.name: value[index] for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
         return replace(self, **cut)
 
     def validate(self) -> "RolloutBatch":

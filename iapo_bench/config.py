@@ -27,7 +27,9 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Where the base model comes from."""
 
-    source: str = Field(description="'warm-start', 'wheel:NAME==VERSION', a hub id with optional '@REVISION', or a directory")
+    source: str = Field(
+        description="'warm-start', 'wheel:NAME==VERSION', a hub id with optional '@REVISION', or a directory"
+    )
     name: str = Field(description="what the table calls it")
     warm_start: dict[str, float | int] = Field(default={}, description="fields of iapo_bench.warm_start.WarmStart")
 
@@ -52,7 +54,9 @@ class TrainConfig(_Section):
     updates_per_rollout: Positive = 1
     micro_batch_tokens: Positive = 4096
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    max_draws: Positive = Field(default=4, description="rounds of new prompts that dynamic sampling may ask for in a step")
+    max_draws: Positive = Field(
+        default=4, description="rounds of new prompts that dynamic sampling may ask for in a step"
+    )
     rollout_batch_size: Positive = 256
     checkpoint_every: Positive = 10
     seeds: Annotated[list[int], Field(min_length=1)] = [0]

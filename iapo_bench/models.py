@@ -19,10 +19,12 @@ from iapo_bench.files import whole_directory
 from iapo_bench.seeds import stream_seed
 
 
-def build_micro(tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
+def build_micro(
+    tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int
+) -> PreTrainedModel:
     """A Llama decoder with random weights, two query heads to a key head, tied embeddings, a context of 256 tokens.
 
-    Llama and not Qwen2, for which AutoTokenizer insists on Qwen's own byte-level tokenizer, whatever the checkpoint says.
+    Llama and not Qwen2, for which AutoTokenizer insists on a byte-level tokenizer, whatever the checkpoint says.
     """
     torch.manual_seed(stream_seed(seed, "initialisation"))
     config = LlamaConfig(
@@ -87,7 +89,9 @@ def context_length(path: Path) -> int:
     return int(AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, notes: dict | None = None) -> None:
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, notes: dict | None = None
+) -> None:
     """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them."""
     with whole_directory(path) as partial:
         model.save_pretrained(partial)

@@ -15,7 +15,18 @@ import torch
 from iapo_bench.config import digest
 from iapo_bench.files import whole_file
 
-PACKAGES = ("iapo-bench", "torch", "transformers", "datasets", "math-verify", "numpy", "pandas", "snakemake", "vllm", "lm-eval")
+PACKAGES = (
+    "iapo-bench",
+    "torch",
+    "transformers",
+    "datasets",
+    "math-verify",
+    "numpy",
+    "pandas",
+    "snakemake",
+    "vllm",
+    "lm-eval",
+)
 
 
 def hardware() -> str:
@@ -23,7 +34,11 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.is_file() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.is_file()
+        else []
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 

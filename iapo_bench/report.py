@@ -89,12 +89,15 @@ def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
     evidence, choices = [], {}
     for method, space in spaces.items():
         scores = [
-            _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", tier.tune) for i in range(len(space))
+            _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", tier.tune)
+            for i in range(len(space))
         ]
         chosen = pick(scores, floor)
         choices[method] = space[chosen]
         for i, (settings, score) in enumerate(zip(space, scores, strict=True)):
-            evidence.append({"method": method, "trial": i, "settings": json.dumps(settings), **score, "chosen": i == chosen})
+            evidence.append(
+                {"method": method, "trial": i, "settings": json.dumps(settings), **score, "chosen": i == chosen}
+            )
     k = tier.tune.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})
     budget = f"{len(next(iter(spaces.values())))} trials of {tier.train.completions} completions each"
@@ -102,7 +105,7 @@ def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
         frame.to_csv(partial, index=False, float_format="%.6g")
     with whole_file(out) as partial:
         partial.write_text(
-            f"# Chosen on the validation split, {budget} for every method (training and sampling seed {tier.tune.seed}):\n"
+            f"# Chosen on the validation split: {budget} for every method, all with seed {tier.tune.seed};\n"
             f"# highest Ratio@{k} among the trials with Pass@{k} of at least {floor:.4f}, the base's less "
             f"{tier.tune.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
             + yaml.safe_dump(choices, sort_keys=False)

@@ -29,7 +29,7 @@ def torch_stream(seed: int, stream: str, *keys: int) -> torch.Generator:
 def row_uniforms(row_seeds: list[int], width: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 (rows, width); a row depends on its own seed only.
 
-    A row's first numbers are the same for every width, so neither padding nor the other rows of a batch can change them.
+    A row's first numbers are the same for every width: neither padding nor the other rows of a batch can change them.
     """
     out = np.empty((len(row_seeds), width))
     for row, row_seed in enumerate(row_seeds):

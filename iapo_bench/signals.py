@@ -6,6 +6,7 @@ a causal model cannot see it. So no mask is needed, nothing shifts a position, a
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -66,7 +67,9 @@ def token_statistics(
 
     chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // model.config.vocab_size))
     parts = [
-        checkpoint(statistics, hidden, targets, use_reentrant=False) if torch.is_grad_enabled() else statistics(hidden, targets)
+        checkpoint(statistics, hidden, targets, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else statistics(hidden, targets)
         for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
     ]
     logp_N = torch.cat([part[0] for part in parts])
@@ -99,7 +102,7 @@ def compute_signals(
     """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one."""
     was_training = model.training
     model.eval()
-    filled: dict[str, torch.Tensor] = {}
+    filled: dict[str, Any] = {}
 
     def put(name: str, rows: torch.Tensor, flat_N: torch.Tensor) -> None:
         mask_BT = batch.completion_mask_BT[rows]

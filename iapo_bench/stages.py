@@ -3,6 +3,7 @@
 Every stage checks its input first and writes its output whole or not at all.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -58,7 +59,7 @@ def make_base(tier: TierConfig, out: Path) -> None:
     world = load_world(tier.world, tier.seed)
     if not isinstance(world, MicroWorld):
         raise UserError("model.source 'warm-start' is for the micro world: name a hub id, a wheel or a directory")
-    settings = WarmStart(**{"seed": tier.seed, **tier.model.warm_start})
+    settings = _warm_start_settings(tier)
     tokenizer = build_tokenizer()
     model, log = warm_start(world, tokenizer, settings)
     save_model(model, tokenizer, out, notes={"warm_start": tier.model.warm_start, "loss": log})
@@ -97,7 +98,10 @@ def train(
     with whole_file(out / "train.jsonl") as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_provenance(
-        out / "provenance.json", config=settings, inputs=[data / "train.jsonl"], seeds={"train": seed, "data": tier.seed}
+        out / "provenance.json",
+        config=settings,
+        inputs=[data / "train.jsonl"],
+        seeds={"train": seed, "data": tier.seed},
     )
     shutil.rmtree(out / "resume", ignore_errors=True)
 
@@ -200,9 +204,7 @@ def grade(tier: TierConfig, *, samples: Path, data: Path, split: str, out: Path)
         frame.drop(columns=["token_ids"]).to_parquet(partial, index=False)
 
 
-def encode(
-    problems: list[Problem], world: Any, tokenizer: Any, model: Path, max_tokens: int
-) -> list[list[int]]:
+def encode(problems: list[Problem], world: Any, tokenizer: Any, model: Path, max_tokens: int) -> list[list[int]]:
     """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion."""
     prompts = [world.encode_prompt(problem, tokenizer) for problem in problems]
     room = context_length(model) - max_tokens
@@ -213,6 +215,15 @@ def encode(
                 f"beside max_tokens={max_tokens}: lower max_tokens or drop the problem"
             )
     return prompts
+
+
+def _warm_start_settings(tier: TierConfig) -> WarmStart:
+    options: dict[str, Any] = {"seed": tier.seed, **tier.model.warm_start}
+    known = {field.name for field in dataclasses.fields(WarmStart)}
+    for option in options:
+        if option not in known:
+            raise unknown("option of model.warm_start", option, known)
+    return WarmStart(**options)
 
 
 def _split_file(data: Path, split: str) -> Path:

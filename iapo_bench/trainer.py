@@ -114,7 +114,11 @@ class Trainer:
         if state is not None and state.exists():
             self._load(state)
         bar = tqdm(
-            total=self.settings.completions, initial=self.generated, desc=self.method.name, unit="completion", mininterval=1
+            total=self.settings.completions,
+            initial=self.generated,
+            desc=self.method.name,
+            unit="completion",
+            mininterval=1,
         )
         while not self.finished:
             before = self.generated
@@ -130,7 +134,7 @@ class Trainer:
         """One rollout and its updates; return its row."""
         started = time.perf_counter()
         self._clock = dict.fromkeys(PHASES, 0.0)
-        step, settings = len(self.rows), self.settings
+        step = len(self.rows)
         draw = self._draw(step)
         row: dict[str, Any] = {
             "step": step,

@@ -13,7 +13,7 @@ from iapo_bench.signals import micro_batches, token_statistics
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """`updates_per_rollout` optimiser steps, each on its own share of the groups; `micro_batch_tokens` bounds memory only."""
+    """`updates_per_rollout` optimiser steps, each on its own groups; `micro_batch_tokens` bounds memory only."""
 
     lr: float
     updates_per_rollout: int = 1

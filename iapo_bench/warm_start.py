@@ -32,7 +32,7 @@ def warm_start(
 ) -> tuple[PreTrainedModel, list[dict]]:
     """A model that answers chains with traces, and one row of its loss every tenth step.
 
-    The loss counts completion tokens only; the learning rate warms up over a twentieth of the steps, then follows a cosine.
+    The loss counts completion tokens only; the learning rate warms up over a twentieth of the steps, then falls.
     """
     model = build_micro(
         tokenizer, hidden=settings.hidden, layers=settings.layers, heads=settings.heads, seed=settings.seed

@@ -15,7 +15,7 @@ from iapo_bench.method import list_methods
 
 PACKAGE = Path(__file__).parent
 
-# Files whose change makes a stage's results stale. What only presents results is left out: re-reading is not re-running.
+# Files whose change makes a stage's results stale. What only presents results is left out.
 _WORLD = ("worlds/*.py", "seeds.py", "grading.py")
 _MODEL = ("models.py", "pretrained.py", "warm_start.py")
 _CORE = ("batch.py", "method.py", "rollout/*.py", "signals.py", "informativeness.py", "update.py", "trainer.py")
@@ -40,7 +40,7 @@ def read_workflow_tier(config: dict[str, Any]) -> TierConfig:
 def export_settings(tier: TierConfig, folder: str | Path) -> None:
     """Give every job of this run the resolved tier and this interpreter, through the environment.
 
-    The settings go to a file of `folder` that is named by its content, so that a later change cannot reach a running job.
+    The settings go to a file of `folder` that is named by its content, so that no later change reaches a running job.
     """
     content = tier.model_dump(mode="json")
     path = Path(folder) / f"{digest(content)}.yaml"

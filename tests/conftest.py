@@ -35,7 +35,12 @@ def any_model(request, tokenizer) -> PreTrainedModel:
         return build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1).eval()
     if request.param == "qwen2":
         config = Qwen2Config(
-            **size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1
+            **size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=1,
         )
         return Qwen2ForCausalLM(config).eval()
     return GPT2LMHeadModel(GPT2Config(**size, n_embd=32, n_layer=2, n_head=2)).eval()

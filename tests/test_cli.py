@@ -47,13 +47,17 @@ def made(tmp_path_factory) -> Path:
             for name, model in (("base", folder / "base"), ("iapo", folder / "iapo" / "model"))
         ),
         *(
-            ("grade", "--samples", folder / name / "test" / "samples.parquet", "--data", folder / "data")
-            + ("--out", folder / name / "test" / "grades.parquet")
+            (
+                *("grade", "--samples", folder / name / "test" / "samples.parquet", "--data", folder / "data"),
+                *("--out", folder / name / "test" / "grades.parquet"),
+            )
             for name in ("base", "iapo")
         ),
         *(
-            ("metrics", "--method", name, "--grades", folder / name / "test" / "grades.parquet")
-            + ("--out", folder / f"{name}.json")
+            (
+                *("metrics", "--method", name, "--grades", folder / name / "test" / "grades.parquet"),
+                *("--out", folder / f"{name}.json"),
+            )
             for name in ("base", "iapo")
         ),
     ]
@@ -136,7 +140,10 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
         "unknown method": ((*train, *rest, "--method", "ipao"), "unknown method 'ipao': did you mean 'iapo'"),
         "unknown trial": ((*train, *rest, "--method", "iapo", "--trial", 99), "has no trial 99"),
         "no base": ((*train, "--method", "iapo", "--base", tmp, "--data", made / "data"), "not a checkpoint directory"),
-        "no problems": ((*train, "--method", "iapo", "--base", made / "base", "--data", tmp), "train.jsonl does not exist"),
+        "no problems": (
+            (*train, "--method", "iapo", "--base", made / "base", "--data", tmp),
+            "train.jsonl does not exist",
+        ),
         "empty JSONL": ((*train, "--method", "iapo", "--base", made / "base", "--data", empty), "train.jsonl is empty"),
         "truncated JSONL": ((*train, "--method", "iapo", "--base", made / "base", "--data", cut), "is not JSON"),
         "wrong checkpoint": (
@@ -147,7 +154,10 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
             (*train, *rest, "--method", "iapo", "--set", "train.max_tokens=250"),
             "the model's context leaves 6 beside max_tokens=250",
         ),
-        "unknown split": ((*sample, "--model", made / "base", "--data", made / "data", "--split", "dev"), "unknown split"),
+        "unknown split": (
+            (*sample, "--model", made / "base", "--data", made / "data", "--split", "dev"),
+            "unknown split",
+        ),
         "n < k": (
             (*sample, "--model", made / "base", "--data", made / "data", "--set", "evaluate.n_samples=2"),
             "k=4 needs at least 4 samples a problem",
@@ -172,13 +182,16 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
     }
 
 
-@pytest.mark.parametrize("name", [
-    *("unknown command", "unknown option", "missing option", "unknown tier", "misspelt key", "half a setting"),
-    *("unknown dataset", "no data", "missing data directory", "unknown method", "unknown trial", "no base"),
-    *("no problems", "empty JSONL", "truncated JSONL", "wrong checkpoint", "prompt beyond the context"),
-    *("unknown split", "n < k", "nothing sampled", "nothing graded", "nothing measured"),
-    *("run without a directory", "workflow never ran"),
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("unknown command", "unknown option", "missing option", "unknown tier", "misspelt key", "half a setting"),
+        *("unknown dataset", "no data", "missing data directory", "unknown method", "unknown trial", "no base"),
+        *("no problems", "empty JSONL", "truncated JSONL", "wrong checkpoint", "prompt beyond the context"),
+        *("unknown split", "n < k", "nothing sampled", "nothing graded", "nothing measured"),
+        *("run without a directory", "workflow never ran"),
+    ],
+)
 def test_a_mistake_is_one_line_exit_two_and_nothing_written(run, made, tmp_path, name):
     arguments, message = mistakes(made, tmp_path)[name]
     before = sorted(tmp_path.rglob("*"))
@@ -194,7 +207,9 @@ def test_a_mistake_is_one_line_exit_two_and_nothing_written(run, made, tmp_path,
 def test_a_bad_gold_stops_the_preparation(run, tmp_path):
     (tmp_path / "gsm8k_train.jsonl").write_text('{"question": "q", "answer": "#### many"}\n')
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "q", "answer": "#### 4"}\n')
-    code, printed = run("prepare", "--config", "smollm2", "--set", f"world.data_dir={tmp_path}", "--out", tmp_path / "out")
+    code, printed = run(
+        "prepare", "--config", "smollm2", "--set", f"world.data_dir={tmp_path}", "--out", tmp_path / "out"
+    )
     assert code == 2
     assert "gsm8k_train.jsonl:1" in printed
     assert not (tmp_path / "out").exists()
@@ -227,7 +242,8 @@ def test_interrupted_training_goes_on(run, made, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "step", lambda self: steps.append(1) or step(self))
     assert run(*arguments)[0] == 0
     rows, whole = (
-        [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()] for folder in (tmp_path, made / "iapo")
+        [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+        for folder in (tmp_path, made / "iapo")
     )
     assert len(steps) == len(whole) - 1
     for row, expected in zip(rows, whole, strict=True):

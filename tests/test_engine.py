@@ -54,7 +54,12 @@ def test_greedy_is_generate(any_model):
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         ids = torch.tensor([prompt])
         expected = any_model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=EOS,
+            pad_token_id=0,
         )
         assert list(completion.token_ids) == expected[0, len(prompt) :].tolist()
 

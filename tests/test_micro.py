@@ -21,7 +21,9 @@ def traces(world: MicroWorld, n: int = 300):
         yield problem, world.write_trace(problem.question, rng)
 
 
-@pytest.mark.parametrize(("question", "answer"), [("7 + 8 * 2 = ?", 30), ("9 - 4 - 5 = ?", 0), ("2 * 3 + 1 * 9 = ?", 63)])
+@pytest.mark.parametrize(
+    ("question", "answer"), [("7 + 8 * 2 = ?", 30), ("9 - 4 - 5 = ?", 0), ("2 * 3 + 1 * 9 = ?", 63)]
+)
 def test_chains_are_worked_from_the_left(question, answer):
     assert evaluate(question) == answer
 

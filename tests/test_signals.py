@@ -123,7 +123,9 @@ def test_shared_cache_equals_one_forward_a_prefix(any_model, postfix, chunk):
         torch.tensor(postfix),
     )
     shared = answer_entropies(*arguments, chunk=chunk, temperature=0.9)
-    torch.testing.assert_close(shared, answer_entropies(*arguments, implementation="naive", temperature=0.9), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        shared, answer_entropies(*arguments, implementation="naive", temperature=0.9), atol=1e-4, rtol=0
+    )
     for row in range(len(batch.rewards_B)):
         prompt = batch.prompt_ids_BP[row][batch.prompt_mask_BP[row]]
         completion = batch.completion_ids_BT[row][batch.completion_mask_BT[row]]

@@ -20,4 +20,4 @@ def bench_table(work: Path) -> list[dict[str, Any]]:
     table = pd.DataFrame(rows).groupby("rule")["seconds"].agg(jobs="count", seconds="sum", longest="max").reset_index()
     table = table.sort_values("seconds", ascending=False)
     table["share"] = table["seconds"] / table["seconds"].sum()
-    return table.round(3).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in table.round(3).to_dict("records")]

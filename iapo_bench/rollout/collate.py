@@ -17,7 +17,7 @@ def collate(
     pad_id: int,
     device: torch.device | str = "cpu",
 ) -> RolloutBatch:
-    """The validated batch of `len(prompts)` groups; `completions`, `correct` and `formatted` hold a row each, groups adjacent.
+    """The validated batch of `len(prompts)` groups; `completions`, `correct`, `formatted` hold one entry a row.
 
     Prompts are padded on the left, completions on the right. Raises ValueError when a promise of the batch is broken.
     """

@@ -47,7 +47,7 @@ class TransformersEngine:
         longest = max(map(len, prompts), default=0)
         if longest + sampling.max_tokens > context:
             raise UserError(
-                f"a prompt of {longest} tokens and {sampling.max_tokens} new ones exceed the model's context of {context}"
+                f"a prompt of {longest} tokens and {sampling.max_tokens} more exceed the model's context of {context}"
             )
         was_training = self.model.training
         self.model.eval()
@@ -271,7 +271,9 @@ class _SlotCache(Cache):
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         like = next(model.parameters())
-        super().__init__(layers=[_SlotLayer(slots, heads, width, head_dim, like) for _ in range(config.num_hidden_layers)])
+        super().__init__(
+            layers=[_SlotLayer(slots, heads, width, head_dim, like) for _ in range(config.num_hidden_layers)]
+        )
         self.steps = torch.arange(width, device=model.device)
         self.slot_R = torch.arange(slots, device=model.device)
 

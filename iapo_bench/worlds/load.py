@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from iapo_bench.config import WorldConfig
 from iapo_bench.errors import unknown
@@ -17,7 +18,8 @@ def load_world(config: WorldConfig, seed: int) -> World:
         for option in config.options:
             if option not in known:
                 raise unknown("option of the micro world", option, known)
-        return MicroWorld(**config.options, seed=seed)
+        options: dict[str, Any] = dict(config.options)
+        return MicroWorld(**options, seed=seed)
     for option in config.options:
         raise unknown(f"option of {config.name}", option, ())
     return TextWorld(config.name, Path(config.data_dir) if config.data_dir else None)

@@ -10,13 +10,14 @@ import enum
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
 from iapo_bench.seeds import stream_seed
-from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, THINK_CLOSE, THINK_OPEN, Problem
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, THINK_CLOSE, THINK_OPEN, GraderKind, Problem
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
@@ -49,9 +50,9 @@ class Role(enum.Enum):
 class MicroWorld:
     """Problems and traces of the micro world, all drawn from `seed`.
 
-    `min_terms` to `max_terms` operands a problem; the warm start teaches chains of up to `taught_terms` only, so that some
-    problems are beyond the base and not just a matter of luck. `slip`, `check`, `filler` and `restate` are the chances, at every step
-    of a trace, of a wrong result, of a check, of one to three fillers, and of a restatement.
+    `min_terms` to `max_terms` operands a problem; the warm start teaches chains of up to `taught_terms` only, so that
+    some problems are beyond the base and not just a matter of luck. `slip`, `check`, `filler` and `restate` are the
+    chances, at every step of a trace, of a wrong result, of a check, of one to three fillers, and of a restatement.
     """
 
     n_train: int = 6000
@@ -66,8 +67,8 @@ class MicroWorld:
     restate: float = 0.25
     seed: int = 0
 
-    name = "micro"
-    grader = "integer"
+    name: ClassVar[str] = "micro"
+    grader: ClassVar[GraderKind] = "integer"
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms:
@@ -82,7 +83,7 @@ class MicroWorld:
         rng = random.Random(stream_seed(self.seed, "micro-problems"))
         seen: set[str] = set()
         for name, size in sizes.items():
-            problems = []
+            problems: list[Problem] = []
             misses = 0
             while len(problems) < size:
                 terms = _draw_chain(rng, rng.randint(self.min_terms, self.max_terms))
@@ -125,7 +126,10 @@ class MicroWorld:
                 say(Role.CHECK, "check", step, _spell(right), verdict, ";")
                 said = right
             if rng.random() < self.restate:
-                say(Role.RESTATEMENT, *(("again", step, _spell(said)) if rng.random() < 0.5 else ("we have", _spell(said))))
+                say(
+                    Role.RESTATEMENT,
+                    *(("again", step, _spell(said)) if rng.random() < 0.5 else ("we have", _spell(said))),
+                )
                 say(Role.RESTATEMENT, ";")
             value = said
         say(Role.NEEDED, THINK_CLOSE, ANSWER_OPEN, _spell(value), ANSWER_CLOSE, EOS)
@@ -135,7 +139,7 @@ class MicroWorld:
         """`count` (question, trace) pairs for the warm start, of questions that appear in no split."""
         held_out = {problem.question for split in SPLITS for problem in self.load(split)}
         rng = random.Random(stream_seed(self.seed, "micro-traces"))
-        pairs = []
+        pairs: list[tuple[str, str]] = []
         while len(pairs) < count:
             question = _question(_draw_chain(rng, rng.randint(self.min_terms, self.taught_terms)))
             if question not in held_out:
@@ -189,7 +193,7 @@ def save_tokenizer(folder: Path) -> None:
 
 def _draw_chain(rng: random.Random, n_terms: int) -> tuple[int, list[tuple[str, int]]]:
     value = first = rng.randint(1, 9)
-    steps = []
+    steps: list[tuple[str, int]] = []
     while len(steps) < n_terms - 1:
         operator, operand = rng.choice(OPERATORS), rng.randint(1, 9)
         if 0 <= (after := _apply(value, operator, operand)) <= LARGEST:

@@ -1,0 +1,114 @@
+"""The workflow in a copy of the project: the whole smoke tier, then a method that a user drops in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "rules", "profiles", "configs", "iapo_bench", "baselines", "methods", "results/published")
+
+DROPPED_IN = '''
+"""Credit to the shortest correct completions: a user's own idea."""
+
+from dataclasses import dataclass
+
+import torch
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.method import Credit, Method, assign, group_normalise
+
+
+@dataclass
+class Brief(Method):
+    """A = norm(r - price * length)."""
+
+    name = "brief"
+    price: float = 0.01
+
+    def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
+        return assign(group_normalise(batch.rewards_B - self.price * batch.lengths_B, batch.group_size), batch)
+'''
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    environment.pop("IAPO_BENCH_CONFIG", None)
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def test_a_dry_run_shows_the_default_table(copy):
+    shown = snakemake(copy, "-n", "results/table1.csv")
+    assert shown.returncode == 0, shown.stderr
+    for rule in ("prepare", "base", "train", "sample", "grade", "metrics", "table"):
+        assert f"\n{rule} " in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config", "tier=mirco"), "unknown tier 'mirco': did you mean 'micro'"),
+        (("--config", "train={completion: 3}"), "train: unknown key 'completion': did you mean 'completions'"),
+        (("--config", "methods={ipao: {}}"), "unknown method 'ipao': did you mean 'iapo'"),
+        (("--config", "evaluate={n_samples: 2}"), "k=32 needs at least 32 samples"),
+    ],
+)
+def test_a_mistake_in_the_settings_stops_everything(copy, arguments, message):
+    shown = snakemake(copy, "-n", *arguments)
+    assert shown.returncode != 0
+    assert message in shown.stderr + shown.stdout
+    assert "Traceback" not in shown.stderr + shown.stdout
+
+
+@pytest.mark.slow
+def test_the_smoke_tier_and_then_a_method_of_ones_own(copy):
+    results = copy / "results" / "smoke"
+    target = ("--configfile", "configs/smoke.yaml")
+    first = snakemake(copy, *target)
+    assert first.returncode == 0, first.stderr[-3000:]
+    table = pd.read_csv(results / "table1.csv")
+    published = pd.read_csv(ROOT / "results" / "published" / "table1.csv")
+    assert table["method"].tolist() == ["base", "grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo"]
+    assert table.columns[: len(published.columns)].tolist() == published.columns.tolist()
+    clock = pd.read_csv(results / "wallclock.csv")
+    assert clock["method"].tolist() == table["method"].tolist()
+    assert (clock["inference_seconds"] > 0).all()
+    for name in ("table1.md", "table1.provenance.json", "figures/accuracy_length.png", "figures/training.png"):
+        assert (results / name).stat().st_size > 0
+    assert "Nothing to be done" in (again := snakemake(copy, *target)).stdout + again.stderr
+
+    made = {path: path.stat().st_mtime_ns for path in results.rglob("seed0/**/*.*") if path.is_file()}
+    (copy / "methods" / "brief.py").write_text(DROPPED_IN)
+    with (copy / "configs" / "smoke.yaml").open("a") as file:
+        file.write("  brief:\n")
+    second = snakemake(copy, *target)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert pd.read_csv(results / "table1.csv")["method"].tolist() == [*table["method"], "brief"]
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    log = second.stdout + second.stderr
+    assert log.count("rule train:") == 1
+    assert "rule base:" not in log
+    assert "rule prepare:" not in log
