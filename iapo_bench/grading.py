@@ -205,7 +205,7 @@ def _parse_answer(answer: str) -> list[Any]:
     if _DELIMITED.search(answer):
         return _parse(answer)
     # math-verify reads `2 sqrt(3)`, with that space, as 2.
-    answer = _SPACED_ROOT.sub(r"\1", _CURRENCY.sub("", answer).strip("*` \n"))
+    answer = _SPACED_ROOT.sub(r"\1", _CURRENCY.sub("", answer).strip("*` \n").rstrip("."))
     # Without LaTeX, letters in a row are words ("18 eggs"), which a LaTeX parser would take for products of variables.
     if "\\" not in answer and _WORD.search(answer):
         return _parse(answer) or _parse(f"$\\text{{{answer}}}$")

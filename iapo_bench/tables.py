@@ -113,12 +113,15 @@ def wallclock_row(
 
     Without `train_jsonl` (the base model) the training columns are empty. Raises UserError for a file that lacks a key.
     """
+    training = _training_time(train_jsonl) if train_jsonl else dict.fromkeys(_TRAINING_COLUMNS)
     timing = _read_json(timing_json)
-    row: dict[str, Any] = {"method": method, "dataset": dataset, "model": model}
     try:
-        row |= {key: timing[key] for key in ("engine", "hardware", "threads")}
-        row |= _training_time(train_jsonl) if train_jsonl else dict.fromkeys(_TRAINING_COLUMNS)
-        row |= {
+        return {
+            "method": method,
+            "dataset": dataset,
+            "model": model,
+            **{key: timing[key] for key in ("engine", "hardware", "threads")},
+            **training,
             "inference_seconds": timing["seconds"],
             "inference_completions": timing["completions"],
             "inference_tokens": timing["tokens"],
@@ -126,8 +129,7 @@ def wallclock_row(
             "warmup_seconds": timing["warmup_seconds"],
         }
     except KeyError as error:
-        raise UserError(f"{train_jsonl or timing_json}: a timing without {error}: train and sample again") from None
-    return row
+        raise UserError(f"{timing_json}: a timing without {error}: sample again") from None
 
 
 def write_wallclock(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -136,6 +138,7 @@ def write_wallclock(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.6g")
 
 
+_STEP_KEYS = (*(f"seconds_{phase}" for phase in PHASES), "completions", "tokens")
 _TRAINING_COLUMNS = (
     "train_seconds_total",
     *(f"train_seconds_{phase}" for phase in PHASES),
@@ -147,6 +150,8 @@ _TRAINING_COLUMNS = (
 
 def _training_time(path: Path) -> dict[str, Any]:
     steps = pd.DataFrame(read_steps(path))
+    if missing := [key for key in _STEP_KEYS if key not in steps]:
+        raise UserError(f"{path}: steps without '{missing[0]}': train again")
     phases = {f"train_seconds_{phase}": float(steps[f"seconds_{phase}"].sum()) for phase in PHASES}
     total = sum(phases.values())
     rest = (len(steps), int(steps["completions"].sum()), float(steps["tokens"].sum() / total))

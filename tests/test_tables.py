@@ -84,7 +84,7 @@ def test_rows_survive_their_files(tmp_path):
     for path, row in zip(paths, rows, strict=True):
         path.write_text(json.dumps(row.to_dict()))
     assert read_rows(paths) == rows
-    for content in ("{", "{}", json.dumps({**rows[0].to_dict(), "cells": None} | {"tier": 1})[:-30]):
+    for content in ("{", "{}", json.dumps({**rows[0].to_dict(), "tier": 1})[:-30]):
         paths[1].write_text(content)
         with pytest.raises(UserError, match=r"iapo\.json: "):
             read_rows(paths)
@@ -208,11 +208,19 @@ def test_wallclock(tmp_path):
     assert (iapo["steps"], iapo["completions"], iapo["train_tokens_per_second"]) == (2, 16, 20)
 
 
-@pytest.mark.parametrize("log", ["", "{", json.dumps({**STEP, "seconds_update": 1} | {"tokens": 3})[:-2]])
-def test_a_broken_training_log_is_refused(tmp_path, log):
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("", "holds no steps"),
+        (json.dumps(STEP)[:-2], "cannot be read"),
+        (json.dumps(STEP).replace("seconds_update", "update"), "without 'seconds_update'"),
+        (json.dumps({"tokens": 1}), "without 'seconds_rollout'"),
+    ],
+)
+def test_a_broken_training_log_is_refused(tmp_path, log, message):
     (tmp_path / "timing.json").write_text(json.dumps(TIMING))
     (tmp_path / "train.jsonl").write_text(log)
-    with pytest.raises(UserError, match=r"train\.jsonl"):
+    with pytest.raises(UserError, match=rf"train\.jsonl.*{message}"):
         wallclock_row(tmp_path / "train.jsonl", tmp_path / "timing.json", method="m", dataset="d", model="m")
 
 

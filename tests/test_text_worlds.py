@@ -174,8 +174,8 @@ def test_a_missing_directory_or_file_says_what_belongs_there(tmp_path, name):
     ("row", "complaint"),
     [
         ({"question": "Why?", "answer": "because"}, "no '####' before the gold"),
-        ({"question": "Why?", "answer": "#### ?!"}, "cannot be read as mathematics"),
-        ({"question": "Why?", "answer": "####"}, "cannot be read as mathematics"),
+        ({"question": "Why?", "answer": "#### ?!"}, "is not a number"),
+        ({"question": "Why?", "answer": "####"}, "is not a number"),
         ({"question": " ", "answer": "#### 4"}, "the problem is empty"),
         ({"question": None, "answer": "#### 4"}, "is not a row of gsm8k"),
         ({"question": "Why?", "answer": 4}, "is not a row of gsm8k"),

@@ -11,6 +11,7 @@ differ only in whitespace count once, with the first gold. Sizes:
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,10 @@ def _read_gsm8k(row: dict) -> tuple[str, str]:
     _, marker, gold = row["answer"].rpartition("####")
     if not marker:
         raise UserError("no '####' before the gold answer")
-    return row["question"], gold.strip().replace(",", "")
+    gold = gold.strip().replace(",", "")
+    if not re.fullmatch(r"-?\d+(\.\d+)?", gold):
+        raise UserError(f"the gold answer '{gold}' is not a number")
+    return row["question"], gold
 
 
 def _read_math500(row: dict) -> tuple[str, str]:
