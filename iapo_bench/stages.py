@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from iapo_bench.config import TierConfig, TrainConfig, digest
 from iapo_bench.errors import UserError, unknown
@@ -194,11 +193,7 @@ def grade(tier: TierConfig, *, samples: Path, data: Path, split: str, out: Path)
     if missing := set(frame["problem_id"]) - set(golds):
         raise UserError(f"{samples}: problem '{min(missing)}' is not in {data}: sample again after preparing data")
     with make_grader(load_world(tier.world, tier.seed).grader) as grader:
-        texts, answers = frame["text"].tolist(), [golds[i] for i in frame["problem_id"]]
-        size = 4096
-        outcomes = []
-        for start in tqdm(range(0, len(texts), size), desc="grade", unit="batch", mininterval=1):
-            outcomes += grader.grade(texts[start : start + size], answers[start : start + size])
+        outcomes = grader.grade(frame["text"].tolist(), [golds[i] for i in frame["problem_id"]], progress=True)
     frame["outcome"] = [outcome.value for outcome in outcomes]
     with whole_file(out) as partial:
         frame.drop(columns=["token_ids"]).to_parquet(partial, index=False)

@@ -112,3 +112,18 @@ def test_the_smoke_tier_and_then_a_method_of_ones_own(copy):
     assert log.count("rule train:") == 1
     assert "rule base:" not in log
     assert "rule prepare:" not in log
+
+
+@pytest.mark.slow
+def test_the_default_table_leaves_room_in_both_directions():
+    """The base is neither hopeless nor done, every method had the same budget, and training changed something."""
+    path = ROOT / "results" / "table1.csv"
+    if not path.exists():
+        pytest.skip("make results/table1.csv first")
+    table = pd.read_csv(path).set_index("method")
+    assert 0.3 <= table.loc["base", "pass@1"] <= 0.7
+    assert table.loc["base", "pass@16"] < 0.92
+    trained = table.drop("base")
+    shorter = trained["length@16_hi"] < table.loc["base", "length@16_lo"]
+    better = trained["pass@1_lo"] > table.loc["base", "pass@1_hi"]
+    assert (shorter | better).any()
