@@ -20,12 +20,15 @@ def texts(figure) -> list[str]:
 
 @pytest.fixture
 def rows():
-    """Methods crowded together, and the base apart."""
+    """Methods crowded together with intervals inside their points, the base apart, a long name at the right edge."""
+    ks = (1, 4, 32)
     return [
-        make_row(m, ks=(1, 4, 32), accuracy=0.7 + 0.004 * (i % 4), length=50 + 0.5 * i, half=0.02)
-        if m != "base"
-        else make_row(m, ks=(1, 4, 32), accuracy=0.55, length=80)
-        for i, m in enumerate(METHODS)
+        make_row("base", ks, accuracy=0.55, length=40),
+        *(
+            make_row(method, ks, accuracy=0.7 + 0.004 * (i % 4), length=50 + 0.6 * i, half=0.0005)
+            for i, method in enumerate(METHODS[1:-1])
+        ),
+        make_row(METHODS[-1], ks, accuracy=0.6, length=80, half=0.0005),
     ]
 
 
@@ -50,7 +53,7 @@ def test_accuracy_length_shows_every_method_at_the_smallest_and_largest_k(rows):
     found = texts(figure)
     for method in METHODS:
         assert found.count(method) == 2, method
-    markers = [line for line in figure.axes[0].lines if line.get_xdata() == [80]]
+    markers = [line for line in figure.axes[0].lines if line.get_xdata() == [40]]
     assert [marker.get_markerfacecolor() for marker in markers] == ["white"], "the base is an open marker"
     assert len(accuracy_length([make_row(ks=(16,))]).axes) == 1
 

@@ -190,6 +190,13 @@ def test_a_bad_row_is_named(data_dir, row, complaint):
     assert f"{path}:2" in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "file"), [("math500", "math500.jsonl"), ("dapo", "dapo_math_17k.jsonl")])
+def test_a_gold_that_is_no_mathematics_is_named(data_dir, name, file):
+    write_rows(data_dir / file, [{"problem": "Why?", "answer": "4"}, {"problem": "How?", "answer": "?!"}])
+    with pytest.raises(UserError, match=f"{file}:2: the gold answer '\\?!' cannot be read as mathematics"):
+        TextWorld(name, data_dir).load("train")
+
+
 def test_damaged_and_empty_files_are_refused(data_dir):
     path = data_dir / "math500.jsonl"
     path.write_text(path.read_text()[:-30])
