@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
-from iapo_bench.worlds import SPLITS, Problem, World
+from iapo_bench.worlds import SPLITS, Problem, World, read_jsonl
 from iapo_bench.worlds.micro import build_tokenizer
 from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld, chat_messages
 
@@ -237,3 +237,8 @@ def test_a_prompt_is_the_chat_template_up_to_the_assistants_turn(chat_tokenizer)
 def test_a_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(UserError, match="has no chat template"):
         TextWorld("gsm8k").encode_prompt(Problem("p", "How many?", "4"), build_tokenizer())
+
+
+def test_a_line_separator_within_a_string_is_no_end_of_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "two\u2028lines"}\n{"question": "one"}\n', encoding="utf-8")
+    assert [row["question"] for row in read_jsonl(tmp_path / "rows.jsonl", ("question",))] == ["two\u2028lines", "one"]
