@@ -50,7 +50,7 @@ def write_provenance(
         "code": _revision(),
         "config": config,
         "config_hash": digest(config),
-        "inputs": {str(p): _checksum(p) for p in inputs if p.is_file()},
+        "inputs": {str(p): checksum(p) for p in inputs if p.is_file()},
         "seeds": seeds,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
@@ -75,7 +75,8 @@ def _revision() -> dict[str, Any]:
         return {"git": None, "dirty": None}
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,7 +4,6 @@ Every stage checks its input first and writes its output whole or not at all.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -22,7 +21,7 @@ from iapo_bench.grading import make_grader
 from iapo_bench.method import load_method
 from iapo_bench.models import context_length, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.pretrained import fetch_model
-from iapo_bench.provenance import hardware, write_provenance
+from iapo_bench.provenance import checksum, hardware, write_provenance
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.seeds import stream_seed
@@ -80,7 +79,7 @@ def train(
     tokenizer = load_tokenizer(base)
     prompts = encode(problems, world, tokenizer, base, config.max_tokens)
     reference = load_model(base).to(_device()) if credit.loss.kl_coef else None
-    state = out / "resume" / f"{digest([settings, seed, _checksum(base)])}.pt"
+    state = out / "resume" / f"{digest([settings, seed, _weights_checksum(base)])}.pt"
     engine = TransformersEngine(model, batch_size=config.rollout_batch_size)
     with make_grader(world.grader) as grader:
         task = Task(
@@ -227,10 +226,9 @@ def _split_file(data: Path, split: str) -> Path:
     return data / f"{split}.jsonl"
 
 
-def _checksum(model: Path) -> str:
+def _weights_checksum(model: Path) -> str:
     """Of the weights: a run must not be resumed from another base."""
-    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(model.glob("*.safetensors"))]
-    return " ".join(sums)
+    return " ".join(checksum(file) for file in sorted(model.glob("*.safetensors")))
 
 
 def _device() -> torch.device:

@@ -9,7 +9,6 @@ slipping pays for the tokens that it saves with accuracy.
 import enum
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -184,11 +183,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer where `AutoTokenizer` finds it."""
-    build_tokenizer().save_pretrained(folder)
 
 
 def _draw_chain(rng: random.Random, n_terms: int) -> tuple[int, list[tuple[str, int]]]:
