@@ -4,22 +4,66 @@ After every prefix of a completion the model is made to answer at once, by a pos
 entropy of the token that follows is e[t]; a token's conditional mutual information with the answer is the entropy that
 it takes away, s[t] = e[t] - e[t + 1]. The distribution is that of the FIRST answer token: a proxy for the whole answer.
 
-`naive` runs one full forward a prefix. `shared_kv` runs the completion once and then reads all postfixes of a chunk of
-prefixes as one block of queries over the one cached sequence, under a mask that lets each postfix see its own prefix
-and itself; K + 1 token-forwards a token, whatever the length.
+Three implementations, equal but for rounding, for a postfix of K tokens:
+
+naive          one full forward for each prefix: the definition, and the oracle of the tests.
+kv_replicated  the paper's scheme (KV preloading and chunk-wise forwarding): the keys and values of a completion are
+               computed once and copied for each prefix of a chunk.
+shared_kv      the postfixes of a chunk read the one cache in place, without padding, the prompt's part of it computed
+               once for all of its completions: K + 1 token-forwards a token, whatever the length, and no copies.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedModel
 
 from iapo_bench.errors import unknown
-from iapo_bench.models import decoder_and_head
+from iapo_bench.models import decoder_and_head, evaluating, require_plain_attention
+from iapo_bench.packed import Block, PackedBatch, packed_blocks
 
-Implementation = Literal["naive", "shared_kv"]
-ROW_BUDGET = 2**18  # elements of the attention mask of one call: a block of rows then stays in a processor's cache
+Implementation = Literal["shared_kv", "kv_replicated", "naive"]
+REPLICATED_CHUNK = 64  # prefixes; each holds a copy of the cache
+HEAD_ELEMENTS = 2**24  # of float32 logits at once
+PASS_BYTES = 2**25  # of activations in one pass on a CPU: what its caches and a laptop can take
+
+
+@dataclass(frozen=True)
+class AnswerReading:
+    """Which prefixes of a completion are read. By default all; anything else saves passes and is an approximation.
+
+    `stride` s: every s-th and the last, the entropy running straight between them. `stop_ids`: none after the first
+    place where these tokens stand, such as those of `</think>`; the entropy stays what it was there, as if the tokens
+    of the answer told nothing.
+    """
+
+    stride: int = 1
+    stop_ids: tuple[int, ...] = ()
+
+    def prefixes(self, completion: torch.Tensor) -> list[int]:
+        """The prefixes to read, in order, the first of them 0."""
+        end = len(completion)
+        if self.stop_ids and end >= len(self.stop_ids):
+            windows = completion.unfold(0, len(self.stop_ids), 1)
+            found = (windows == torch.tensor(self.stop_ids, device=completion.device)).all(dim=1).nonzero()
+            end = int(found[0]) if len(found) else end
+        return [*range(0, end, self.stride), end]
+
+    def fill(self, e: torch.Tensor, prefixes: Sequence[int], length: int) -> torch.Tensor:
+        """Entropies at every prefix, (length + 1,), from those at `prefixes`."""
+        if len(prefixes) == length + 1:
+            return e
+        at = torch.tensor(prefixes, device=e.device)
+        steps = torch.arange(length + 1, device=e.device).clamp(max=prefixes[-1])
+        right = torch.searchsorted(at, steps)
+        left = (right - 1).clamp(min=0)
+        share = (steps - at[left]) / (at[right] - at[left]).clamp(min=1)
+        return torch.lerp(e[left], e[right], share)
+
+
+EVERY_PREFIX = AnswerReading()
 
 
 @torch.no_grad()
@@ -32,110 +76,179 @@ def answer_entropies(
     postfix_ids_K: torch.Tensor,
     *,
     temperature: float = 1.0,
-    chunk: int = 64,
+    chunk: int | None = None,
     implementation: Implementation = "shared_kv",
+    reading: AnswerReading = EVERY_PREFIX,
 ) -> torch.Tensor:
     """Entropy (nats) of the token after `prompt + completion[:t] + postfix`, t = 0..T: float32 (B, T+1).
 
-    Entries beyond a row's length are 0. `chunk`: prefixes a pass. Prompts are left-padded, completions right-padded.
+    Entries beyond a row's length are 0. Prompts are left-padded, completions right-padded, and rows of one prompt
+    adjacent. `chunk`: prefixes in one pass; by default what memory and caches can take. `reading`: which prefixes are
+    read; by default all.
+
+    Raises UserError for an architecture that the implementation cannot follow; `naive` follows all that have a decoder
+    and an output layer. Raises ValueError for an empty prompt or postfix.
     """
-    if implementation not in ("naive", "shared_kv"):
-        raise unknown("implementation", implementation, ("naive", "shared_kv"))
-    was_training = model.training
-    model.eval()
-    run = _naive if implementation == "naive" else _shared_kv
-    lengths_B = completion_mask_BT.sum(dim=1)
-    out_BS = torch.zeros(completion_ids_BT.shape[0], completion_ids_BT.shape[1] + 1, device=completion_ids_BT.device)
-    order = torch.argsort(lengths_B, descending=True, stable=True)
-    start = 0
-    while start < len(order):
-        # Rows of like length together, so that little of a block is padding.
-        width = int(lengths_B[order[start]]) + int(prompt_mask_BP.sum(dim=1).max())
-        queries = min(chunk, width + 1) * len(postfix_ids_K)
-        rows = order[start : start + max(1, ROW_BUDGET // (queries * (queries + width)))]
-        sequences = [
-            torch.cat([prompt_ids_BP[row][prompt_mask_BP[row]], completion_ids_BT[row][completion_mask_BT[row]]])
-            for row in rows.tolist()
-        ]
-        ids_BL = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        prompt_B = prompt_mask_BP[rows].sum(dim=1)
-        entropy_BS = run(model, ids_BL, prompt_B, lengths_B[rows], postfix_ids_K, temperature, chunk)
-        out_BS[rows, : entropy_BS.shape[1]] = entropy_BS
-        start += len(rows)
-    model.train(was_training)
-    steps = torch.arange(out_BS.shape[1], device=out_BS.device)
-    return out_BS.masked_fill(steps > lengths_B[:, None], 0.0)
+    if implementation not in get_args(Implementation):
+        raise unknown("implementation", implementation, get_args(Implementation))
+    if not prompt_mask_BP.any(dim=1).all() or not len(postfix_ids_K):
+        raise ValueError("answer entropies need at least one token of prompt and of postfix")
+    B, T = completion_ids_BT.shape
+    out_BS = torch.zeros(B, T + 1, device=completion_ids_BT.device)
+    with evaluating(model):
+        for block in packed_blocks(
+            prompt_ids_BP, prompt_mask_BP, completion_ids_BT, completion_mask_BT, cache_tokens(model)
+        ):
+            if implementation == "shared_kv":
+                packed = PackedBatch(model, block)
+                rows = read_answers(packed, postfix_ids_K, temperature, chunk=chunk, reading=reading)
+            else:
+                rows = _read_apart(model, block, postfix_ids_K, temperature, chunk, reading, implementation)
+            for row, e in zip(block.rows, rows, strict=True):
+                out_BS[row, : len(e)] = e
+    return out_BS
+
+
+def _read_apart(
+    model: PreTrainedModel,
+    block: Block,
+    postfix_K: torch.Tensor,
+    temperature: float,
+    chunk: int | None,
+    reading: AnswerReading,
+    implementation: Implementation,
+) -> list[torch.Tensor]:
+    """As `read_answers`, by the two implementations that read one row at a time."""
+    _, head = decoder_and_head(model)
+    rows = []
+    for owner, completion in zip(block.owners, block.completions, strict=True):
+        prefixes = reading.prefixes(completion)
+        if implementation == "naive":
+            hidden_ND = _naive(model, block.prompts[owner], completion, prefixes, postfix_K)
+        else:
+            chunk = chunk or REPLICATED_CHUNK
+            hidden_ND = _kv_replicated(model, block.prompts[owner], completion, prefixes, postfix_K, chunk)
+        _, e = next_token_statistics(head, hidden_ND, temperature)
+        rows.append(reading.fill(e, prefixes, len(completion)))
+    return rows
+
+
+def read_answers(
+    packed: PackedBatch,
+    postfix_ids_K: torch.Tensor,
+    temperature: float,
+    *,
+    chunk: int | None = None,
+    reading: AnswerReading = EVERY_PREFIX,
+) -> list[torch.Tensor]:
+    """The answer entropies (nats) of each row of a packed batch at prefixes 0 to its length: float32 (length + 1,)."""
+    read = [reading.prefixes(completion) for completion in packed.completions]
+    prefixes = [(row, t) for row, ts in enumerate(read) for t in ts]
+    chunk = chunk or pass_prefixes(packed.model, len(postfix_ids_K))
+    parts = []
+    for i in range(0, len(prefixes), chunk):
+        hidden_ND = packed.read_postfix(postfix_ids_K, prefixes[i : i + chunk])
+        parts.append(next_token_statistics(packed.head, hidden_ND, temperature)[1])
+    rows = torch.cat(parts).split([len(ts) for ts in read])
+    return [
+        reading.fill(e, ts, len(completion)) for e, ts, completion in zip(rows, read, packed.completions, strict=True)
+    ]
+
+
+def next_token_statistics(
+    head: torch.nn.Module, hidden_ND: torch.Tensor, temperature: float, targets_N: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and entropy of the distribution (nats) after each state, float32 (N,) both.
+
+    Never holds all logits. Without targets the log-probabilities are 0.
+    """
+    chosen, entropy = [], []
+    step = max(1, HEAD_ELEMENTS // int(head.weight.shape[0]))  # type: ignore[union-attr,index,arg-type]
+    for start in range(0, len(hidden_ND), step):
+        logits = head(hidden_ND[start : start + step]).float() / temperature
+        logits -= logits.amax(dim=-1, keepdim=True)
+        weights = logits.exp()
+        total = weights.sum(dim=-1)
+        entropy.append(total.log() - torch.linalg.vecdot(weights, logits) / total)
+        if targets_N is None:
+            chosen.append(torch.zeros_like(total))
+        else:
+            chosen.append(logits.gather(1, targets_N[start : start + step, None])[:, 0] - total.log())
+    return torch.cat(chosen), torch.cat(entropy)
+
+
+def pass_prefixes(model: PreTrainedModel, K: int) -> int:
+    """How many prefixes with a postfix of K tokens go through the model at once."""
+    config = model.config.get_text_config()
+    width = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    return max(1, _pass_bytes(model.device) // (K * width * model.dtype.itemsize))
+
+
+def cache_tokens(model: PreTrainedModel) -> int:
+    """How many tokens' keys and values are held at once."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+    return max(1, 4 * _pass_bytes(model.device) // a_token)
+
+
+def _pass_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 16 if device.type == "cuda" else PASS_BYTES
 
 
 def _naive(
     model: PreTrainedModel,
-    ids_BL: torch.Tensor,
-    prompt_B: torch.Tensor,
-    lengths_B: torch.Tensor,
+    prompt: torch.Tensor,
+    completion: torch.Tensor,
+    prefixes: Sequence[int],
     postfix_K: torch.Tensor,
-    temperature: float,
-    chunk: int,
 ) -> torch.Tensor:
-    columns = []
-    decoder, head = decoder_and_head(model)
-    rows = torch.arange(len(ids_BL), device=ids_BL.device)
-    for t in range(int(lengths_B.max()) + 1):
-        ends = (prompt_B + lengths_B.clamp(max=t)).tolist()
-        sequences = [torch.cat([ids_BL[row, :end], postfix_K]) for row, end in enumerate(ends)]
-        ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        last = torch.tensor(ends, device=ids.device) + len(postfix_K) - 1
-        hidden_BD = decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, last]
-        columns.append(_entropy(head(hidden_BD), temperature))
-    return torch.stack(columns, dim=1)
+    decoder, _ = decoder_and_head(model)
+    return torch.stack(
+        [
+            decoder(torch.cat([prompt, completion[:t], postfix_K])[None], use_cache=False).last_hidden_state[0, -1]
+            for t in prefixes
+        ]
+    )
 
 
-def _shared_kv(
+def _kv_replicated(
     model: PreTrainedModel,
-    ids_BL: torch.Tensor,
-    prompt_B: torch.Tensor,
-    lengths_B: torch.Tensor,
+    prompt: torch.Tensor,
+    completion: torch.Tensor,
+    prefixes: Sequence[int],
     postfix_K: torch.Tensor,
-    temperature: float,
     chunk: int,
 ) -> torch.Tensor:
-    decoder, head = decoder_and_head(model)
-    B, L = ids_BL.shape
+    decoder, _ = decoder_and_head(model)
     K = len(postfix_K)
+    require_plain_attention(model, len(prompt) + len(completion) + K)
     whole = DynamicCache(config=decoder.config)
-    decoder(input_ids=ids_BL, past_key_values=whole, use_cache=True)
-    cache = Cache(layers=[_ReadOnlyLayer(layer) for layer in whole.layers])
-    cached = torch.arange(L, device=ids_BL.device)
+    decoder(torch.cat([prompt, completion])[None], past_key_values=whole, use_cache=True)
     parts = []
-    for prefixes_C in torch.arange(int(lengths_B.max()) + 1, device=ids_BL.device).split(chunk):
-        C = len(prefixes_C)
-        ends_BC = prompt_B[:, None] + torch.minimum(prefixes_C, lengths_B[:, None])
-        sees_prefix = (cached < ends_BC[:, :, None])[:, :, None].expand(B, C, K, L)
-        query = torch.arange(C * K, device=ids_BL.device)
-        sees_itself = (query[:, None] // K == query // K) & (query[:, None] >= query)
-        mask = torch.cat([sees_prefix.reshape(B, C * K, L), sees_itself.expand(B, -1, -1)], dim=2)
-        positions = ends_BC[:, :, None] + torch.arange(K, device=ids_BL.device)
-        hidden = decoder(
-            input_ids=postfix_K.repeat(C).expand(B, -1),
-            attention_mask=mask[:, None],
-            position_ids=positions.reshape(B, C * K),
-            past_key_values=cache,
+    for start in range(0, len(prefixes), chunk):
+        ends_C = len(prompt) + torch.tensor(prefixes[start : start + chunk], device=prompt.device)
+        C, width = len(ends_C), int(ends_C[-1])
+        copies = DynamicCache(config=decoder.config)
+        for index, layer in enumerate(whole.layers):
+            copies.update(
+                layer.keys[:, :, :width].repeat(C, 1, 1, 1), layer.values[:, :, :width].repeat(C, 1, 1, 1), index
+            )
+        sees_prefix = (torch.arange(width, device=prompt.device) < ends_C[:, None])[:, None].expand(C, K, width)
+        sees_itself = torch.ones(K, K, dtype=torch.bool, device=prompt.device).tril().expand(C, K, K)
+        mask_CKL = torch.cat([sees_prefix, sees_itself], dim=2)
+        if decoder.config._attn_implementation == "eager":  # which adds its mask
+            lowest = torch.finfo(decoder.dtype).min
+            mask_CKL = torch.zeros(mask_CKL.shape, dtype=decoder.dtype, device=prompt.device).masked_fill(
+                ~mask_CKL, lowest
+            )
+        hidden_CKD = decoder(
+            postfix_K.expand(C, K),
+            attention_mask=mask_CKL[:, None],
+            position_ids=ends_C[:, None] + torch.arange(K, device=prompt.device),
+            past_key_values=copies,
             use_cache=True,
         ).last_hidden_state
-        parts.append(_entropy(head(hidden[:, K - 1 :: K]), temperature))
-    return torch.cat(parts, dim=1)
-
-
-def _entropy(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return -(logp.exp() * logp).sum(dim=-1)
-
-
-class _ReadOnlyLayer(DynamicLayer):
-    """A cached layer that shows new keys and values beside its own and forgets them."""
-
-    def __init__(self, layer: DynamicLayer) -> None:
-        super().__init__()
-        self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+        parts.append(hidden_CKD[:, -1])
+    return torch.cat(parts)

@@ -1,6 +1,8 @@
 """Building, loading and saving the models that are trained and sampled."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -100,15 +102,56 @@ def save_model(
             (partial / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
 
 
-def decoder_and_head(model: PreTrainedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.Module]:
     """The decoder stack and the output layer, for callers that want logits at a few positions only.
 
-    Raises UserError for a model that does more between the two, or that attends to a window: neither is followed here.
+    Raises UserError for a model that does more between the two.
     """
-    config = model.config
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise UserError(f"{type(model).__name__} uses sliding-window attention, which is not supported")
     return model.get_decoder(), model.get_output_embeddings()
+
+
+def require_plain_attention(model: PreTrainedModel, length: int) -> None:
+    """Raise UserError unless every position of a sequence of `length` tokens attends to all before it, and nothing but
+    its own position turns its keys: what an attention or a cache of ours takes for granted."""
+    name, config = type(model).__name__, model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if odd := kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{name} has layers of {min(odd)}, which is not supported")
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in kinds and window is not None and length > window:
+        raise UserError(f"{name} attends to a window of {window} tokens: {length} are too many here")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            raise UserError(f"{name} turns its keys by the longest sequence ({parameters['rope_type']}): not supported")
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, then every module in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[None]:
+    """`decoder` with the registered attention `name`, then with its own again.
+
+    Raises UserError for an architecture whose attention cannot be replaced.
+    """
+    if not decoder._supports_attention_backend:
+        raise UserError(f"{type(decoder).__name__} does not let its attention be replaced, which is not supported")
+    before = decoder.config._attn_implementation
+    decoder.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = before

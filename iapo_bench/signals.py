@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.informativeness import answer_entropies
+from iapo_bench.informativeness import EVERY_PREFIX, AnswerReading, next_token_statistics, read_answers
 from iapo_bench.method import Signal
-from iapo_bench.models import decoder_and_head
+from iapo_bench.models import decoder_and_head, evaluating
+from iapo_bench.packed import PackedBatch, packed_blocks
 
 CHUNK_TOKENS = 1024
 CHUNK_LOGITS = 2**26  # 256 MiB of float32
@@ -98,36 +99,48 @@ def compute_signals(
     micro_batch_tokens: int,
     postfix_ids: list[int],
     reference: PreTrainedModel | None = None,
+    reading: AnswerReading = EVERY_PREFIX,
 ) -> RolloutBatch:
-    """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one."""
-    was_training = model.training
-    model.eval()
-    filled: dict[str, Any] = {}
+    """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one.
 
-    def put(name: str, rows: torch.Tensor, flat_N: torch.Tensor) -> None:
-        mask_BT = batch.completion_mask_BT[rows]
-        part = torch.zeros(mask_BT.shape, device=flat_N.device).masked_scatter(mask_BT, flat_N)
-        filled.setdefault(name, torch.zeros(batch.completion_mask_BT.shape, device=flat_N.device))[rows] = part
-
-    entropy = Signal.TOKEN_ENTROPY in needs
-    for rows in micro_batches(batch, micro_batch_tokens):
-        part = batch.rows(rows)
-        if entropy or Signal.OLD_LOGP in needs:
-            logp_N, entropy_N = token_statistics(model, part, temperature=temperature, entropy=entropy)
-            put("old_logp_BT", rows, logp_N)
-            if entropy_N is not None:
-                put("token_entropy_BT", rows, entropy_N)
+    One packed pass of the model serves all its signals: the answer entropies read the keys and values of the pass that
+    gives the log-probabilities and token entropies.
+    """
+    T = batch.completion_ids_BT.shape[1]
+    answer_BS = batch.completion_mask_BT.new_zeros(len(batch.rewards_B), T + 1, dtype=torch.float32)
+    flat: dict[str, list[torch.Tensor]] = {}
+    blocks = packed_blocks(
+        batch.prompt_ids_BP, batch.prompt_mask_BP, batch.completion_ids_BT, batch.completion_mask_BT, micro_batch_tokens
+    )
+    for block in blocks:
+        targets_N = torch.cat(block.completions)
+        if needs:
+            with evaluating(model):
+                packed = PackedBatch(model, block)
+                if needs & {Signal.OLD_LOGP, Signal.TOKEN_ENTROPY}:
+                    logp_N, entropy_N = next_token_statistics(packed.head, packed.predictive_ND, temperature, targets_N)
+                    flat.setdefault("old_logp_BT", []).append(logp_N)
+                    flat.setdefault("token_entropy_BT", []).append(entropy_N)
+                if Signal.ANSWER_ENTROPY in needs:
+                    rows = read_answers(
+                        packed, torch.tensor(postfix_ids, device=targets_N.device), temperature, reading=reading
+                    )
+                    for row, e in zip(block.rows, rows, strict=True):
+                        answer_BS[row, : len(e)] = e
         if reference is not None:
-            put("ref_logp_BT", rows, token_statistics(reference, part, temperature=temperature, entropy=False)[0])
-    if Signal.ANSWER_ENTROPY in needs:
-        filled["answer_entropy_BS"] = answer_entropies(
-            model,
-            batch.prompt_ids_BP,
-            batch.prompt_mask_BP,
-            batch.completion_ids_BT,
-            batch.completion_mask_BT,
-            torch.tensor(postfix_ids, device=batch.rewards_B.device),
-            temperature=temperature,
+            with evaluating(reference):
+                packed = PackedBatch(reference, block)
+                logp_N, _ = next_token_statistics(packed.head, packed.predictive_ND, temperature, targets_N)
+                flat.setdefault("ref_logp_BT", []).append(logp_N)
+    asked = {"old_logp_BT": Signal.OLD_LOGP, "token_entropy_BT": Signal.TOKEN_ENTROPY}
+    # Blocks hold the rows in order, so the tokens of all blocks fill the mask in order.
+    filled: dict[str, Any] = {
+        name: torch.zeros(batch.completion_mask_BT.shape, device=parts[0].device).masked_scatter(
+            batch.completion_mask_BT, torch.cat(parts)
         )
-    model.train(was_training)
+        for name, parts in flat.items()
+        if name not in asked or asked[name] in needs
+    }
+    if Signal.ANSWER_ENTROPY in needs:
+        filled["answer_entropy_BS"] = answer_BS
     return replace(batch, **filled)

@@ -5,8 +5,6 @@ leaves at once (the last active row takes its place, so the active rows are alwa
 waiting prompts take the free slots, and a prompt's keys and values are computed once for all of its samples.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +15,12 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import CacheLayerMixin
 
 from iapo_bench.errors import UserError
-from iapo_bench.models import decoder_and_head
+from iapo_bench.models import (
+    attention_implementation,
+    decoder_and_head,
+    evaluating,
+    require_plain_attention,
+)
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.seeds import row_uniforms, stream_seed
 
@@ -49,12 +52,9 @@ class TransformersEngine:
             raise UserError(
                 f"a prompt of {longest} tokens and {sampling.max_tokens} more exceed the model's context of {context}"
             )
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        require_plain_attention(self.model, longest + sampling.max_tokens)
+        with evaluating(self.model):
             return _Run(self.model, prompts, sampling, self.batch_size, self.progress).finish()
-        finally:
-            self.model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class _Run:
         rows = slice(0, self.active)
         position_R1 = self.position_R[rows, None]
         self.cache.advance(self.active, self.position_R[rows])
-        with _decode_attention(self.decoder):
+        with attention_implementation(self.decoder, "iapo_bench_decode"):
             output = self.decoder(
                 input_ids=self.last_R[rows, None],
                 attention_mask=self.cache.visible(),
@@ -220,16 +220,6 @@ def _grouped_attention(
 
 
 AttentionInterface.register("iapo_bench_decode", _grouped_attention)
-
-
-@contextmanager
-def _decode_attention(decoder: PreTrainedModel) -> Iterator[None]:
-    before = decoder.config._attn_implementation
-    decoder.config._attn_implementation = "iapo_bench_decode"
-    try:
-        yield
-    finally:
-        decoder.config._attn_implementation = before
 
 
 class _SlotLayer(CacheLayerMixin):
