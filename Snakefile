@@ -3,6 +3,8 @@
 #   snakemake --cores all results/table1.csv                              the micro tier, two cores, no GPU
 #   snakemake --cores all results/smollm2/table1.csv --configfile configs/smollm2.yaml
 #   snakemake --cores all results/table1.csv --config train='{completions: 1024}'   any setting, by section
+#   snakemake --cores all ablations                                       what each part of IAPO does
+#   snakemake --cores all sensitivity                                     its two weights, on validation
 #   snakemake --cores all tune                                            search on validation, equal budgets
 import sys
 
@@ -24,6 +26,17 @@ OUT = "results" if NAME == "micro" else WORK  # what people read
 METHODS = list(TIER.methods)
 TRAIN_SEEDS = TIER.train.seeds
 
+# What tokens are for is known in the micro world only.
+ROLE_RESULTS = (
+    [
+        f"{OUT}/informativeness.csv",
+        f"{OUT}/roles.csv",
+        f"{OUT}/figures/informativeness.png",
+    ]
+    if TIER.world.name == "micro"
+    else []
+)
+
 export_settings(TIER, f"{WORK}/settings")
 
 
@@ -33,11 +46,14 @@ wildcard_constraints:
     trial=r"\d+",
     split="train|validation|test",
     row="[a-z][a-z0-9_]*",
-    run=r"base|[a-z][a-z0-9_]*/seed\d+|tune/[a-z][a-z0-9_]*/trial\d+",
+    point=r"\d+",
+    run=r"base|[a-z][a-z0-9_]*/seed\d+|tune/[a-z][a-z0-9_]*/trial\d+|sensitivity/point\d+",
 
 
 localrules:
     all,
+    ablations,
+    sensitivity,
 
 
 rule all:
@@ -48,10 +64,19 @@ rule all:
         f"{OUT}/figures/accuracy_length.png",
         f"{OUT}/figures/training.png",
         f"{OUT}/figures/wallclock.png",
+        ROLE_RESULTS,
 
 
 include: "rules/base.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/tables.smk"
+
+
+if ROLE_RESULTS:
+
+    include: "rules/informativeness.smk"
+
+
 include: "rules/tune.smk"
+include: "rules/ablations.smk"

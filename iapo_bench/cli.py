@@ -9,6 +9,7 @@ import yaml
 
 from iapo_bench.config import TierConfig, merge, read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.worlds import POSTFIX
 
 FILE = click.Path(path_type=Path)
 
@@ -243,6 +244,86 @@ def tune(config: str, overrides: tuple[str, ...], trials: Path, base: Path, out:
     report.choose(_read(config, overrides), trials, base, out)
 
 
+@cli.command()
+@_tier_option
+@click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
+@click.option("--grades", type=FILE, multiple=True, required=True, help="Of each point of the grid, in order; repeat.")
+@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--figure", type=FILE, required=True, help="Heat maps, without ending: PNG and SVG are written.")
+def sensitivity(
+    config: str, overrides: tuple[str, ...], base: Path, grades: tuple[Path, ...], out: Path, figure: Path
+) -> None:
+    """Show how two options of a method, on the tier's grid, move accuracy and length on the validation split."""
+    from iapo_bench import report
+
+    report.make_sensitivity(_read(config, overrides), base, grades, out=out, figure=figure)
+
+
+@cli.command("token-roles")
+@_tier_option
+@click.option("--model", type=FILE, required=True, help="Directory of the run's model.")
+@click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
+@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option("--completions", default=400, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--out", type=FILE, required=True, help="Parquet file, a row for each token.")
+def token_roles(
+    config: str, overrides: tuple[str, ...], model: Path, samples: Path, data: Path, completions: int, out: Path
+) -> None:
+    """Score the tokens of a run's own completions, beside what each is for. Micro world only."""
+    from iapo_bench import role_scores
+
+    role_scores.score_tokens(
+        _read(config, overrides), model=model, samples=samples, data=data, out=out, completions=completions
+    )
+
+
+@cli.command("role-tables")
+@_tier_option
+@_RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file: how well each score tells needed from redundant.")
+@click.option("--roles", type=FILE, required=True, help="CSV file: tokens a completion by role.")
+@click.option("--figure", type=FILE, required=True, help="Both, without ending: PNG and SVG are written.")
+def role_tables(
+    config: str, overrides: tuple[str, ...], runs: tuple[str, ...], out: Path, roles: Path, figure: Path
+) -> None:
+    """Say which scores know a needed token, and which roles each method removed. Micro world only."""
+    from iapo_bench import roles as analysis
+
+    analysis.make_role_tables(_read(config, overrides), _named(runs), informativeness=out, roles=roles, figure=figure)
+
+
+@cli.command()
+@click.option("--model", type=FILE, required=True, help="Directory of the model.")
+@click.option("--input", "transcripts", type=FILE, required=True, help="JSON-lines file of transcripts.")
+@click.option("--postfix", default=POSTFIX, show_default=True, help="What makes the model answer at once.")
+@click.option(
+    "--temperature",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Of every distribution that is measured.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
+@click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
+def heatmap(model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path) -> None:
+    """Show what each token of your own transcripts tells about the answer, in colour and as a table.
+
+    \b
+    Every line of the input is a JSON object with
+      prompt, completion          text, or
+      prompt_ids, completion_ids  lists of token ids, which go before text
+      id                          optional; the line number otherwise
+      correct                     optional, true or false; shown beside the id
+
+    Text is tokenised as it is, without special tokens: apply the chat template to the prompt before.
+    """
+    from iapo_bench.transcripts import score_transcripts
+
+    score_transcripts(
+        model=model, transcripts=transcripts, out=out, postfix=postfix, temperature=temperature, limit=limit
+    )
+
+
 @cli.group()
 def bench() -> None:
     """Measure speed: ratios in one run, never seconds against a promise."""
@@ -283,6 +364,46 @@ def bench_engine_command(base: Path, pairs: int, out: Path | None) -> None:
     from iapo_bench.bench.engine import bench_engine
 
     _show(bench_engine(base, pairs=pairs), out)
+
+
+@bench.command("informativeness")
+@_BASE
+@click.option("--pairs", default=3, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
+@click.option(
+    "--length",
+    "lengths",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Completion length; repeat. By default 64 to 512.",
+)
+@_CSV
+def bench_informativeness_command(base: Path, pairs: int, lengths: tuple[int, ...], out: Path | None) -> None:
+    """Answer entropies: time and extra memory against the replicated scheme and the floor of the arithmetic."""
+    from iapo_bench.bench.informativeness import LENGTHS, bench_informativeness
+
+    _show(bench_informativeness(base, pairs=pairs, lengths=lengths or LENGTHS), out)
+
+
+@bench.command("approximations")
+@_BASE
+@_PAIRS
+@_CSV
+def bench_approximations_command(base: Path, pairs: int, out: Path | None) -> None:
+    """What reading the answer's entropy after fewer prefixes saves, and what error it makes, on the micro world."""
+    from iapo_bench.bench.informativeness import bench_approximations
+
+    _show(bench_approximations(base, pairs=pairs), out)
+
+
+@bench.command("step")
+@_BASE
+@_PAIRS
+@_CSV
+def bench_step_command(base: Path, pairs: int, out: Path | None) -> None:
+    """A training step of IAPO against one of GRPO, by phase."""
+    from iapo_bench.bench.step import bench_step
+
+    _show(bench_step(base, pairs=pairs), out)
 
 
 @bench.command("table")

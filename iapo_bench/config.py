@@ -58,6 +58,10 @@ class TrainConfig(_Section):
         default=4, description="rounds of new prompts that dynamic sampling may ask for in a step"
     )
     rollout_batch_size: Positive = 256
+    answer_stride: Positive = Field(
+        default=1, description="read the answer's entropy after every so many tokens only; 1 is exact"
+    )
+    skip_answer: bool = Field(default=False, description="do not read it within the answer, after </think>")
     checkpoint_every: Positive = 10
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     problems: Positive | None = Field(default=None, description="use only the first so many training problems")
@@ -88,6 +92,9 @@ class EvalConfig(_Section):
 class MethodConfig(_Section):
     """What is particular to one method: options of its class and changes to the `train` section."""
 
+    method: str | None = Field(
+        default=None, description="the method that this entry is a variant of; by default the one of the entry's name"
+    )
     profile: Literal["paper", "released"] = "paper"
     lr: Annotated[float, Field(gt=0)] | None = None
     updates_per_rollout: Positive | None = None
@@ -105,6 +112,18 @@ class TuneConfig(_Section):
     )
 
 
+class SensitivityConfig(_Section):
+    """A grid over two options of a method, every point trained with the table's budget and measured as in tuning."""
+
+    method: str
+    grid: Annotated[dict[str, Annotated[list[float], Field(min_length=1)]], Field(min_length=2, max_length=2)]
+
+    def points(self) -> list[dict[str, float]]:
+        """The options of every point, the second option running fastest."""
+        (first, xs), (second, ys) = self.grid.items()
+        return [{first: x, second: y} for x in xs for y in ys]
+
+
 class TierConfig(_Section):
     """A whole tier."""
 
@@ -118,19 +137,41 @@ class TierConfig(_Section):
     tune: TuneConfig | None = None
     selection: str = Field(description="how hyperparameters were chosen; printed in the table")
     tuned: str | None = Field(default=None, description="file of choices made on validation, beside this one")
-    methods: dict[str, MethodConfig | None]
+    methods: dict[str, MethodConfig | None] = Field(description="the rows of the table")
+    ablations: dict[str, MethodConfig] = Field(default={}, description="variants of methods, for a table of their own")
+    sensitivity: SensitivityConfig | None = None
 
     @model_validator(mode="after")
     def _methods_exist(self) -> "TierConfig":
-        for name in self.methods:
+        names = [entry.method or name for name, entry in self._entries().items()]
+        for name in [*names, *([self.sensitivity.method] if self.sensitivity else [])]:
             if name not in list_methods():
                 raise ValueError(str(unknown("method", name, list_methods())))
+        if twice := set(self.methods) & set(self.ablations):
+            raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
         return self
 
+    def _entries(self) -> dict[str, MethodConfig]:
+        return {name: entry or MethodConfig() for name, entry in {**self.methods, **self.ablations}.items()}
+
+    def parent(self, name: str) -> str:
+        """The method that an entry of `methods` or `ablations` trains: its own name, unless it is a variant."""
+        entry = self._entries().get(name)
+        return (entry.method if entry else None) or name
+
     def method(self, name: str, trial: int | None = None) -> MethodConfig:
-        """The settings of one method: the tuned choice (or a trial of the search), and the tier's own entry on top."""
-        chosen = self._tuned_choices().get(name, {}) if trial is None else _trial(name, trial)
-        own = (self.methods.get(name) or MethodConfig()).model_dump(exclude_unset=True)
+        """The settings of one method: the tuned choice (or a trial of the search), and the tier's own entry on top.
+
+        A variant starts from the settings of the method that it varies.
+        """
+        parent = self.parent(name)
+        if trial is not None:
+            chosen = _trial(name, trial)
+        elif parent != name:
+            chosen = self.method(parent).model_dump(exclude_unset=True)
+        else:
+            chosen = self._tuned_choices().get(name, {})
+        own = self._entries().get(name, MethodConfig()).model_dump(exclude_unset=True)
         options = {**chosen.get("options", {}), **own.get("options", {})}
         return MethodConfig(**{**chosen, **own, "options": options})
 
@@ -151,14 +192,18 @@ class TierConfig(_Section):
             "seed": self.seed,
             "world": self.world.model_dump(),
             "train": {**train, **changes},
-            "method": {"name": name, "profile": method.profile, "options": method.options},
+            "method": {"name": self.parent(name), "profile": method.profile, "options": method.options},
         }
 
     def check(self) -> "TierConfig":
         """Build every method once, so that a bad option is an error now and not after an hour."""
-        for name in self.methods:
+        for name in self._entries():
             method = self.method(name)
-            load_method(name, method.profile, **method.options)
+            load_method(self.parent(name), method.profile, **method.options)
+        if self.sensitivity:
+            name = self.sensitivity.method
+            for point in self.sensitivity.points():
+                load_method(self.parent(name), self.method(name).profile, **{**self.method(name).options, **point})
         return self
 
 

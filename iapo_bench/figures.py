@@ -1,4 +1,4 @@
-"""The figures: accuracy against length, training curves, and where the time went."""
+"""The figures: accuracy against length, training curves, where the time went, and what tokens are for."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,14 @@ from iapo_bench.tables import BASE, PHASES, Row, read_steps
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 SMOOTHING = 5
+# Roles of tokens, apart from the methods' colours: needed dark, what could go lighter.
+ROLE_COLOURS = {"needed": "#3D4852", "check": "#7A93AC", "restatement": "#B3C6D6", "filler": "#E3DCCB"}
+SCORE_LABELS = {
+    "early_exit": "early exit:\ninformation",
+    "next_token": "next token:\ninformation",
+    "next_token_entropy": "next token:\nentropy",
+    "position": "position:\nlater is more",
+}
 
 _STYLE: Any = {
     "font.size": 9,
@@ -122,6 +130,83 @@ def wallclock_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
+    """How well each score ranks needed above redundant tokens (AUC, 95% interval), and tokens a completion by role.
+
+    `aucs` and `roles` are the two tables of `iapo_bench.roles`, a colour or a bar for each run. A score that found
+    nothing to rank has no point.
+    """
+    aucs = aucs[aucs["needed_against"] == "redundant"].assign(run=_run_names(aucs))
+    roles = roles.assign(run=_run_names(roles))
+    runs = list(dict.fromkeys(roles["run"]))
+    styles = _styles(runs)
+    scores = [score for score in SCORE_LABELS if score in set(aucs["score"])]
+    with mpl.rc_context(_STYLE):
+        title = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}: what tokens tell, and what they are for"
+        figure, (left, right) = _figure(2, title, height=3.4 + 0.16 * len(runs))
+        left.axhline(0.5, color="#888888", linewidth=1, linestyle="--", zorder=1)
+        for i, run in enumerate(runs):
+            mine = aucs[aucs["run"] == run].set_index("score").loc[scores]
+            places = np.arange(len(scores)) + (i - (len(runs) - 1) / 2) * 0.7 / len(runs)
+            colour, marker = styles[run].colour, styles[run].marker
+            left.vlines(places, mine["auc_lo"], mine["auc_hi"], color=colour, linewidth=1.2)
+            face = "white" if run == BASE else colour
+            left.plot(places, mine["auc"], marker, color=colour, markerfacecolor=face, markersize=5, label=run)
+        left.set_xticks(range(len(scores)), [SCORE_LABELS[score] for score in scores])
+        left.set_ylabel("AUC, needed against redundant (0.5: chance)")
+        left.grid(visible=False, axis="x")
+        start = np.zeros(len(runs))
+        for role, colour in ROLE_COLOURS.items():
+            tokens = roles[roles["role"] == role].set_index("run")["tokens"].reindex(runs).to_numpy(float)
+            right.barh(runs, tokens, left=start, color=colour, edgecolor="white", height=0.7, label=role)
+            start += tokens
+        right.bar_label(right.containers[-1], [f"{total:.1f}" for total in start], padding=3, color=INK)  # type: ignore[arg-type]
+        right.invert_yaxis()
+        right.margins(x=0.12)
+        right.grid(visible=False)
+        right.set_xlabel("tokens a completion")
+        for ax in (left, right):
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, columnspacing=1.2, handletextpad=0.5)
+    return figure
+
+
+def sensitivity_maps(table: pd.DataFrame, options: Sequence[str], measures: Sequence[str], *, title: str) -> Figure:
+    """A heat map for each measure over two options, from the rows of `make_sensitivity`: the base's, then the grid's.
+
+    The colour says how far a point is from the base, blue for the better and red for the worse side.
+    """
+    base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE]
+    across, up = options[1], options[0]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(len(measures), title, height=3.4, width=3.0)
+        for ax, measure in zip(axes, measures, strict=True):
+            values = grid.pivot_table(index=up, columns=across, values=measure)
+            lengths = measure.startswith("length")
+            reach = max(float(np.nanmax(np.abs(values.to_numpy() - base[measure]))), 1e-9)
+            colours = mpl.colormaps["RdBu_r" if lengths else "RdBu"]
+            ax.imshow(
+                values, cmap=colours, vmin=base[measure] - reach, vmax=base[measure] + reach, origin="lower", alpha=0.85
+            )
+            for (row, column), value in np.ndenumerate(values.to_numpy()):
+                strong = abs(value - base[measure]) > 0.6 * reach
+                ax.text(
+                    column, row, f"{value:.3g}", ha="center", va="center", color="white" if strong else INK, fontsize=8
+                )
+            ax.set_xticks(range(len(values.columns)), [f"{x:g}" for x in values.columns])
+            ax.set_yticks(range(len(values.index)), [f"{y:g}" for y in values.index])
+            ax.set_xlabel(across)
+            ax.set_ylabel(up)
+            ax.set_title(f"{measure.capitalize()} (base {base[measure]:.3g})")
+            ax.grid(visible=False)
+    return figure
+
+
+def _run_names(table: pd.DataFrame) -> pd.Series:
+    """A run's method, and its training seed where a method has several."""
+    seeds = table.groupby("method")["train_seed"].transform("nunique")
+    return table["method"].where(seeds < 2, table["method"] + "/" + table["train_seed"].astype(str))
+
+
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write `stem.png` and `stem.svg`, each whole or not at all."""
     with mpl.rc_context(_STYLE):
@@ -130,8 +215,8 @@ def save_figure(figure: Figure, stem: Path) -> None:
                 figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
 
 
-def _figure(panels: int, title: str, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(1.0 + 4.0 * panels, height), layout="constrained")
+def _figure(panels: int, title: str, height: float = 3.6, width: float = 4.0) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(1.0 + width * panels, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])

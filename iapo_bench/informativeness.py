@@ -27,7 +27,8 @@ from iapo_bench.packed import Block, PackedBatch, packed_blocks
 Implementation = Literal["shared_kv", "kv_replicated", "naive"]
 REPLICATED_CHUNK = 64  # prefixes; each holds a copy of the cache
 HEAD_ELEMENTS = 2**24  # of float32 logits at once
-PASS_BYTES = 2**25  # of activations in one pass on a CPU: what its caches and a laptop can take
+PASS_BYTES = 2**23  # of activations in one pass on a CPU: more is no faster
+PASS_TOKENS = 2**13  # in one pass on a GPU at most: its block mask is made for every pair of query and key
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def answer_entropies(
     out_BS = torch.zeros(B, T + 1, device=completion_ids_BT.device)
     with evaluating(model):
         for block in packed_blocks(
-            prompt_ids_BP, prompt_mask_BP, completion_ids_BT, completion_mask_BT, cache_tokens(model)
+            prompt_ids_BP, prompt_mask_BP, completion_ids_BT, completion_mask_BT, pass_tokens(model)
         ):
             if implementation == "shared_kv":
                 packed = PackedBatch(model, block)
@@ -144,7 +145,7 @@ def read_answers(
     """The answer entropies (nats) of each row of a packed batch at prefixes 0 to its length: float32 (length + 1,)."""
     read = [reading.prefixes(completion) for completion in packed.completions]
     prefixes = [(row, t) for row, ts in enumerate(read) for t in ts]
-    chunk = chunk or pass_prefixes(packed.model, len(postfix_ids_K))
+    chunk = chunk or max(1, pass_tokens(packed.model) // len(postfix_ids_K))
     parts = []
     for i in range(0, len(prefixes), chunk):
         hidden_ND = packed.read_postfix(postfix_ids_K, prefixes[i : i + chunk])
@@ -163,7 +164,7 @@ def next_token_statistics(
     Never holds all logits. Without targets the log-probabilities are 0.
     """
     chosen, entropy = [], []
-    step = max(1, HEAD_ELEMENTS // int(head.weight.shape[0]))  # type: ignore[union-attr,index,arg-type]
+    step = max(1, HEAD_ELEMENTS // int(head.weight.shape[0]))  # type: ignore[index]
     for start in range(0, len(hidden_ND), step):
         logits = head(hidden_ND[start : start + step]).float() / temperature
         logits -= logits.amax(dim=-1, keepdim=True)
@@ -177,24 +178,15 @@ def next_token_statistics(
     return torch.cat(chosen), torch.cat(entropy)
 
 
-def pass_prefixes(model: PreTrainedModel, K: int) -> int:
-    """How many prefixes with a postfix of K tokens go through the model at once."""
+def pass_tokens(model: PreTrainedModel) -> int:
+    """How many tokens go through the model at once: as many as their activations' bytes allow."""
     config = model.config.get_text_config()
     width = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    return max(1, _pass_bytes(model.device) // (K * width * model.dtype.itemsize))
-
-
-def cache_tokens(model: PreTrainedModel) -> int:
-    """How many tokens' keys and values are held at once."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
-    return max(1, 4 * _pass_bytes(model.device) // a_token)
-
-
-def _pass_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] // 16 if device.type == "cuda" else PASS_BYTES
+    if model.device.type == "cuda":
+        return max(
+            1, min(PASS_TOKENS, torch.cuda.mem_get_info(model.device)[0] // 16 // (width * model.dtype.itemsize))
+        )
+    return max(1, PASS_BYTES // (width * model.dtype.itemsize))
 
 
 def _naive(

@@ -5,9 +5,10 @@ first pass keeps every row's keys and values. A later pass reads any number of p
 K query tokens a prefix (the postfix) see the prefix and themselves, and nothing is copied and nothing written.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -105,23 +106,33 @@ def _attend(
     if packed.source_S is not None:
         packed.cache[layer] = (key[0][:, packed.source_S], value[0][:, packed.source_S])
     keys, values = packed.cache[layer]
-    if query.device.type == "cpu":
-        own = None if packed.source_S is not None else (key, value)
-        return _attend_cpu(packed, query, keys, values, own, scaling), None
-    if packed.source_S is None:
-        keys, values = torch.cat([keys, key[0]], dim=1), torch.cat([values, value[0]], dim=1)
-    out = _compiled_flex()(
-        query, keys[None], values[None], block_mask=packed.block_mask, scale=scaling, enable_gqa=True
-    )
-    return out.transpose(1, 2), None
+    own = None if packed.source_S is not None else (key, value)
+    attend = _attend_flash if query.device.type == "cpu" else _attend_flex
+    return attend(packed, query, keys, values, own, scaling), None
 
 
 @cache
-def _compiled_flex():
+def _compiled_flex() -> Callable[..., torch.Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _attend_cpu(
+def _attend_flex(
+    packed: _Pass,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    own: tuple[torch.Tensor, torch.Tensor] | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """One kernel over the cached keys and, after them, the queries' own; blocks that no query sees are skipped."""
+    if own is not None:
+        keys, values = torch.cat([keys, own[0][0]], dim=1), torch.cat([values, own[1][0]], dim=1)
+    mask = packed.block_mask
+    out = _compiled_flex()(query, keys[None], values[None], block_mask=mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def _attend_flash(
     packed: _Pass,
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -265,17 +276,20 @@ class PackedBatch:
         return self._forward(postfix_K.repeat(len(prefixes)), positions_MK.reshape(-1), reading)[K - 1 :: K]
 
     def _spans(self, prefixes: Sequence[tuple[int, int]]) -> list[_Span]:
-        """Runs of one row with one step."""
-        spans: list[_Span] = []
-        for i, (row, t) in enumerate(prefixes):
-            seen, start = self.prompt_lengths[row] + t, self.row_starts[row]
-            last = spans[-1] if spans else None
-            if last and last.row_start == start and last.count < SPAN:
-                step = seen - last.width
-                if last.count == 1 or step == last.step:
-                    spans[-1] = replace(last, count=last.count + 1, step=step)
-                    continue
-            spans.append(_Span(i, 1, start, seen))
+        """Runs of one row with one step, of at most `SPAN` prefixes."""
+        bounds = [0]
+        for i in range(1, len(prefixes)):
+            first = bounds[-1]
+            row, t = prefixes[first]
+            step = prefixes[first + 1][1] - t
+            if prefixes[i][0] != row or prefixes[i][1] - prefixes[i - 1][1] != step or i - first == SPAN:
+                bounds.append(i)
+        bounds.append(len(prefixes))
+        spans = []
+        for first, end in pairwise(bounds):
+            row, t = prefixes[first]
+            step = prefixes[first + 1][1] - t if end > first + 1 else 1
+            spans.append(_Span(first, end - first, self.row_starts[row], self.prompt_lengths[row] + t, step))
         return spans
 
     def _forward(self, ids_N: torch.Tensor, positions_N: torch.Tensor, packed: _Pass) -> torch.Tensor:

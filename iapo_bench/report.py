@@ -10,11 +10,13 @@ import yaml
 
 from iapo_bench.config import TierConfig, TuneConfig, search_space
 from iapo_bench.errors import UserError
-from iapo_bench.figures import accuracy_length, save_figure, training_curves, wallclock_bars
+from iapo_bench.figures import accuracy_length, save_figure, sensitivity_maps, training_curves, wallclock_bars
 from iapo_bench.files import whole_file
 from iapo_bench.metrics import read_grades, summarise
 from iapo_bench.provenance import write_provenance
 from iapo_bench.tables import BASE, Row, read_rows, wallclock_row, write_table, write_wallclock
+
+_INTERVAL = (("", "mean"), ("_lo", "lo"), ("_hi", "hi"))
 
 
 def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -> None:
@@ -110,6 +112,37 @@ def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
             f"{tier.tune.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
             + yaml.safe_dump(choices, sort_keys=False)
         )
+
+
+def make_sensitivity(tier: TierConfig, base: Path, grades: Sequence[Path], *, out: Path, figure: Path) -> None:
+    """Write what came out at each point of the tier's grid, `grades` in its order, with intervals, and heat maps."""
+    if tier.tune is None or tier.sensitivity is None:
+        raise UserError(f"tier {tier.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
+    points = tier.sensitivity.points()
+    if len(grades) != len(points):
+        raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")
+    k = tier.tune.k
+    ks = sorted({1, k})
+    measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]
+    rows = []
+    for name, point, path in [
+        (BASE, {}, base),
+        *zip([tier.sensitivity.method] * len(points), points, grades, strict=True),
+    ]:
+        summary = summarise({0: read_grades(path)}, ks)
+        cells = {measure: summary.cells[measure] for measure in measures}
+        rows.append(
+            {"method": name, **point}
+            | {f"{m}{end}": getattr(cell, part) for m, cell in cells.items() for end, part in _INTERVAL}
+            | {"n_problems": summary.n_problems, "n_samples": summary.n_samples}
+        )
+    frame = pd.DataFrame(rows)
+    drawing = sensitivity_maps(
+        frame, list(tier.sensitivity.grid), measures, title=f"{tier.model.name}, validation split"
+    )
+    with whole_file(out) as partial:
+        frame.to_csv(partial, index=False, float_format="%.6g")
+    save_figure(drawing, figure)
 
 
 def pick(scores: Sequence[dict[str, float]], floor: float) -> int:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config import TierConfig, TrainConfig, digest
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_directory, whole_file
 from iapo_bench.grading import make_grader
+from iapo_bench.informativeness import AnswerReading
 from iapo_bench.method import load_method
 from iapo_bench.models import context_length, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.pretrained import fetch_model
@@ -28,7 +30,7 @@ from iapo_bench.seeds import stream_seed
 from iapo_bench.trainer import Task, Trainer, TrainSettings
 from iapo_bench.update import UpdateSettings
 from iapo_bench.warm_start import WarmStart, warm_start
-from iapo_bench.worlds import POSTFIX, SPLITS, Problem, read_problems, write_problems
+from iapo_bench.worlds import POSTFIX, SPLITS, THINK_CLOSE, Problem, read_problems, write_problems
 from iapo_bench.worlds.load import load_world
 from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
 
@@ -73,7 +75,8 @@ def train(
     settings = tier.training_slice(method, trial)
     config = TrainConfig(**settings["train"])
     world = load_world(tier.world, tier.seed)
-    credit = load_method(method, settings["method"]["profile"], **settings["method"]["options"])
+    chosen = settings["method"]
+    credit = load_method(chosen["name"], chosen["profile"], **chosen["options"])
     problems = read_problems(data / "train.jsonl")[: config.problems]
     model = load_model(base).to(_device())
     tokenizer = load_tokenizer(base)
@@ -89,6 +92,7 @@ def train(
             tokenizer=tokenizer,
             eos_ids=eos_ids(model, tokenizer),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
+            reading=answer_reading(config, tokenizer),
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
         rows = trainer.run(state)
@@ -122,6 +126,13 @@ def train_settings(config: TrainConfig, seed: int) -> TrainSettings:
         ),
         seed=seed,
     )
+
+
+def answer_reading(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> AnswerReading:
+    """Which prefixes' answer entropies are read. The last token of `</think>` is left out of what is searched for: a
+    byte-level tokenizer may merge it with what follows."""
+    ids = tokenizer(THINK_CLOSE, add_special_tokens=False).input_ids if config.skip_answer else []
+    return AnswerReading(stride=config.answer_stride, stop_ids=tuple(ids[:-1] or ids))
 
 
 def sample(

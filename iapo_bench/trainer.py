@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
 from iapo_bench.grading import Outcome, is_formatted
+from iapo_bench.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.method import Method, Signal, require_groups
 from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
@@ -55,6 +56,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     postfix_ids: list[int]
+    reading: AnswerReading = EVERY_PREFIX
 
 
 @dataclass
@@ -224,6 +226,7 @@ class Trainer:
                 temperature=self.settings.temperature,
                 micro_batch_tokens=self.settings.update.micro_batch_tokens,
                 postfix_ids=self.task.postfix_ids,
+                reading=self.task.reading,
                 reference=self.reference if self.method.loss.kl_coef else None,
             )
         return replace(batch, rewards_B=self.method.shape_rewards(batch)).validate()

@@ -1,7 +1,7 @@
 """The clipped surrogate loss and the optimiser step, the same for every method."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -109,8 +109,13 @@ def update(
     """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm and sampler/trainer gap.
 
     The gap is the mean absolute difference of log-probabilities (nats) before the first step, when both should agree.
+
+    With a single step the policy is the one that sampled: the ratio is 1 for every method, whether or not it asked for
+    old log-probabilities, whose rounding is that of another pass.
     """
     model.train()
+    if settings.updates_per_rollout == 1:
+        batch = replace(batch, old_logp_BT=None)
     norms, sums = [], []
     for rows in _update_batches(batch, settings.updates_per_rollout):
         optimizer.zero_grad()

@@ -18,7 +18,17 @@ PACKAGE = Path(__file__).parent
 # Files whose change makes a stage's results stale. What only presents results is left out.
 _WORLD = ("worlds/*.py", "seeds.py", "grading.py")
 _MODEL = ("models.py", "pretrained.py", "warm_start.py")
-_CORE = ("batch.py", "method.py", "rollout/*.py", "signals.py", "informativeness.py", "update.py", "trainer.py")
+_CORE = (
+    "batch.py",
+    "method.py",
+    "rollout/*.py",
+    "packed.py",
+    "informativeness.py",
+    "signals.py",
+    "update.py",
+    "trainer.py",
+)
+_SIGNALS = ("batch.py", "rollout/collate.py", "signals.py", "informativeness.py", "packed.py")
 _STAGES = {
     "worlds": _WORLD,
     "base": (*_WORLD, *_MODEL),
@@ -27,6 +37,8 @@ _STAGES = {
     "grade": ("grading.py",),
     "metrics": ("metrics.py",),
     "tables": ("tables.py", "figures.py"),
+    "roles": (*_WORLD, "models.py", *_SIGNALS, "roles.py", "role_scores.py"),
+    "role_tables": ("worlds/*.py", "roles.py", "figures.py"),
 }
 
 

@@ -8,14 +8,16 @@ RUNS = {"base": f"{WORK}/base"} | {
     for seed in TRAIN_SEEDS
 }
 TRAINED = {name: folder for name, folder in RUNS.items() if name != "base"}
+FOLDERS = {"base": [f"{WORK}/base"]} | {
+    row: [f"{WORK}/{row}/seed{seed}" for seed in TRAIN_SEEDS]
+    for row in [*METHODS, *TIER.ablations]
+}
 
 
 rule metrics:
     input:
         grades=lambda wildcards: [
-            f"{folder}/test/grades.parquet"
-            for name, folder in RUNS.items()
-            if name.split("/")[0] == wildcards.row
+            f"{folder}/test/grades.parquet" for folder in FOLDERS[wildcards.row]
         ],
     output:
         f"{WORK}/summaries/{{row}}.json",

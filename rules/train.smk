@@ -19,7 +19,7 @@ rule train:
         gpu=TIER.gpus,
     params:
         slice=lambda wildcards: TIER.training_slice(wildcards.method),
-        code=lambda wildcards: code_digest("train", wildcards.method),
+        code=lambda wildcards: code_digest("train", TIER.parent(wildcards.method)),
         out=subpath(output.model, parent=True),
     shell:
         "python -m iapo_bench --threads {threads} train --method {wildcards.method}"

@@ -7,6 +7,8 @@ import torch
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import Credit, Method
+from iapo_bench.rollout import Completion
+from iapo_bench.rollout.collate import collate
 
 Rows = Sequence[Sequence[float]]
 
@@ -67,3 +69,19 @@ def assign_credit(method: Method, batch: RolloutBatch, seed: int = 0) -> Credit:
     batch = replace(batch, rewards_B=method.shape_rewards(batch))
     method.observe(batch)
     return method.credit(batch, torch.Generator().manual_seed(seed))
+
+
+def ragged_batch(seed: int = 0, groups: int = 3, vocabulary: int = 42) -> RolloutBatch:
+    """Prompts and completions of every length from random ids; log-probabilities stand in as -1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(3, vocabulary, (n,), generator=generator).tolist()
+
+    prompts = [ids(4 + 3 * group) for group in range(groups)]
+    completions = []
+    for row in range(2 * groups):
+        tokens = tuple(ids(1 + (5 * row) % 11))
+        completions.append(Completion(tokens, (-1.0,) * len(tokens), "stop" if row % 3 else "length"))
+    correct = [row % 2 == 0 for row in range(2 * groups)]
+    return collate(prompts, completions, correct, correct, group_size=2, max_tokens=12, pad_id=0)

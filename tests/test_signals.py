@@ -4,30 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import ragged_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iapo_bench.errors import UserError
-from iapo_bench.informativeness import answer_entropies
 from iapo_bench.method import Signal
-from iapo_bench.rollout import Completion
-from iapo_bench.rollout.collate import collate
 from iapo_bench.signals import compute_signals, micro_batches, token_statistics
-
-
-def ragged_batch(seed: int = 0, groups: int = 3, vocabulary: int = 42):
-    """Prompts and completions of every length from random ids; log-probabilities stand in as -1."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def ids(n: int) -> list[int]:
-        return torch.randint(3, vocabulary, (n,), generator=generator).tolist()
-
-    prompts = [ids(4 + 3 * group) for group in range(groups)]
-    completions = []
-    for row in range(2 * groups):
-        tokens = tuple(ids(1 + (5 * row) % 11))
-        completions.append(Completion(tokens, (-1.0,) * len(tokens), "stop" if row % 3 else "length"))
-    correct = [row % 2 == 0 for row in range(2 * groups)]
-    return collate(prompts, completions, correct, correct, group_size=2, max_tokens=12, pad_id=0)
 
 
 def plain_statistics(model, batch, temperature):
@@ -108,56 +89,6 @@ def test_signals_only_when_needed_and_where_they_belong(model):
     torch.testing.assert_close(full.token_entropy_BT[mask], entropy, atol=1e-5, rtol=0)
     assert (full.old_logp_BT[~mask] == 0).all()
     assert not full.old_logp_BT.requires_grad
-
-
-@pytest.mark.parametrize("postfix", [[4], [4, 5], [4, 5, 9, 3]])
-@pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_shared_cache_equals_one_forward_a_prefix(any_model, postfix, chunk):
-    batch = ragged_batch()
-    arguments = (
-        any_model,
-        batch.prompt_ids_BP,
-        batch.prompt_mask_BP,
-        batch.completion_ids_BT,
-        batch.completion_mask_BT,
-        torch.tensor(postfix),
-    )
-    shared = answer_entropies(*arguments, chunk=chunk, temperature=0.9)
-    torch.testing.assert_close(
-        shared, answer_entropies(*arguments, implementation="naive", temperature=0.9), atol=1e-4, rtol=0
-    )
-    for row in range(len(batch.rewards_B)):
-        prompt = batch.prompt_ids_BP[row][batch.prompt_mask_BP[row]]
-        completion = batch.completion_ids_BT[row][batch.completion_mask_BT[row]]
-        for t in range(len(completion) + 1):
-            ids = torch.cat([prompt, completion[:t], torch.tensor(postfix)])[None]
-            logp = torch.log_softmax(any_model(input_ids=ids).logits[0, -1].detach() / 0.9, -1)
-            assert float(shared[row, t]) == pytest.approx(-(logp.exp() * logp).sum().item(), abs=1e-4)
-        assert (shared[row, len(completion) + 1 :] == 0).all()
-
-
-def test_informativeness_telescopes(model):
-    batch = ragged_batch()
-    entropy = compute_signals(
-        model, batch, frozenset({Signal.ANSWER_ENTROPY}), temperature=1.0, micro_batch_tokens=99, postfix_ids=[4, 5]
-    ).answer_entropy_BS
-    information = (entropy[:, :-1] - entropy[:, 1:]) * batch.completion_mask_BT
-    last = entropy.gather(1, batch.lengths_B[:, None])[:, 0]
-    torch.testing.assert_close(information.sum(1), entropy[:, 0] - last)
-
-
-def test_unknown_implementation(model):
-    batch = ragged_batch()
-    with pytest.raises(UserError, match="unknown implementation 'nave': did you mean 'naive'"):
-        answer_entropies(
-            model,
-            batch.prompt_ids_BP,
-            batch.prompt_mask_BP,
-            batch.completion_ids_BT,
-            batch.completion_mask_BT,
-            torch.tensor([4]),
-            implementation="nave",
-        )
 
 
 BROKEN = {

@@ -1,0 +1,216 @@
+"""The price of the answer entropies: `shared_kv` against `kv_replicated` and against the floor of its arithmetic.
+
+The floor is measured, not computed: plain forwards, by the model as it is, of the tokens that nobody can do without
+(the prompt once, each completion K + 1 times after the cached prompt), and the output layer once for each prefix.
+"""
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel
+
+from iapo_bench.informativeness import (
+    REPLICATED_CHUNK,
+    AnswerReading,
+    answer_entropies,
+    next_token_statistics,
+)
+from iapo_bench.models import decoder_and_head, load_model, load_tokenizer
+from iapo_bench.worlds import POSTFIX
+
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # as `answer_entropies` takes them
+LENGTHS, BATCHES = (64, 128, 256, 512), (1, 8)
+PROMPT = 64
+TARGETS = {"speedup": 2.5, "floor_ratio": 1.15, "memory_ratio": 0.2}
+
+
+def bench_informativeness(base: Path, *, pairs: int, lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, Any]]:
+    """A row for each completion length T and batch: seconds, extra peak memory (MiB), and median ratios of the pairs.
+
+    Rows are of one prompt of 64 random tokens; in a batch of 8 the completions are T, 15/16 T, ... 9/16 T tokens long.
+    Every ratio is of runs taken in turn.
+    """
+    tokenizer = load_tokenizer(base)
+    model = _with_room(load_model(base), PROMPT + max(lengths) + 16)
+    postfix_K = torch.tensor(tokenizer(POSTFIX, add_special_tokens=False).input_ids)
+    cases = [(T, B) for B in BATCHES for T in lengths]
+    rows = []
+    for T, B in tqdm(cases, desc=model.config.name_or_path or "informativeness", unit="case"):
+        arguments = _random_rows(model, T, B)
+        sides: dict[str, Callable[[], Any]] = {
+            "shared_kv": partial(answer_entropies, model, *arguments, postfix_K),
+            "kv_replicated": partial(answer_entropies, model, *arguments, postfix_K, implementation="kv_replicated"),
+            "floor": partial(_floor, model, *arguments, len(postfix_K)),
+        }
+        results = {name: run() for name, run in sides.items()}
+        memory = {name: _extra_memory(run, model.device) for name, run in sides.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(pairs):
+            for name, run in sides.items():
+                started = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - started)
+        gap = float((results["shared_kv"] - results["kv_replicated"]).abs().max())
+        rows.append(
+            {
+                "T": T,
+                "batch": B,
+                "K": len(postfix_K),
+                "tokens": int(arguments[3].sum()),
+                **{f"seconds_{name}": round(statistics.median(values), 4) for name, values in seconds.items()},
+                "speedup": _ratio(seconds["kv_replicated"], seconds["shared_kv"]),
+                "floor_ratio": _ratio(seconds["shared_kv"], seconds["floor"]),
+                **{f"mib_{name}": round(memory[name] / 2**20, 1) for name in ("shared_kv", "kv_replicated")},
+                "memory_ratio": round(memory["shared_kv"] / max(memory["kv_replicated"], 1), 3),
+                "largest_difference_nats": float(f"{gap:.2g}"),
+                "pairs": pairs,
+                "threads": torch.get_num_threads(),
+                "chunk_kv_replicated": REPLICATED_CHUNK,
+            }
+        )
+    return rows
+
+
+def bench_approximations(base: Path, *, pairs: int) -> list[dict[str, Any]]:
+    """Time and error of reading fewer prefixes, on completions that the model at `base` writes on the micro world.
+
+    Errors are of information, e[t] - e[t + 1], over completion tokens: mean and largest absolute in nats, and the mean
+    over completions of Spearman's correlation with the exact one, which is what credit within a completion rests on.
+    """
+    model, batch, postfix_K, think_close = _written(base)
+    mask_BT = batch[3]
+
+    def information(reading: AnswerReading) -> torch.Tensor:
+        e_BS = answer_entropies(model, *batch, postfix_K, reading=reading)
+        return e_BS[:, :-1] - e_BS[:, 1:]
+
+    readings = {
+        "every prefix (exact)": AnswerReading(),
+        "not in the answer": AnswerReading(stop_ids=think_close),
+        **{f"every {s}": AnswerReading(stride=s) for s in (2, 4, 8)},
+        "every 4, not in the answer": AnswerReading(stride=4, stop_ids=think_close),
+    }
+    exact_BT = information(AnswerReading())
+    seconds: dict[str, list[float]] = {name: [] for name in readings}
+    for _ in range(pairs):
+        for name, reading in readings.items():
+            started = time.perf_counter()
+            information(reading)
+            seconds[name].append(time.perf_counter() - started)
+    rows = []
+    for name, reading in readings.items():
+        values_BT = information(reading)
+        error = (values_BT - exact_BT)[mask_BT].abs()
+        ranks = [
+            pd.DataFrame({"mine": mine[mask], "true": true[mask]}).corr("spearman").to_numpy()[0, 1]
+            for mine, true, mask in zip(values_BT, exact_BT, mask_BT, strict=True)
+            if mask.sum() > 2 and mine[mask].std() > 0
+        ]
+        rows.append(
+            {
+                "reading": name,
+                "seconds": round(statistics.median(seconds[name]), 4),
+                "time_ratio": _ratio(seconds[name], seconds["every prefix (exact)"]),
+                "mean_error_nats": float(f"{error.mean():.3g}"),
+                "largest_error_nats": float(f"{error.max():.3g}"),
+                "spearman": round(float(np.mean(ranks)), 4),
+                "completions": len(mask_BT),
+                "pairs": pairs,
+            }
+        )
+    return rows
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
+
+
+def _written(base: Path) -> tuple[PreTrainedModel, Rows, torch.Tensor, tuple[int, ...]]:
+    from iapo_bench.config import read_tier
+    from iapo_bench.models import eos_ids
+    from iapo_bench.rollout import Sampling
+    from iapo_bench.rollout.collate import collate
+    from iapo_bench.rollout.transformers_engine import TransformersEngine
+    from iapo_bench.worlds import THINK_CLOSE
+    from iapo_bench.worlds.load import load_world
+
+    tier = read_tier("micro")
+    world = load_world(tier.world, tier.seed)
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    prompts = [world.encode_prompt(problem, tokenizer) for problem in world.load("train")[:16]]
+    ends = eos_ids(model, tokenizer)
+    sampling = Sampling(max_tokens=tier.train.max_tokens, eos_ids=ends, samples_per_prompt=8, seed=1)
+    completions = TransformersEngine(model).generate(prompts, sampling)
+    unknown = [False] * len(completions)
+    batch = collate(prompts, completions, unknown, unknown, group_size=8, max_tokens=tier.train.max_tokens, pad_id=0)
+    rows = (batch.prompt_ids_BP, batch.prompt_mask_BP, batch.completion_ids_BT, batch.completion_mask_BT)
+    postfix, close = (tokenizer(text, add_special_tokens=False).input_ids for text in (POSTFIX, THINK_CLOSE))
+    return model, rows, torch.tensor(postfix), tuple(close)
+
+
+def _with_room(model: PreTrainedModel, length: int) -> PreTrainedModel:
+    """The model, or one of its shape with random weights and a longer context: time does not depend on the weights."""
+    if model.config.max_position_embeddings >= length:
+        return model
+    config = type(model.config)(**{**model.config.to_dict(), "max_position_embeddings": length})
+    torch.manual_seed(0)
+    return type(model)(config).eval()
+
+
+def _random_rows(model: PreTrainedModel, T: int, B: int) -> Rows:
+    generator = torch.Generator().manual_seed(T)
+    prompt = torch.randint(3, model.config.vocab_size, (1, PROMPT), generator=generator).expand(B, -1).to(model.device)
+    lengths = torch.tensor([T - T * i // 16 for i in range(B)])
+    mask = (torch.arange(T) < lengths[:, None]).to(model.device)
+    ids = torch.randint(3, model.config.vocab_size, (B, T), generator=generator).to(model.device) * mask
+    return prompt, torch.ones_like(prompt, dtype=torch.bool), ids, mask
+
+
+@torch.no_grad()
+def _floor(
+    model: PreTrainedModel,
+    prompt_ids_BP: torch.Tensor,
+    prompt_mask_BP: torch.Tensor,
+    completion_ids_BT: torch.Tensor,
+    completion_mask_BT: torch.Tensor,
+    K: int,
+) -> None:
+    decoder, head = decoder_and_head(model)
+    prompt = DynamicCache(config=decoder.config)
+    decoder(prompt_ids_BP[:1], past_key_values=prompt, use_cache=True)
+    prompt.batch_repeat_interleave(K + 1)
+    for ids, mask in zip(completion_ids_BT, completion_mask_BT, strict=True):
+        hidden = decoder(ids[mask].expand(K + 1, -1), past_key_values=prompt, use_cache=True).last_hidden_state
+        prompt.crop(-int(mask.sum()))
+        next_token_statistics(head, hidden[0], 1.0)
+
+
+def _extra_memory(run: Callable[[], Any], device: torch.device) -> int:
+    """Bytes at the peak of `run` beyond what was held before it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    # The kernel keeps the peak of resident memory, and forgets it on demand; freed pages must go back to it first.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

@@ -1,0 +1,55 @@
+# What tokens are for, and what scores say of them: the micro world only, where the role of every token is known.
+
+ROLE_RUNS = {"base": f"{WORK}/base"} | {
+    f"{method}/{seed}": f"{WORK}/{method}/seed{seed}"
+    for method in METHODS
+    for seed in TRAIN_SEEDS
+}
+
+
+rule token_roles:
+    input:
+        data=rules.prepare.output,
+        model=f"{WORK}/{{run}}/model",
+        samples=rules.sample.output.samples,
+    output:
+        f"{WORK}/{{run}}/test/token_roles.parquet",
+    log:
+        f"{WORK}/logs/token_roles/{{run}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/token_roles/{{run}}.tsv"
+    conda:
+        "../configs/environment.yaml"
+    resources:
+        gpu=TIER.gpus,
+    params:
+        temperature=TIER.train.temperature,
+        code=code_digest("roles"),
+    shell:
+        "python -m iapo_bench --threads {threads} token-roles --model {input.model} --samples {input.samples}"
+        " --data {input.data} --out {output} 2>&1 | tee {log}"
+
+
+rule role_tables:
+    input:
+        tokens=[f"{folder}/test/token_roles.parquet" for folder in ROLE_RUNS.values()],
+        samples=[f"{folder}/test/samples.parquet" for folder in ROLE_RUNS.values()],
+    output:
+        csv=report(f"{OUT}/informativeness.csv", category="Informativeness"),
+        roles=report(f"{OUT}/roles.csv", category="Informativeness"),
+        png=report(f"{OUT}/figures/informativeness.png", category="Informativeness"),
+        svg=f"{OUT}/figures/informativeness.svg",
+    log:
+        f"{WORK}/logs/role_tables.log",
+    benchmark:
+        f"{WORK}/benchmarks/role_tables.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        runs=[f"--run {name}={folder}" for name, folder in ROLE_RUNS.items()],
+        labels=[TIER.model.name, TIER.world.name],
+        code=code_digest("role_tables"),
+        stem=lambda wildcards, output: output.png.removesuffix(".png"),
+    shell:
+        "python -m iapo_bench role-tables {params.runs} --out {output.csv} --roles {output.roles}"
+        " --figure {params.stem} 2>&1 | tee {log}"
