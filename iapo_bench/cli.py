@@ -305,13 +305,13 @@ def role_tables(
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
 @click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
-def heatmap(model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path) -> None:
+def informativeness(model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path) -> None:
     """Show what each token of your own transcripts tells about the answer, in colour and as a table.
 
     \b
     Every line of the input is a JSON object with
       prompt, completion          text, or
-      prompt_ids, completion_ids  lists of token ids, which go before text
+      prompt_ids, completion_ids  lists of token ids; text beside them is not read
       id                          optional; the line number otherwise
       correct                     optional, true or false; shown beside the id
 
