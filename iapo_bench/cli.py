@@ -305,7 +305,9 @@ def role_tables(
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
 @click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
-def informativeness(model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path) -> None:
+def informativeness(
+    model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path
+) -> None:
     """Show what each token of your own transcripts tells about the answer, in colour and as a table.
 
     \b

@@ -23,9 +23,10 @@ SMOOTHING = 5
 ROLE_COLOURS = {"needed": "#3D4852", "check": "#7A93AC", "restatement": "#B3C6D6", "filler": "#E3DCCB"}
 SCORE_LABELS = {
     "early_exit": "early exit:\ninformation",
+    "early_exit_statement": "its sum over\na statement",
     "next_token": "next token:\ninformation",
     "next_token_entropy": "next token:\nentropy",
-    "position": "position:\nlater is more",
+    "position": "position",
 }
 
 _STYLE: Any = {

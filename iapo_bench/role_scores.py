@@ -30,7 +30,8 @@ def score_tokens(
     """Score the tokens of some of a run's test samples with the run's own model; one row a token, to parquet `out`.
 
     Columns: problem_id, sample, position (from 0), token, role, `ranked` (see `iapo_bench.roles`), `information`
-    (e[t] - e[t+1] by early exit), `next_token_information` (the same with e[t] = H(o_t | q, o_<t), and 0 after the last
+    (e[t] - e[t+1] by early exit), `statement_information` (its sum over the ranked words up to and with the next `;`,
+    the same for all of them), `next_token_information` (the same with e[t] = H(o_t | q, o_<t), and 0 after the last
     token), `next_token_entropy`, `logp`, relative_position (0 to 1), correct. Entropies and log-probabilities are in
     nats, at the temperature of training, as methods see them.
 
@@ -99,5 +100,8 @@ def score_tokens(
             "correct": np.repeat(correct, lengths),
         }
     )
+    ends = tokens["token"] == ";"  # each belongs to the statement that it ends
+    keys = [(tokens["position"] == 0).cumsum(), ends.cumsum() - ends]
+    tokens["statement_information"] = tokens["information"].where(tokens["ranked"], 0.0).groupby(keys).transform("sum")
     with whole_file(out) as partial:
         tokens.to_parquet(partial, index=False)

@@ -35,6 +35,7 @@ ROLES = tuple(role.value for role in Role)
 # Scores by the column that holds them; higher should mean needed. `position`: later is higher.
 SCORES = {
     "early_exit": "information",
+    "early_exit_statement": "statement_information",
     "next_token": "next_token_information",
     "next_token_entropy": "next_token_entropy",
     "position": "position",

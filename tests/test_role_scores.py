@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,10 @@ def test_every_token_is_scored_as_the_model_scores_it(made, tmp_path):
         }
         for column, values in expected.items():
             np.testing.assert_allclose(mine[column], values, atol=2e-5, err_msg=column)
+        information = (mine["information"] * mine["ranked"]).tolist()
+        ends = [0, *(i + 1 for i, token in enumerate(mine["token"]) if token == ";"), len(mine)]
+        sums = [sum(information[start:end]) for start, end in pairwise(ends) for _ in range(start, end)]
+        np.testing.assert_allclose(mine["statement_information"], sums, atol=1e-5)
         assert mine["relative_position"].iloc[[0, -1]].tolist() == [0, len(mine) > 1]
 
 

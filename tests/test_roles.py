@@ -182,7 +182,7 @@ def test_the_figure_shows_every_run_score_and_role(tmp_path):
     assert [bar.get_width() for bar in right.containers[0]] == [10] * 4
     assert 0.5 in [line.get_ydata()[0] for line in left.lines]
     drawn = [line for line in left.lines if line.get_label() == "base"]
-    assert list(drawn[0].get_ydata()) == pytest.approx([0.6875, 0.6875, 0.6875, 0.625])
+    assert list(drawn[0].get_ydata()) == pytest.approx([0.6875] * 4 + [0.625])
 
 
 def test_the_workflow_makes_them_for_the_micro_world_only(tmp_path):
