@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.grading import Outcome, make_grader
+from iapo_bench.informativeness import AnswerReading
 from iapo_bench.method import load_method
 from iapo_bench.models import build_micro
 from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.stages import answer_reading
 from iapo_bench.trainer import Task, Trainer, TrainSettings
 from iapo_bench.update import UpdateSettings
 from iapo_bench.worlds import POSTFIX
@@ -199,3 +202,27 @@ def test_the_real_grader_in_the_loop(make_trainer):
     assert row["correct"] == 0.0
     assert row["zero_variance_groups"] == 1.0
     assert row["outcomes"]["UNPARSEABLE"] > 0
+
+
+def test_the_reading_of_answers_reaches_the_method(make_trainer, monkeypatch):
+    """Between the prefixes that are read the entropy runs straight, so information comes in equal parts."""
+    trainer = make_trainer("iapo")
+    trainer.task = replace(trainer.task, reading=AnswerReading(stride=3))
+    seen = []
+    credit = trainer.method.credit
+    monkeypatch.setattr(trainer.method, "credit", lambda batch, *rest: seen.append(batch) or credit(batch, *rest))
+    trainer.step()
+    batch = seen[0]
+    information_BT = batch.answer_entropy_BS[:, :-1] - batch.answer_entropy_BS[:, 1:]
+    row = int(batch.lengths_B.argmax())
+    assert batch.lengths_B[row] > 3
+    torch.testing.assert_close(information_BT[row, :3], information_BT[row, :1].expand(3), atol=1e-6, rtol=0)
+    assert information_BT[row, 0] != information_BT[row, 3]
+
+
+def test_what_the_settings_say_of_the_reading(tokenizer):
+    config = read_tier("smoke").train
+    assert answer_reading(config, tokenizer) == AnswerReading()
+    changed = config.model_copy(update={"answer_stride": 4, "skip_answer": True})
+    close = tuple(tokenizer("</think>", add_special_tokens=False).input_ids)
+    assert answer_reading(changed, tokenizer) == AnswerReading(stride=4, stop_ids=close)

@@ -1,5 +1,6 @@
 """The loss: hand-computed, invariant to how it is split, and no dearer than its terms."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -171,3 +172,21 @@ def test_gap_between_sampler_and_trainer(model):
     stats = update(model, make_optimizer(model, settings), shifted, credit, LossSpec(), settings, temperature=1.0)
     assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-5)
     assert stats["kl"] is None
+
+
+def test_a_single_step_has_ratio_one_whoever_asked_for_old_log_probabilities(model):
+    """Rounding of another pass must not tell methods apart; several steps do need what the policy said before them."""
+    batch, credit = make_rollout()
+    mask = batch.completion_mask_BT
+    asked = replace(batch, old_logp_BT=torch.full_like(batch.sampler_logp_BT, -2.0) * mask)
+    results = []
+    for settings in (UpdateSettings(lr=1e-3), UpdateSettings(lr=1e-3, updates_per_rollout=2)):
+        for rollout in (batch, asked):
+            network = copy.deepcopy(model)
+            stats = update(
+                network, make_optimizer(network, settings), rollout, credit, LossSpec(), settings, temperature=1.0
+            )
+            results.append((stats["clip_fraction"], torch.cat([p.detach().flatten() for p in network.parameters()])))
+    assert results[0][0] == results[1][0] == 0
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[3][0] > 0

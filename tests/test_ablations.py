@@ -1,0 +1,145 @@
+"""Variants of a method, the grid over two of its options, and their place in the workflow."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from matplotlib.text import Text
+
+from iapo_bench.config import parse_tier, read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.figures import sensitivity_maps
+from iapo_bench.report import make_sensitivity
+
+ROOT = Path(__file__).parent.parent
+
+
+def smoke(**changes):
+    content = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
+    return parse_tier(content | changes, source="test")
+
+
+def test_a_variant_starts_from_its_parent_and_changes_what_it_says():
+    ablations = {
+        "iapo_ni": {"method": "iapo", "options": {"alpha": 0.0}},
+        "plain": {"method": "iapo", "profile": "released", "lr": 0.5},
+    }
+    tier = smoke(ablations=ablations)
+    parent, variant = tier.training_slice("iapo"), tier.training_slice("iapo_ni")
+    assert variant["method"] == {"name": "iapo", "profile": "paper", "options": {"alpha": 0.0, "beta": 0.1}}
+    assert variant["train"] == parent["train"]
+    assert tier.parent("iapo_ni") == "iapo"
+    assert tier.parent("dapo") == "dapo"
+    assert tier.training_slice("plain")["method"]["profile"] == "released"
+    assert tier.training_slice("plain")["train"]["lr"] == 0.5
+    assert tier.training_slice("iapo") == smoke().training_slice("iapo")
+
+
+def test_the_micro_tiers_ablations_differ_from_iapo_in_one_thing_each():
+    tier = read_tier("micro")
+    parent = tier.training_slice("iapo")
+    for name, change in {
+        "iapo_ni": {"alpha": 0.0},
+        "iapo_ne": {"informativeness": "next_token"},
+        "iapo_nx": {"beta": 0.0},
+    }.items():
+        variant = tier.training_slice(name)
+        assert variant["method"]["options"] == {**parent["method"]["options"], **change}
+        assert variant["train"] == parent["train"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ablations": {"x": {"method": "iapoo"}}}, "unknown method 'iapoo': did you mean 'iapo'"),
+        ({"ablations": {"x": {}}}, "unknown method 'x'"),
+        ({"ablations": {"x": {"method": "iapo", "options": {"alfa": 1}}}}, "did you mean 'alpha'"),
+        ({"ablations": {"iapo": {"options": {"alpha": 0.0}}}}, "'iapo' is both in methods and in ablations"),
+        ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1]}}}, "sensitivity.grid"),
+        ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1], "bta": [1]}}}, "unknown option of iapo 'bta'"),
+        ({"sensitivity": {"method": "ipo", "grid": {"alpha": [1], "beta": [1]}}}, "unknown method 'ipo'"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        smoke(**changes)
+
+
+def write_grades(path: Path, right: int, length: int) -> Path:
+    rows = [
+        {"problem_id": p, "sample": s, "seed": 7, "n_tokens": length, "finish_reason": "stop"}
+        | {"outcome": "CORRECT" if s < right else "WRONG"}
+        for p in ("a", "b")
+        for s in range(4)
+    ]
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+GRID = {"method": "iapo", "grid": {"alpha": [0.0, 0.5], "beta": [0.0, 0.1, 1.0]}}
+
+
+def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
+    tier = smoke(sensitivity=GRID, tune={"k": 2, "n_samples": 4})
+    base = write_grades(tmp_path / "base.parquet", 2, 20)
+    grades = [write_grades(tmp_path / f"{i}.parquet", i % 5, 10 + i) for i in range(6)]
+    make_sensitivity(tier, base, grades, out=tmp_path / "out.csv", figure=tmp_path / "maps")
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table["method"].tolist() == ["base"] + ["iapo"] * 6
+    assert table[["alpha", "beta"]].iloc[1:].to_numpy().tolist() == [[a, b] for a in (0, 0.5) for b in (0, 0.1, 1)]
+    assert table["pass@1"].tolist() == [0.5, 0, 0.25, 0.5, 0.75, 1, 0]
+    assert table["length@2"].tolist() == [20, 10, 11, 12, 13, 14, 15]
+    assert table["pass@2"].iloc[2] == 0.5
+    assert (table["pass@1_lo"] <= table["pass@1"]).all()
+    assert (tmp_path / "maps.png").stat().st_size > 10_000
+    figure = sensitivity_maps(table, ["alpha", "beta"], ["pass@1", "length@2"], title="grid")
+    left, right = figure.axes
+    shown = [text.get_text() for text in left.texts]
+    assert shown == ["0", "0.25", "0.5", "0.75", "1", "0"]
+    assert left.get_title() == "Pass@1 (base 0.5)"
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "0.1", "1"]
+    # Blue is better: more accurate, but shorter.
+    colours = {ax: ax.images[0].to_rgba(ax.images[0].get_array()) for ax in (left, right)}
+    bluer = {ax: rgba[..., 2] - rgba[..., 0] for ax, rgba in colours.items()}
+    assert bluer[left][1, 1] > 0 > bluer[left][0, 0]
+    assert (bluer[right] > 0).all()
+    assert colours[right][0, 0].sum() < colours[right][1, 2].sum()  # the stronger, the darker
+    assert "alpha" in [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_sensitivity_mistakes(tmp_path):
+    base = write_grades(tmp_path / "base.parquet", 2, 20)
+    where = {"out": tmp_path / "out.csv", "figure": tmp_path / "maps"}
+    with pytest.raises(UserError, match="no 'sensitivity' section"):
+        make_sensitivity(smoke(), base, [], **where)
+    with pytest.raises(UserError, match="6 points: 1 files"):
+        make_sensitivity(smoke(sensitivity=GRID, tune={"k": 2, "n_samples": 4}), base, [base], **where)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_workflow_trains_variants_and_points(tmp_path):
+    parts = ("Snakefile", "rules", "profiles", "configs", "iapo_bench", "baselines", "methods", "results/published")
+    for part in parts:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    environment.pop("IAPO_BENCH_CONFIG", None)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "-p", "ablations", "sensitivity"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", shown.stdout, flags=re.MULTILINE))
+    assert {name: jobs[name] for name in ("train", "sensitivity_train", "ablation_table", "sensitivity_table")} == {
+        "train": "4",
+        "sensitivity_train": "16",
+        "ablation_table": "1",
+        "sensitivity_table": "1",
+    }
+    assert "train --method iapo_ne --base" in shown.stdout
+    assert "--set methods.iapo.options.alpha=0.01 --set methods.iapo.options.beta=1.0" in shown.stdout
+    assert "tune/" not in shown.stdout
