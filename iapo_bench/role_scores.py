@@ -101,7 +101,7 @@ def score_tokens(
         }
     )
     ends = tokens["token"] == ";"  # each belongs to the statement that it ends
-    keys = [(tokens["position"] == 0).cumsum(), ends.cumsum() - ends]
+    keys = [(tokens["position"] == 0).cumsum(), ends.cumsum() - ends.astype(int)]
     tokens["statement_information"] = tokens["information"].where(tokens["ranked"], 0.0).groupby(keys).transform("sum")
     with whole_file(out) as partial:
         tokens.to_parquet(partial, index=False)
