@@ -1,0 +1,108 @@
+"""Leases of GPUs between real processes, with device ids that no machine has."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iapo_bench.cli import main
+from iapo_bench.errors import UserError
+from iapo_bench.gpu_lease import lease_gpus, visible_devices
+
+JOB = """
+import sys, time
+from pathlib import Path
+from iapo_bench.gpu_lease import lease_gpus
+folder, name, count, share, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+with lease_gpus(count, jobs_per_gpu=share, folder=folder / "locks") as devices:
+    import os
+    started = time.time()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(devices)
+    (folder / f"{name}.started").write_text(",".join(devices))
+    time.sleep(seconds)
+    (folder / f"{name}.done").write_text(f"{started} {time.time()} {','.join(devices)}")
+"""
+
+
+def start(folder: Path, name: str, count: int = 1, share: int = 1, seconds: float = 0.7) -> subprocess.Popen:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1"}
+    command = [sys.executable, "-c", JOB, str(folder), name, str(count), str(share), str(seconds)]
+    return subprocess.Popen(command, env=environment)
+
+
+def wait_for(path: Path, seconds: float = 60) -> str:
+    end = time.monotonic() + seconds
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < end, f"{path.name} never came"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def spans(folder: Path, names: list[str]) -> list[tuple[float, float, set[str]]]:
+    rows = [(folder / f"{name}.done").read_text().split() for name in names]
+    return [(float(begin), float(end), set(devices.split(","))) for begin, end, devices in rows]
+
+
+def test_no_two_jobs_hold_a_device_at_a_time(tmp_path):
+    names = [f"job{i}" for i in range(4)]
+    jobs = [start(tmp_path, name, count=2 if name == "job2" else 1) for name in names]
+    assert [job.wait(timeout=120) for job in jobs] == [0] * 4
+    times = spans(tmp_path, names)
+    assert all(devices <= {"fake-0", "fake-1"} for _, _, devices in times)
+    for i, (begin, end, devices) in enumerate(times):
+        for other_begin, other_end, other in times[i + 1 :]:
+            if devices & other:
+                assert end <= other_begin or other_end <= begin
+
+
+def test_a_killed_job_leaves_its_devices_to_the_next(tmp_path):
+    first = start(tmp_path, "first", count=2, seconds=600)
+    wait_for(tmp_path / "first.started")
+    second = start(tmp_path, "second", count=2, seconds=0)
+    time.sleep(1)
+    assert not (tmp_path / "second.started").exists()
+    first.kill()
+    first.wait()
+    assert second.wait(timeout=60) == 0
+
+
+def test_jobs_share_a_device_when_told_to_and_not_before_all_are_taken(tmp_path):
+    names = [f"job{i}" for i in range(4)]
+    jobs = []
+    for name in names:
+        jobs.append(start(tmp_path, name, share=2, seconds=600))
+        wait_for(tmp_path / f"{name}.started")
+    taken = [(tmp_path / f"{name}.started").read_text() for name in names]
+    for job in jobs:
+        job.kill()
+        job.wait()
+    assert set(taken[:2]) == set(taken[2:]) == {"fake-0", "fake-1"}
+
+
+def test_the_environment_is_as_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-3, fake-7")
+    with lease_gpus(1, folder=tmp_path) as devices:
+        assert devices == ["fake-3"]
+        assert visible_devices() == ["fake-3"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "fake-3, fake-7"
+
+
+def test_too_many_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
+    with pytest.raises(UserError, match="2 GPUs are asked for, and this job sees 1"), lease_gpus(2, folder=tmp_path):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_devices() == []
+
+
+def test_the_command_line_leases_before_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(sys, "argv", ["iapo-bench", "--gpus", "1", "prepare", "--out", str(tmp_path / "data")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "1 GPUs are asked for, and this job sees 0" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
