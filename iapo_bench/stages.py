@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from iapo_bench import parallel
 from iapo_bench.config import TierConfig, TrainConfig, digest
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_directory, whole_file
@@ -25,20 +27,33 @@ from iapo_bench.models import context_length, eos_ids, load_model, load_tokenize
 from iapo_bench.pretrained import fetch_model
 from iapo_bench.provenance import checksum, hardware, write_provenance
 from iapo_bench.rollout import Sampling
-from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.rollout.load import make_engine
 from iapo_bench.seeds import stream_seed
 from iapo_bench.trainer import Task, Trainer, TrainSettings
 from iapo_bench.update import UpdateSettings
 from iapo_bench.warm_start import WarmStart, warm_start
 from iapo_bench.worlds import POSTFIX, SPLITS, THINK_CLOSE, Problem, read_problems, write_problems
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.overlap import separate
 
 
 def prepare(tier: TierConfig, out: Path) -> None:
-    """Write the problems of every split to `out/<split>.jsonl`, their golds checked."""
+    """Write the problems of every split to `out/<split>.jsonl`, their golds checked.
+
+    Training problems that validation, test or a held-out benchmark has too are left out (of the published splits they
+    are only counted); provenance says how many.
+    """
     world = load_world(tier.world, tier.seed)
-    splits = {split: world.load(split) for split in SPLITS}
+    honest = tier.world.splits == "honest"
+    splits, overlap, repeats = separate(
+        {split: world.load(split) for split in SPLITS}, load_held_out(tier.world), remove=honest
+    )
+    if repeats:
+        fate = "removed from training" if honest else "left in training, as published"
+        click.echo(
+            f"warning: {repeats} training problems are also validation, test or held-out problems: {fate}", err=True
+        )
     with whole_directory(out) as partial:
         for split, problems in splits.items():
             write_problems(partial / f"{split}.jsonl", problems)
@@ -47,14 +62,25 @@ def prepare(tier: TierConfig, out: Path) -> None:
             config=tier.world.model_dump(),
             inputs=sorted(Path(tier.world.data_dir).glob("*.jsonl")) if tier.world.data_dir else [],
             seeds={"seed": tier.seed},
-            extra={"problems": {split: len(problems) for split, problems in splits.items()}},
+            extra={
+                "problems": {split: len(problems) for split, problems in splits.items()},
+                "overlap": overlap,
+                "removed_from_train": repeats if honest else 0,
+            },
         )
 
 
 def make_base(tier: TierConfig, out: Path) -> None:
     """Write the model that every method starts from to `out`: taught here (micro), or fetched."""
     if tier.model.source != "warm-start":
-        fetch_model(tier.model.source, out)
+        revision = fetch_model(tier.model.source, out)
+        write_provenance(
+            out / "provenance.json",
+            config=tier.model.model_dump(),
+            inputs=sorted(out.glob("*.safetensors")),
+            seeds={},
+            extra={"revision": revision},
+        )
         return
     world = load_world(tier.world, tier.seed)
     if not isinstance(world, MicroWorld):
@@ -65,6 +91,7 @@ def make_base(tier: TierConfig, out: Path) -> None:
     save_model(model, tokenizer, out, notes={"warm_start": tier.model.warm_start, "loss": log})
 
 
+@parallel.processes()
 def train(
     tier: TierConfig, method: str, *, base: Path, data: Path, seed: int, out: Path, trial: int | None = None
 ) -> None:
@@ -78,12 +105,20 @@ def train(
     chosen = settings["method"]
     credit = load_method(chosen["name"], chosen["profile"], **chosen["options"])
     problems = read_problems(data / "train.jsonl")[: config.problems]
-    model = load_model(base).to(_device())
+    model = load_model(base, dtype=_dtype(tier)).to(_device())
     tokenizer = load_tokenizer(base)
     prompts = encode(problems, world, tokenizer, base, config.max_tokens)
-    reference = load_model(base).to(_device()) if credit.loss.kl_coef else None
+    reference = load_model(base, dtype=_dtype(tier)).to(_device()) if credit.loss.kl_coef else None
     state = out / "resume" / f"{digest([settings, seed, _weights_checksum(base)])}.pt"
-    engine = TransformersEngine(model, batch_size=config.rollout_batch_size)
+    engine = make_engine(
+        config.engine,
+        base,
+        model,
+        width=max(map(len, prompts), default=0) + config.max_tokens,
+        batch_size=config.rollout_batch_size,
+        gpu_memory=config.engine_memory,
+        sleep=True,
+    )
     with make_grader(world.grader) as grader:
         task = Task(
             prompts=prompts,
@@ -96,6 +131,8 @@ def train(
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
         rows = trainer.run(state)
+    if not parallel.is_main():
+        return
     save_model(model, tokenizer, out / "model", notes=settings)
     with whole_file(out / "train.jsonl") as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,6 +141,7 @@ def train(
         config=settings,
         inputs=[data / "train.jsonl"],
         seeds={"train": seed, "data": tier.seed},
+        extra={"processes": parallel.size()},
     )
     shutil.rmtree(out / "resume", ignore_errors=True)
 
@@ -123,6 +161,7 @@ def train_settings(config: TrainConfig, seed: int) -> TrainSettings:
             updates_per_rollout=config.updates_per_rollout,
             micro_batch_tokens=config.micro_batch_tokens,
             clip_norm=config.clip_norm,
+            importance_cap=config.importance_cap,
         ),
         seed=seed,
     )
@@ -142,10 +181,19 @@ def sample(
     config = tier.evaluate
     problems = read_problems(_split_file(data, split))[: config.problems]
     world = load_world(tier.world, tier.seed)
-    network = load_model(model).to(_device())
+    # Of vllm the model is only a check: it must not take the accelerator's memory.
+    network = load_model(model, dtype=_dtype(tier)).to(_device() if config.engine == "transformers" else "cpu")
     tokenizer = load_tokenizer(model)
     prompts = encode(problems, world, tokenizer, model, config.max_tokens)
-    engine = TransformersEngine(network, batch_size=config.batch_size, progress=True)
+    engine = make_engine(
+        config.engine,
+        model,
+        network,
+        width=max(map(len, prompts), default=0) + config.max_tokens,
+        batch_size=config.batch_size,
+        gpu_memory=config.engine_memory,
+        progress=True,
+    )
 
     def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
         return Sampling(
@@ -179,7 +227,7 @@ def sample(
     samples = pd.concat(frames, ignore_index=True)
     samples["text"] = tokenizer.batch_decode(samples["token_ids"].tolist(), skip_special_tokens=True)
     timing = {
-        "engine": "transformers",
+        "engine": config.engine,
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
         "batch_size": config.batch_size,
@@ -240,6 +288,10 @@ def _split_file(data: Path, split: str) -> Path:
 def _weights_checksum(model: Path) -> str:
     """Of the weights: a run must not be resumed from another base."""
     return " ".join(checksum(file) for file in sorted(model.glob("*.safetensors")))
+
+
+def _dtype(tier: TierConfig) -> torch.dtype:
+    return torch.bfloat16 if tier.model.dtype == "bfloat16" else torch.float32
 
 
 def _device() -> torch.device:

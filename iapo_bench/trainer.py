@@ -1,7 +1,7 @@
 """The training loop: rollout, grade, signals, credit, update; the same for every method.
 
 Every random number of a step is derived from the seed and the step, so a run that was stopped and resumed is the same
-run. The budget is counted in generated completions: a method that throws some away trains on fewer, not on more.
+run. So is one of several processes (`parallel`), which differ only in the groups that they work on. The budget is counted in generated completions: a method that throws some away trains on fewer, not on more.
 """
 
 import json
@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from iapo_bench import parallel
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
 from iapo_bench.grading import Outcome, is_formatted
@@ -111,23 +112,27 @@ class Trainer:
     def run(self, state: Path | None = None) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
 
-        With `state`, a file: go on from it if it exists, and keep it up to date.
+        With `state`, a file: go on from it if it exists, and keep it up to date. Any number of processes can go on
+        from it. Raises UserError when not all of them see it.
         """
         if state is not None and state.exists():
             self._load(state)
+        if len(set(parallel.gather([self.generated]))) > 1:
+            raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
         bar = tqdm(
             total=self.settings.completions,
             initial=self.generated,
             desc=self.method.name,
             unit="completion",
             mininterval=1,
+            disable=not parallel.is_main(),
         )
         while not self.finished:
             before = self.generated
             row = self.step()
             bar.update(self.generated - before)
             bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}")
-            if state is not None and len(self.rows) % self.settings.checkpoint_every == 0:
+            if state is not None and parallel.is_main() and len(self.rows) % self.settings.checkpoint_every == 0:
                 self._save(state)
         bar.close()
         return self.rows
@@ -168,19 +173,24 @@ class Trainer:
             wanted = settings.prompts_per_step - len(draw.prompts)
             affordable = (settings.completions - self.generated) // settings.group_size
             problems = [self._next_problem() for _ in range(min(wanted, affordable))]
+            own = parallel.share(len(problems) * settings.group_size, settings.group_size)
             sampling = Sampling(
                 max_tokens=settings.max_tokens,
                 eos_ids=self.task.eos_ids,
                 samples_per_prompt=settings.group_size,
                 temperature=settings.temperature,
                 seed=stream_seed(settings.seed, "sampling", step, draw.draws),
+                first_index=own.start,
             )
             with self._phase("rollout"):
-                completions = self.engine.generate([self.task.prompts[p] for p in problems], sampling)
+                prompts = [self.task.prompts[p] for p in problems[parallel.share(len(problems))]]
+                completions = parallel.gather(self.engine.generate(prompts, sampling) if prompts else [])
             with self._phase("grade"):
-                texts = self.task.tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
+                token_ids = [completion.token_ids for completion in completions[own]]
+                texts = self.task.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
                 golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
-                outcomes = self.task.grade(texts, golds)
+                outcomes = parallel.gather(self.task.grade(texts, golds[own]))
+                formatted = parallel.gather([is_formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
@@ -193,7 +203,7 @@ class Trainer:
                     draw.prompts.append(self.task.prompts[problem])
                     draw.completions += completions[group]
                     draw.correct += correct
-                    draw.formatted += [is_formatted(text) for text in texts[group]]
+                    draw.formatted += formatted[group]
         return draw
 
     def _next_problem(self) -> int:
@@ -219,17 +229,33 @@ class Trainer:
         if self.settings.update.updates_per_rollout > 1:
             needs = needs | {Signal.OLD_LOGP}
         with self._phase("signals"):
-            batch = compute_signals(
+            batch = self._signals(batch, needs)
+        return replace(batch, rewards_B=self.method.shape_rewards(batch)).validate()
+
+    def _signals(self, batch: RolloutBatch, needs: frozenset[Signal]) -> RolloutBatch:
+        """The batch with its signals, each rank having computed those of its share of the groups."""
+        device = batch.rewards_B.device
+        rows = torch.arange(len(batch.rewards_B), device=device)[parallel.share(len(batch.rewards_B), batch.group_size)]
+        names = [wanted.value for wanted in needs]
+        reference = self.reference if self.method.loss.kl_coef else None
+        if reference is not None:
+            names.append("ref_logp_BT")
+        own = []
+        if len(rows):
+            part = compute_signals(
                 self.model,
-                batch,
+                batch.rows(rows),
                 needs,
                 temperature=self.settings.temperature,
                 micro_batch_tokens=self.settings.update.micro_batch_tokens,
                 postfix_ids=self.task.postfix_ids,
                 reading=self.task.reading,
-                reference=self.reference if self.method.loss.kl_coef else None,
+                reference=reference,
             )
-        return replace(batch, rewards_B=self.method.shape_rewards(batch)).validate()
+            own.append({name: getattr(part, name).cpu() for name in names})
+        parts = parallel.gather(own)
+        filled: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
+        return replace(batch, **filled)
 
     def _learn(self, batch: RolloutBatch, step: int) -> dict[str, Any]:
         self.method.observe(batch)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
+from iapo_bench import parallel
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import Credit, LossSpec
 from iapo_bench.signals import micro_batches, token_statistics
@@ -13,12 +14,16 @@ from iapo_bench.signals import micro_batches, token_statistics
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """`updates_per_rollout` optimiser steps, each on its own groups; `micro_batch_tokens` bounds memory only."""
+    """`updates_per_rollout` optimiser steps, each on its own groups; `micro_batch_tokens` bounds memory only.
+
+    `importance_cap`: weigh tokens by `importance_weights`, for an engine whose rounding is not the trainer's.
+    """
 
     lr: float
     updates_per_rollout: int = 1
     micro_batch_tokens: int = 4096
     clip_norm: float = 1.0
+    importance_cap: float | None = None
 
 
 def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.optim.Optimizer:
@@ -55,6 +60,14 @@ def surrogate(
     return -torch.minimum(ratio * advantages, clipped * advantages), cut
 
 
+def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(pi_old / pi_sampler, cap) a token: what makes the sampler's draws count as the trainer's own.
+
+    Truncated importance sampling: without the cap, one token that the sampler found unlikely could outweigh all others.
+    """
+    return (old_logp - sampler_logp).exp().clamp(max=cap)
+
+
 def backward(
     model: PreTrainedModel,
     batch: RolloutBatch,
@@ -63,8 +76,10 @@ def backward(
     *,
     temperature: float,
     micro_batch_tokens: int,
+    importance_cap: float | None = None,
 ) -> dict[str, float]:
-    """Accumulate the gradient of the loss over `batch`, one update batch. Returns sums over its tokens.
+    """Accumulate this rank's part of the gradient of the loss over `batch`, one update batch. Returns sums over its
+    tokens. Summed over the ranks, both are those of the whole batch.
 
     Where `old_logp_BT` is None the policy is the one that sampled, so the ratio is 1 with a gradient.
     Raises ValueError when the KL term is asked for and the batch has no reference log-probabilities.
@@ -73,12 +88,17 @@ def backward(
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
     scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens)
     sums = dict.fromkeys(("loss", "tokens", "cut", "gap", "kl"), 0.0)
-    for rows in micro_batches(batch, micro_batch_tokens):
+    all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
+    own_R = all_B[parallel.share(len(all_B), batch.group_size)]
+    for index in micro_batches(batch.rows(own_R), micro_batch_tokens) if len(own_R) else ():
+        rows = own_R[index]
         part = batch.rows(rows)
         mask_BT = part.completion_mask_BT
         logp, entropy = token_statistics(model, part, temperature=temperature, entropy=spec.entropy_coef != 0)
         scales = scales_BT[rows][mask_BT]
         old_logp = logp.detach() if part.old_logp_BT is None else part.old_logp_BT[mask_BT]
+        if importance_cap is not None:
+            scales = scales * importance_weights(old_logp, part.sampler_logp_BT[mask_BT], importance_cap)
         losses, cut = surrogate(logp, old_logp, credit.advantages_BT[rows][mask_BT], spec)
         if spec.kl_coef:
             assert part.ref_logp_BT is not None
@@ -119,16 +139,17 @@ def update(
     norms, sums = [], []
     for rows in _update_batches(batch, settings.updates_per_rollout):
         optimizer.zero_grad()
-        sums.append(
-            backward(
-                model,
-                batch.rows(rows),
-                Credit(credit.advantages_BT[rows], credit.weights_BT[rows]),
-                spec,
-                temperature=temperature,
-                micro_batch_tokens=settings.micro_batch_tokens,
-            )
+        part = backward(
+            model,
+            batch.rows(rows),
+            Credit(credit.advantages_BT[rows], credit.weights_BT[rows]),
+            spec,
+            temperature=temperature,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            importance_cap=settings.importance_cap,
         )
+        sums.append(parallel.sum_numbers(part))
+        parallel.sum_gradients(model)
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)))
         optimizer.step()
     optimizer.zero_grad()

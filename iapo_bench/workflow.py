@@ -2,22 +2,24 @@
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from iapo_bench.config import TierConfig, digest, parse_tier, read_tier
+from iapo_bench.config import TierConfig, digest, merge, parse_tier, read_tier
 from iapo_bench.errors import unknown
 from iapo_bench.files import whole_file
 from iapo_bench.method import list_methods
 
 PACKAGE = Path(__file__).parent
+PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
 
 # Files whose change makes a stage's results stale. What only presents results is left out.
 _WORLD = ("worlds/*.py", "seeds.py", "grading.py")
-_MODEL = ("models.py", "pretrained.py", "warm_start.py")
+_MODEL = ("models.py", "architectures.py", "pretrained.py", "warm_start.py")
 _CORE = (
     "batch.py",
     "method.py",
@@ -39,18 +41,39 @@ _STAGES = {
     "tables": ("tables.py", "figures.py"),
     "roles": (*_WORLD, "models.py", *_SIGNALS, "roles.py", "role_scores.py"),
     "role_tables": ("worlds/*.py", "roles.py", "figures.py"),
+    "lm_eval": ("worlds/*.py", "seeds.py", "models.py", "grading.py", "lm_evaluation.py"),
+    "lm_eval_table": ("lm_eval_table.py",),
 }
 
 
-def read_workflow_tier(config: dict[str, Any]) -> TierConfig:
-    """The tier of a workflow run: a whole one given with --configfile, or a named one (micro) with --config on top."""
-    if "model" in config and "world" in config:
-        return parse_tier(config, source="the --configfile")
+def read_workflow_tier(config: dict[str, Any], given: dict[str, Any] | None = None) -> TierConfig:
+    """The tier of a workflow run: a whole one given with --configfile, or a named one (micro) with --config on top.
+
+    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset.
+    """
+    if {"model", "world", "train", "evaluate", "methods"} <= config.keys():
+        return parse_tier(config, given, source="the --configfile")
     return read_tier(str(config.get("tier", "micro")), config)
 
 
-def export_settings(tier: TierConfig, folder: str | Path) -> None:
-    """Give every job of this run the resolved tier and this interpreter, through the environment.
+def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """For every model and dataset of `config["tiers"]`: a prefix for rule names, and the workflow's configuration.
+
+    By default the tiers of the paper; whatever else `config` says goes to all. Raises UserError for an unknown tier.
+    """
+    names = config.get("tiers", PAPER_TIERS)
+    rest = {key: value for key, value in config.items() if key != "tiers"}
+    cells = {}
+    for name in [names] if isinstance(names, str) else names:
+        tier = read_tier(name)
+        for dataset in tier.datasets or [tier.world.name]:
+            choice = {"tier": name, "world": {"name": dataset}}
+            cells[re.sub(r"\W", "_", f"{tier.tier}_{dataset}_")] = merge(rest, choice)
+    return cells
+
+
+def export_settings(tier: TierConfig, folder: str | Path) -> str:
+    """Give every job of this run the resolved tier and this interpreter, through the environment; return the file.
 
     The settings go to a file of `folder` that is named by its content, so that no later change reaches a running job.
     """
@@ -67,6 +90,7 @@ def export_settings(tier: TierConfig, folder: str | Path) -> None:
     # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
+    return str(path)
 
 
 def code_digest(stage: str, method: str | None = None) -> str:

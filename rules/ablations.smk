@@ -21,6 +21,8 @@ rule ablation_table:
         f"{WORK}/benchmarks/ablations.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         summaries=lambda wildcards, input: [
             f"--summary {path}" for path in input.summaries
@@ -28,7 +30,7 @@ rule ablation_table:
         code=code_digest("tables"),
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
-        "python -m iapo_bench table {params.summaries} --out {output.csv} --figure {params.stem} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench table {params.summaries} --out {output.csv} --figure {params.stem} 2>&1 | tee {log}"
 
 
 rule ablations:
@@ -50,7 +52,10 @@ rule sensitivity_train:
     conda:
         "../configs/environment.yaml"
     resources:
+        settings=SETTINGS,
         gpu=TIER.gpus,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         options=lambda wildcards: [
             f"--set methods.{TIER.sensitivity.method}.options.{option}={value}"
@@ -64,7 +69,7 @@ rule sensitivity_train:
         seed=TIER.tune.seed if TIER.tune else 0,
         out=subpath(output.model, parent=True),
     shell:
-        "python -m iapo_bench --threads {threads} train --method {params.method} {params.options}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} train --method {params.method} {params.options}"
         " --base {input.base} --data {input.data} --seed {params.seed} --out {params.out} 2>&1 | tee {log}"
 
 
@@ -85,6 +90,8 @@ rule sensitivity_table:
         f"{WORK}/benchmarks/sensitivity.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
         tune=TIER.tune.model_dump() if TIER.tune else {},
@@ -92,7 +99,7 @@ rule sensitivity_table:
         code=[code_digest("metrics"), code_digest("tables")],
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
-        "python -m iapo_bench sensitivity --base {input.base} {params.grades} --out {output.csv}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench sensitivity --base {input.base} {params.grades} --out {output.csv}"
         " --figure {params.stem} 2>&1 | tee {log}"
 
 

@@ -10,12 +10,14 @@ rule prepare:
         f"{WORK}/benchmarks/prepare.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         world=TIER.world.model_dump(),
         seed=TIER.seed,
         code=code_digest("worlds"),
     shell:
-        "python -m iapo_bench prepare --out {output} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench prepare --out {output} 2>&1 | tee {log}"
 
 
 rule base:
@@ -28,10 +30,12 @@ rule base:
     conda:
         "../configs/environment.yaml"
     threads: workflow.cores or 1
+    resources:
+        settings=SETTINGS,
     params:
         model=TIER.model.model_dump(),
         world=TIER.world.model_dump(),
         seed=TIER.seed,
         code=code_digest("base"),
     shell:
-        "python -m iapo_bench --threads {threads} warm-start --out {output} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} warm-start --out {output} 2>&1 | tee {log}"

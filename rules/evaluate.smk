@@ -15,13 +15,16 @@ rule sample:
     conda:
         "../configs/environment.yaml"
     resources:
+        settings=SETTINGS,
         gpu=TIER.gpus,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         evaluate=TIER.evaluate.model_dump(exclude={"ks"}),
         code=code_digest("sample"),
         out=subpath(output.samples, parent=True),
     shell:
-        "python -m iapo_bench --threads {threads} sample --model {input.model} --data {input.data}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} sample --model {input.model} --data {input.data}"
         " --split test --out {params.out} 2>&1 | tee {log}"
 
 
@@ -37,8 +40,10 @@ rule grade:
         f"{WORK}/benchmarks/grade/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         code=code_digest("grade"),
     shell:
-        "python -m iapo_bench grade --samples {input.samples} --data {input.data} --split test"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench grade --samples {input.samples} --data {input.data} --split test"
         " --out {output} 2>&1 | tee {log}"

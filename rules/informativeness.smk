@@ -21,12 +21,15 @@ rule token_roles:
     conda:
         "../configs/environment.yaml"
     resources:
+        settings=SETTINGS,
         gpu=TIER.gpus,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         temperature=TIER.train.temperature,
         code=code_digest("roles"),
     shell:
-        "python -m iapo_bench --threads {threads} token-roles --model {input.model} --samples {input.samples}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} token-roles --model {input.model} --samples {input.samples}"
         " --data {input.data} --out {output} 2>&1 | tee {log}"
 
 
@@ -45,11 +48,13 @@ rule role_tables:
         f"{WORK}/benchmarks/role_tables.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         runs=[f"--run {name}={folder}" for name, folder in ROLE_RUNS.items()],
         labels=[TIER.model.name, TIER.world.name],
         code=code_digest("role_tables"),
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
-        "python -m iapo_bench role-tables {params.runs} --out {output.csv} --roles {output.roles}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench role-tables {params.runs} --out {output.csv} --roles {output.roles}"
         " --figure {params.stem} 2>&1 | tee {log}"

@@ -27,6 +27,8 @@ rule metrics:
         f"{WORK}/benchmarks/metrics/{{row}}.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
         seeds=lambda wildcards: [
@@ -37,7 +39,7 @@ rule metrics:
         labels=[TIER.model.name, TIER.world.name, TIER.selection],
         code=code_digest("metrics"),
     shell:
-        "python -m iapo_bench metrics --method {wildcards.row} {params.grades} {params.seeds} --out {output} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench metrics --method {wildcards.row} {params.grades} {params.seeds} --out {output} 2>&1 | tee {log}"
 
 
 rule table:
@@ -56,6 +58,8 @@ rule table:
         f"{WORK}/benchmarks/table.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         summaries=lambda wildcards, input: [
             f"--summary {path}" for path in input.summaries
@@ -63,7 +67,7 @@ rule table:
         code=code_digest("tables"),
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
-        "python -m iapo_bench table {params.summaries} --published {input.published} --out {output.csv}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench table {params.summaries} --published {input.published} --out {output.csv}"
         " --figure {params.stem} 2>&1 | tee {log}"
 
 
@@ -81,12 +85,14 @@ rule wallclock:
         f"{WORK}/benchmarks/wallclock.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         runs=[f"--run {name}={folder}" for name, folder in RUNS.items()],
         code=code_digest("tables"),
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
-        "python -m iapo_bench wallclock {params.runs} --out {output.csv} --figure {params.stem} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench wallclock {params.runs} --out {output.csv} --figure {params.stem} 2>&1 | tee {log}"
 
 
 rule curves:
@@ -101,9 +107,11 @@ rule curves:
         f"{WORK}/benchmarks/curves.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         runs=[f"--run {name}={folder}" for name, folder in TRAINED.items()],
         code=code_digest("tables"),
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
-        "python -m iapo_bench curves {params.runs} --figure {params.stem} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench curves {params.runs} --figure {params.stem} 2>&1 | tee {log}"

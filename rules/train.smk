@@ -16,11 +16,14 @@ rule train:
     conda:
         "../configs/environment.yaml"
     resources:
+        settings=SETTINGS,
         gpu=TIER.gpus,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         slice=lambda wildcards: TIER.training_slice(wildcards.method),
         code=lambda wildcards: code_digest("train", TIER.parent(wildcards.method)),
         out=subpath(output.model, parent=True),
     shell:
-        "python -m iapo_bench --threads {threads} train --method {wildcards.method}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} train --method {wildcards.method}"
         " --base {input.base} --data {input.data} --seed {wildcards.seed} --out {params.out} 2>&1 | tee {log}"

@@ -22,7 +22,10 @@ rule tune_train:
     conda:
         "../configs/environment.yaml"
     resources:
+        settings=SETTINGS,
         gpu=TIER.gpus,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         slice=lambda wildcards: TIER.training_slice(
             wildcards.method, int(wildcards.trial)
@@ -31,7 +34,7 @@ rule tune_train:
         seed=TIER.tune.seed if TIER.tune else 0,
         out=subpath(output.model, parent=True),
     shell:
-        "python -m iapo_bench --threads {threads} train --method {wildcards.method}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} train --method {wildcards.method}"
         " --trial {wildcards.trial} --base {input.base} --data {input.data} --seed {params.seed}"
         " --out {params.out} 2>&1 | tee {log}"
 
@@ -50,7 +53,10 @@ rule tune_sample:
     conda:
         "../configs/environment.yaml"
     resources:
+        settings=SETTINGS,
         gpu=TIER.gpus,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         n=TIER.tune.n_samples if TIER.tune else 1,
         seed=TIER.tune.seed if TIER.tune else 0,
@@ -58,7 +64,7 @@ rule tune_sample:
         code=code_digest("sample"),
         out=subpath(output.samples, parent=True),
     shell:
-        "python -m iapo_bench --threads {threads} sample --model {input.model} --data {input.data}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} sample --model {input.model} --data {input.data}"
         " --split validation --seed {params.seed} --n-samples {params.n} --out {params.out} 2>&1 | tee {log}"
 
 
@@ -74,10 +80,12 @@ rule tune_grade:
         f"{WORK}/benchmarks/tune_grade/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         code=code_digest("grade"),
     shell:
-        "python -m iapo_bench grade --samples {input.samples} --data {input.data} --split validation"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench grade --samples {input.samples} --data {input.data} --split validation"
         " --out {output} 2>&1 | tee {log}"
 
 
@@ -91,6 +99,8 @@ rule tune:
         f"{WORK}/benchmarks/tune.tsv"
     conda:
         "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
     params:
         trials=lambda wildcards, input: input.base.removesuffix(
             "base/validation/grades.parquet"
@@ -98,4 +108,4 @@ rule tune:
         + "tune",
         out=f"configs/tuned/{NAME}.yaml",
     shell:
-        "python -m iapo_bench tune --trials {params.trials} --base {input.base} --out {params.out} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench tune --trials {params.trials} --base {input.base} --out {params.out} 2>&1 | tee {log}"

@@ -16,7 +16,8 @@ JOB = """
 import sys, time
 from pathlib import Path
 from iapo_bench.gpu_lease import lease_gpus
-folder, name, count, share, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+folder, name = Path(sys.argv[1]), sys.argv[2]
+count, share, seconds = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 with lease_gpus(count, jobs_per_gpu=share, folder=folder / "locks") as devices:
     import os
     started = time.time()

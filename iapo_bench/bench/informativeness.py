@@ -34,7 +34,9 @@ PROMPT = 64
 TARGETS = {"speedup": 2.5, "floor_ratio": 1.15, "memory_ratio": 0.2}
 
 
-def bench_informativeness(base: Path, *, pairs: int, lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, Any]]:
+def bench_informativeness(
+    base: Path, *, pairs: int, lengths: tuple[int, ...] = LENGTHS, batches: tuple[int, ...] = BATCHES
+) -> list[dict[str, Any]]:
     """A row for each completion length T and batch: seconds, extra peak memory (MiB), and median ratios of the pairs.
 
     Rows are of one prompt of 64 random tokens; in a batch of 8 the completions are T, 15/16 T, ... 9/16 T tokens long.
@@ -43,7 +45,7 @@ def bench_informativeness(base: Path, *, pairs: int, lengths: tuple[int, ...] = 
     tokenizer = load_tokenizer(base)
     model = _with_room(load_model(base), PROMPT + max(lengths) + 16)
     postfix_K = torch.tensor(tokenizer(POSTFIX, add_special_tokens=False).input_ids)
-    cases = [(T, B) for B in BATCHES for T in lengths]
+    cases = [(T, B) for B in batches for T in lengths]
     rows = []
     for T, B in tqdm(cases, desc=model.config.name_or_path or "informativeness", unit="case"):
         arguments = _random_rows(model, T, B)
@@ -52,15 +54,15 @@ def bench_informativeness(base: Path, *, pairs: int, lengths: tuple[int, ...] = 
             "kv_replicated": partial(answer_entropies, model, *arguments, postfix_K, implementation="kv_replicated"),
             "floor": partial(_floor, model, *arguments, len(postfix_K)),
         }
-        results = {name: run() for name, run in sides.items()}
-        memory = {name: _extra_memory(run, model.device) for name, run in sides.items()}
+        first = {name: _with_extra_memory(run, model.device) for name, run in sides.items()}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(pairs):
             for name, run in sides.items():
                 started = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - started)
-        gap = float((results["shared_kv"] - results["kv_replicated"]).abs().max())
+        memory = {name: extra for name, (_, extra) in first.items()}
+        gap = float((first["shared_kv"][0] - first["kv_replicated"][0]).abs().max())
         rows.append(
             {
                 "T": T,
@@ -195,20 +197,18 @@ def _floor(
         next_token_statistics(head, hidden[0], 1.0)
 
 
-def _extra_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes at the peak of `run` beyond what was held before it."""
+def _with_extra_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
+    """What `run` returns, and the bytes at its peak beyond what was held before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
+        return run(), torch.cuda.max_memory_allocated(device) - before
     # The kernel keeps the peak of resident memory, and forgets it on demand; freed pages must go back to it first.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+    return run(), _status("VmHWM") - before
 
 
 def _status(field: str) -> int:

@@ -8,7 +8,10 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy; `seed` alone decides the draws, whatever the batch size."""
+    """How to sample. `temperature` 0 is greedy; `seed` alone decides the draws, whatever the batch size.
+
+    `first_index`: the number of the first completion. A part of a larger call, so numbered, has the draws of the whole.
+    """
 
     max_tokens: int
     eos_ids: tuple[int, ...]
@@ -16,6 +19,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    first_index: int = 0
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ class _Run:
         last_UD = hidden_UPD[torch.arange(len(unique), device=self.device), length_U - 1]
 
         places = [self.free_places.pop() for _ in range(n)]
-        seeds = [stream_seed(self.sampling.seed, "completion", request.index) for request in requests]
+        first = self.sampling.first_index
+        seeds = [stream_seed(self.sampling.seed, "completion", first + request.index) for request in requests]
         uniforms = torch.from_numpy(row_uniforms(seeds, self.sampling.max_tokens)).to(self.device)
         self.place_R[rows] = torch.tensor(places, device=self.device)
         self.uniform_RT[self.place_R[rows]] = uniforms

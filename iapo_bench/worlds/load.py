@@ -6,7 +6,7 @@ from typing import Any
 
 from iapo_bench.config import WorldConfig
 from iapo_bench.errors import unknown
-from iapo_bench.worlds import World
+from iapo_bench.worlds import Problem, World
 from iapo_bench.worlds.micro import MicroWorld
 from iapo_bench.worlds.text import TextWorld
 
@@ -22,4 +22,10 @@ def load_world(config: WorldConfig, seed: int) -> World:
         return MicroWorld(**options, seed=seed)
     for option in config.options:
         raise unknown(f"option of {config.name}", option, ())
-    return TextWorld(config.name, Path(config.data_dir) if config.data_dir else None)
+    return TextWorld(config.name, Path(config.data_dir) if config.data_dir else None, config.splits)
+
+
+def load_held_out(config: WorldConfig) -> dict[str, list[Problem]]:
+    """The benchmarks that a tier keeps out of its training problems, by dataset."""
+    folder = Path(config.data_dir) if config.data_dir else None
+    return {name: TextWorld(name, folder).benchmark() for name in config.held_out}

@@ -1,21 +1,28 @@
 """Worlds of real text: GSM8K, MATH-500 and DAPO-Math-17k, from a local directory or from the Hugging Face hub.
 
 Every split is fixed: it depends on the problems' text alone, neither on a seed nor on the order of rows. Problems that
-differ only in whitespace count once, with the first gold. Sizes:
+differ only in whitespace count once, with the first gold. Near repeats may still fall on both sides: `prepare` takes
+them out of training. Sizes before that:
 
 | name    | train | validation | test | how                                                                           |
 |---------|-------|------------|------|-------------------------------------------------------------------------------|
 | gsm8k   |  6973 |        500 | 1319 | the official test set; validation: the official training rows of lowest hash  |
 | math500 |   255 |         49 |  196 | by hash, about 50 : 10 : 40                                                   |
 | dapo    | 16173 |        496 |  519 | by hash, about 94 : 3 : 3; integers, about a fifth in Chinese                 |
+
+Those are the `honest` splits. The `published` ones, for comparison only, are those of the IAPO authors' code
+(`get_dataset`): GSM8K's own; 80 : 20 by a shuffle with seed 42 of MATH-500 and of the first 7,000 rows of
+DAPO-Math-17k, of whose test part 50 are used. Their choices were made on the test problems, so there validation is the
+test split.
 """
 
 import hashlib
+import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -92,6 +99,10 @@ _TABLES = {
 # Shares of test and validation where the dataset has no official split; the rest is for training.
 _SHARES = {"math500": (0.4, 0.1), "dapo": (0.03, 0.03)}
 
+# What the published splits take of those: rows in all, share for training, most test problems.
+_PUBLISHED = {"math500": (None, 0.8, None), "dapo": (7000, 0.8, 50)}
+_PUBLISHED_SEED = 42
+
 
 @dataclass(frozen=True)
 class TextWorld:
@@ -103,6 +114,7 @@ class TextWorld:
 
     name: str
     data_dir: Path | None = None
+    splits: Literal["honest", "published"] = "honest"
 
     grader: ClassVar[GraderKind] = "math"
 
@@ -114,7 +126,9 @@ class TextWorld:
         """The problems of a split, golds checked. Raises UserError for data that are missing, damaged or too few."""
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        if self.name == "gsm8k":
+        if self.splits == "published":
+            problems = self._load_published(split)
+        elif self.name == "gsm8k":
             problems = self._load_gsm8k(split)
         else:
             test, validation = _SHARES[self.name]
@@ -136,6 +150,19 @@ class TextWorld:
             )
         messages = chat_messages(problem, self.name)
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def benchmark(self) -> list[Problem]:
+        """The problems that others evaluate on and no training may see: all of MATH-500, else the test split."""
+        return self._read_table("all") if self.name == "math500" else self.load("test")
+
+    def _load_published(self, split: str) -> list[Problem]:
+        if self.name == "gsm8k":
+            return self._read_table("train" if split == "train" else "test")
+        rows, share, most = _PUBLISHED[self.name]
+        problems = self._read_table("all")[:rows]
+        random.Random(_PUBLISHED_SEED).shuffle(problems)
+        cut = int(share * len(problems))
+        return problems[:cut] if split == "train" else problems[cut:][:most]
 
     def _load_gsm8k(self, split: str) -> list[Problem]:
         if split == "test":

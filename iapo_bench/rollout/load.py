@@ -1,0 +1,43 @@
+"""The rollout engine that a configuration asks for."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from iapo_bench.config import Engine
+from iapo_bench.rollout import RolloutEngine
+from iapo_bench.rollout.transformers_engine import TransformersEngine
+
+
+def make_engine(
+    name: Engine,
+    path: Path,
+    model: PreTrainedModel,
+    *,
+    width: int,
+    batch_size: int,
+    gpu_memory: float,
+    sleep: bool = False,
+    progress: bool = False,
+) -> RolloutEngine:
+    """The engine `name` for the checkpoint `path`, from which `model` was loaded.
+
+    `transformers` generates with `model` itself. `vllm` loads the checkpoint and takes over the weights of `model`, so
+    that the two are known to agree; `width` (the longest prompt and completion together, tokens), `gpu_memory` and
+    `sleep` are for it. Raises UserError where vllm is missing or does not compute what `model` does.
+    """
+    if name == "transformers":
+        return TransformersEngine(model, batch_size=batch_size, progress=progress)
+    from iapo_bench.rollout.vllm_engine import VllmEngine
+
+    engine = VllmEngine(
+        path,
+        context=width,
+        dtype=model.dtype,
+        batch_size=batch_size,
+        gpu_memory=gpu_memory,
+        sleep=sleep,
+        progress=progress,
+    )
+    engine.sync(model)
+    return engine

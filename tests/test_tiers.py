@@ -1,0 +1,165 @@
+"""The paper's tiers: published values, datasets of a tier, and a dry run of everything."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from iapo_bench.config import parse_tier, read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.method import load_method
+from iapo_bench.plan import jobs
+from iapo_bench.update import UpdateSettings, make_optimizer
+from iapo_bench.workflow import PAPER_TIERS, paper_cells, read_workflow_tier
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "paper.smk", "rules", "profiles", "configs", "iapo_bench", "baselines", "methods")
+DATASETS = ("gsm8k", "math500", "dapo")
+WEIGHTS = {  # IAPO's alpha and beta, selected per cell in its paper
+    "qwen-0.5b": ((1, 1), (1, 1e-6), (1e-6, 1e-2)),
+    "qwen-1.5b": ((1, 1), (1e-6, 1e-6), (1e-2, 1e-4)),
+    "qwen-7b": ((1, 1e-6), (1e-6, 1e-6), (1e-6, 1e-6)),
+}
+EPOCHS = {"gsm8k": 2, "math500": 152, "dapo": 2}
+TRAINING_PROBLEMS = {"gsm8k": 6973, "math500": 255, "dapo": 16_045}  # of the honest splits, repeats removed
+
+
+def cell(name: str, dataset: str, **changes):
+    return read_tier(name, {"world": {"name": dataset}, **changes})
+
+
+@pytest.mark.parametrize("name", PAPER_TIERS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_published_settings(name, dataset, model):
+    tier = cell(name, dataset)
+    train, evaluate = tier.train, tier.evaluate
+    assert (train.lr, train.clip_norm, train.temperature, train.max_tokens) == (1e-6, 1.0, 1.0, 2048)
+    assert train.group_size == 8
+    assert train.prompts_per_step * train.group_size == (128 if name == "qwen-7b" else 96)
+    assert train.completions == EPOCHS[dataset] * TRAINING_PROBLEMS[dataset] * 8
+    assert make_optimizer(model, UpdateSettings(lr=train.lr)).defaults["betas"] == (0.9, 0.99)
+    assert (evaluate.n_samples, evaluate.seeds, evaluate.temperature, evaluate.top_p) == (32, [42, 142, 242], 1.0, 1.0)
+    assert {2, 4, 8, 16, 32} <= set(evaluate.ks)
+    assert set(tier.methods) == {"grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo"}
+    options = tier.training_slice("iapo")["method"]["options"]
+    assert (options["alpha"], options["beta"]) == WEIGHTS[name][DATASETS.index(dataset)]
+    assert load_method("iapo").loss.kl_coef == 0.001
+    assert tier.model.dtype == "bfloat16"
+    assert re.fullmatch(r"Qwen/Qwen2\.5-[\d.]+B-Instruct@[0-9a-f]{40}", tier.model.source)
+    assert tier.folder == f"{name}/{dataset}"
+
+
+def test_a_setting_that_is_given_wins_over_the_datasets():
+    assert cell("qwen-0.5b", "math500", train={"completions": 64}).train.completions == 64
+    content = yaml.safe_load((ROOT / "configs" / "qwen-0.5b.yaml").read_text())
+    given = {"world": {"name": "math500"}, "train": {"completions": 64}}
+    merged = {
+        **content,
+        "world": {**content["world"], **given["world"]},
+        "train": {**content["train"], **given["train"]},
+    }
+    assert read_workflow_tier(merged, given).train.completions == 64
+    assert read_workflow_tier(content).train.completions == cell("qwen-0.5b", "gsm8k").train.completions
+
+
+def test_a_resolved_tier_can_be_read_again_and_is_the_same():
+    tier = cell("qwen-1.5b", "dapo", train={"completions": 64})
+    assert parse_tier(tier.model_dump(mode="json"), source="here") == tier
+
+
+def test_mistakes_about_datasets_are_one_line():
+    with pytest.raises(UserError, match="unknown dataset of this tier 'micro'"):
+        read_tier("qwen-7b", {"world": {"name": "micro"}})
+    content = yaml.safe_load((ROOT / "configs" / "qwen-7b.yaml").read_text())
+    content["datasets"]["gsm8k"] = {"trian": {"lr": 1.0}}
+    with pytest.raises(UserError, match="unknown key 'trian': did you mean 'train'"):
+        parse_tier(content, source="here")
+    with pytest.raises(UserError, match="unknown tier 'qwen-8b'"):
+        paper_cells({"tiers": ["qwen-8b"]})
+
+
+def test_cells_of_the_paper_get_what_is_given_to_all():
+    cells = paper_cells({"tiers": ["qwen-7b", "smollm2"], "world": {"data_dir": "d"}, "train": {"completions": 8}})
+    assert list(cells) == ["qwen_7b_gsm8k_", "qwen_7b_math500_", "qwen_7b_dapo_", "smollm2_gsm8k_"]
+    for config in cells.values():
+        tier = read_workflow_tier(config)
+        assert (tier.world.data_dir, tier.train.completions) == ("d", 8)
+
+
+def test_every_command_of_the_workflow_names_its_settings():
+    """Jobs of several tiers run in one workflow: a command that does not would read another tier's settings."""
+    for path in (ROOT / "rules").glob("*.smk"):
+        text = path.read_text()
+        commands = text.count("python -m iapo_bench ")
+        assert text.count('"IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench ') == commands, path.name
+        assert text.count("settings=SETTINGS,") == commands, path.name
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("paper")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    shutil.copytree(ROOT / "results" / "published", folder / "results" / "published")
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_a_dry_run_of_the_whole_paper_counts_its_jobs_in_seconds(copy):
+    started = time.perf_counter()
+    shown = snakemake(copy, "-s", "paper.smk", "-n")
+    seconds = time.perf_counter() - started
+    counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}
+    expected = sum(sum(jobs(cell(name, dataset)).values()) for name in PAPER_TIERS for dataset in DATASETS)
+    assert counts["total"] == expected + 1
+    for name in PAPER_TIERS:
+        for dataset in DATASETS:
+            prefix = re.sub(r"\W", "_", f"{name}_{dataset}_")
+            assert counts[f"{prefix}train"] == 6 * 3
+            assert counts[f"{prefix}sample"] == counts[f"{prefix}grade"] == 6 * 3 + 1
+            assert counts[f"{prefix}metrics"] == 7
+    print(f"dry run of the paper: {seconds:.1f} s")
+    assert seconds < 60  # a few seconds on an idle machine
+
+
+@pytest.mark.parametrize("name", ["micro", "smoke", "smollm2"])
+def test_a_dry_run_has_the_jobs_that_the_plan_counts(copy, name):
+    shown = snakemake(copy, "-n", "--config", f"tier={name}")
+    counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}
+    total = counts.pop("total")
+    assert counts == {**jobs(read_tier(name)), "all": 1}
+    assert total == sum(counts.values())
+
+
+def test_jobs_of_two_tiers_in_one_run_read_their_own_settings(copy):
+    snakemake(
+        copy,
+        *("-s", "paper.smk", "--config", "tiers=[smoke,micro]", "world={options: {n_validation: 5}}"),
+        *("--until", "smoke_micro_prepare", "micro_micro_prepare"),
+    )
+    lines = {
+        (tier, split): len((copy / "results" / tier / "data" / f"{split}.jsonl").read_text().splitlines())
+        for tier in ("smoke", "micro")
+        for split in ("test", "validation")
+    }
+    assert lines == {
+        ("smoke", "test"): 8,
+        ("micro", "test"): 200,
+        ("smoke", "validation"): 5,
+        ("micro", "validation"): 5,
+    }
