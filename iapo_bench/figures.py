@@ -22,10 +22,10 @@ SMOOTHING = 5
 # Roles of tokens, apart from the methods' colours: needed dark, what could go lighter.
 ROLE_COLOURS = {"needed": "#3D4852", "check": "#7A93AC", "restatement": "#B3C6D6", "filler": "#E3DCCB"}
 SCORE_LABELS = {
-    "early_exit": "early exit:\ninformation",
-    "early_exit_statement": "its sum over\na statement",
-    "next_token": "next token:\ninformation",
-    "next_token_entropy": "next token:\nentropy",
+    "early_exit": "early exit",
+    "early_exit_statement": "early exit,\nstatement",
+    "next_token": "next token,\ndifference",
+    "next_token_entropy": "next token,\nentropy",
     "position": "position",
 }
 

@@ -1,7 +1,8 @@
 """The training loop: rollout, grade, signals, credit, update; the same for every method.
 
 Every random number of a step is derived from the seed and the step, so a run that was stopped and resumed is the same
-run. So is one of several processes (`parallel`), which differ only in the groups that they work on. The budget is counted in generated completions: a method that throws some away trains on fewer, not on more.
+run; and so is a run of several processes (`parallel`), each of which works on some of the groups. The budget is counted
+in generated completions: a method that throws some away trains on fewer, not on more.
 """
 
 import json
@@ -184,10 +185,12 @@ class Trainer:
             )
             with self._phase("rollout"):
                 prompts = [self.task.prompts[p] for p in problems[parallel.share(len(problems))]]
-                completions = parallel.gather(self.engine.generate(prompts, sampling) if prompts else [])
+                completions = parallel.gather(self.engine.generate(prompts, sampling))
             with self._phase("grade"):
                 token_ids = [completion.token_ids for completion in completions[own]]
-                texts = self.task.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+                # Of no rows the tokenizer would make one empty text.
+                decode = self.task.tokenizer.batch_decode
+                texts = decode(token_ids, skip_special_tokens=True) if token_ids else []
                 golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
                 outcomes = parallel.gather(self.task.grade(texts, golds[own]))
                 formatted = parallel.gather([is_formatted(text) for text in texts])

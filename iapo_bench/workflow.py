@@ -27,6 +27,7 @@ _CORE = (
     "packed.py",
     "informativeness.py",
     "signals.py",
+    "parallel.py",
     "update.py",
     "trainer.py",
 )

@@ -176,7 +176,7 @@ def test_the_figure_shows_every_run_score_and_role(tmp_path):
     )
     figure.canvas.draw()
     found = [text.get_text() for text in figure.findobj(Text)]
-    for word in ("base", "grpo", "iapo/0", "iapo/1", *ROLES, "14.0", "early exit:\ninformation"):
+    for word in ("base", "grpo", "iapo/0", "iapo/1", *ROLES, "14.0", "early exit,\nstatement"):
         assert word in found, word
     left, right = figure.axes
     assert [bar.get_width() for bar in right.containers[0]] == [10] * 4

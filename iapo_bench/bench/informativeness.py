@@ -46,6 +46,7 @@ def bench_informativeness(
     model = _with_room(load_model(base), PROMPT + max(lengths) + 16)
     postfix_K = torch.tensor(tokenizer(POSTFIX, add_special_tokens=False).input_ids)
     cases = [(T, B) for B in batches for T in lengths]
+    _floor(model, *_random_rows(model, 8, 1), len(postfix_K))  # weights come into memory when they are first read
     rows = []
     for T, B in tqdm(cases, desc=model.config.name_or_path or "informativeness", unit="case"):
         arguments = _random_rows(model, T, B)

@@ -1,0 +1,136 @@
+"""Data-parallel training: the ranks share a step's groups and end it with the same weights.
+
+A rank is one process of `torchrun` or `accelerate launch`. Every rank holds the whole model and knows the whole batch;
+what is dear (generation, grading, forward and backward passes) it does for its share of the groups alone. What comes
+out is that of one process, up to the order in which floats are summed. In a single process all of this does nothing.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from iapo_bench.errors import UserError
+
+# How long a rank waits for the others: longer than one can be behind with its completions or a checkpoint.
+TIMEOUT = timedelta(minutes=30)
+BUCKET = 2**25  # gradients summed at once: 128 MiB of float32
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join the other ranks that the environment (RANK, WORLD_SIZE, LOCAL_RANK) speaks of, if any; part when all are
+    done.
+
+    On CUDA the current device becomes that of LOCAL_RANK, or the only one that is visible. Raises UserError when the
+    environment is incomplete, a rank does not come, or there are too few GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        yield
+        return
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(f"WORLD_SIZE is set and {name} is not: start with torchrun or accelerate launch")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(_local_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
+    with _in_touch():
+        # Objects travel by gloo even where tensors travel by nccl.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    yield
+    gather([])
+    # Not after an error: the others still wait, and it is the end of this process that tells them.
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the rank that writes files and shows progress."""
+    return rank() == 0
+
+
+def share(n: int, group_size: int = 1) -> slice:
+    """This rank's part of `n` things: adjacent whole groups, as even as they come; it may be empty."""
+    each, more = divmod(n // group_size, size())
+    start = rank() * each + min(rank(), more)
+    return slice(start * group_size, (start + each + (rank() < more)) * group_size)
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """All ranks' items in the order of the ranks; tensors must be on the CPU. Every rank must call it."""
+    if size() == 1:
+        return items
+    parts: list[list[Any]] = [[] for _ in range(size())]
+    with _in_touch():
+        dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def sum_gradients(model: torch.nn.Module) -> None:
+    """Replace each gradient by its sum over the ranks; a rank that has none counts as zero. Every rank must call it."""
+    if size() == 1:
+        return
+    bucket: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET:
+            _sum_bucket(bucket)
+            bucket = []
+        bucket.append(parameter)
+    _sum_bucket(bucket)
+
+
+def sum_numbers(numbers: dict[str, float]) -> dict[str, float]:
+    """Each number's sum over the ranks, which must all call it with the same keys."""
+    if size() == 1:
+        return numbers
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    with _in_touch():
+        dist.all_reduce(total)
+    return dict(zip(numbers, total.tolist(), strict=True))
+
+
+def _sum_bucket(parameters: list[torch.nn.Parameter]) -> None:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    # In float32: between bfloat16 numbers the sum would round once for every rank.
+    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+    with _in_touch():
+        dist.all_reduce(flat)
+    for parameter, gradient, total in zip(
+        parameters, gradients, flat.split([g.numel() for g in gradients]), strict=True
+    ):
+        parameter.grad = gradient.copy_(total.view_as(gradient))
+
+
+def _local_device(local_rank: int, count: int) -> int:
+    """The GPU for a rank of this machine. A scheduler may show each rank one GPU, which then is number 0."""
+    if count > 1 and local_rank >= count:
+        raise UserError(f"{count} GPUs are too few for process {local_rank + 1} of this machine: start one for each")
+    return local_rank if count > 1 else 0
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    """A failure of communication as a line for the user: what went wrong is in the message of the rank that failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[.*?\] ", "", str(error).split("\n")[0].split(". ")[0])
+        raise UserError(
+            f"process {os.environ.get('RANK')} lost touch with the others; one has failed ({reason})"
+        ) from None

@@ -1,0 +1,264 @@
+"""Two processes are one: the same draws, rows and weights, whoever starts, stops, resumes or has nothing to do."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_trainer import METHODS, coin_grade, rare_grade, untimed
+from test_trainer import SETTINGS as TRAINER_SETTINGS
+
+from iapo_bench import parallel
+from iapo_bench.config import read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.method import load_method
+from iapo_bench.models import build_micro
+from iapo_bench.rollout import Completion
+from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.stages import make_base, prepare
+from iapo_bench.trainer import Task, Trainer, TrainSettings
+from iapo_bench.worlds import POSTFIX
+from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+
+# Steps so small that Adam does not blow up rounding where a gradient is almost 0.
+SETTINGS = replace(TRAINER_SETTINGS, update=replace(TRAINER_SETTINGS.update, lr=3e-4))
+SECONDS = 240  # for everything that the two processes do, on a busy machine
+
+
+@dataclass(frozen=True)
+class Case:
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: TrainSettings = SETTINGS
+    grade: Any = coin_grade
+
+
+def several_updates(count: int) -> TrainSettings:
+    return replace(SETTINGS, update=replace(SETTINGS.update, updates_per_rollout=count))
+
+
+CASES = {
+    **{method: Case(method, options) for method, options in METHODS.items()},
+    "gtpo, statistics of the batch": Case("gtpo", {"scope": "batch"}),
+    "dapo, several draws and updates": Case(
+        "dapo", settings=replace(several_updates(2), completions=144), grade=rare_grade
+    ),
+    "KL, entropy bonus and capped weights": Case(
+        "grpo",
+        {"loss": {"kl_coef": 0.1, "entropy_coef": 0.01}},
+        replace(SETTINGS, update=replace(SETTINGS.update, importance_cap=2.0)),
+    ),
+    "an odd number of groups": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=3, completions=36)),
+    "a share is empty": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=1, completions=12)),
+    "a share of every update is empty": Case("grpo", {}, several_updates(4)),
+}
+RESUMED = "gfpo"  # has a state of its own
+STEP = replace(SETTINGS, completions=SETTINGS.prompts_per_step * SETTINGS.group_size)
+
+
+def make_trainer(case: Case) -> Trainer:
+    tokenizer, world = build_tokenizer(), MicroWorld(n_train=40, n_validation=12, n_test=12)
+    problems = world.load("train")
+    task = Task(
+        prompts=[world.encode_prompt(problem, tokenizer) for problem in problems],
+        golds=[problem.answer for problem in problems],
+        grade=case.grade,
+        tokenizer=tokenizer,
+        eos_ids=(1, 7, 8),  # an untrained model must end sometimes, too
+        postfix_ids=tokenizer(POSTFIX).input_ids,
+    )
+    model, reference = (build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1) for _ in range(2))
+    method = load_method(case.method, **case.options)
+    return Trainer(method, case.settings, task, model, TransformersEngine(model), reference.eval())
+
+
+def run(case: Case, state: Path | None = None) -> dict[str, Any]:
+    """Rows without times, weights, and what each call of the engine gave this process."""
+    trainer = make_trainer(case)
+    generate, drawn = trainer.engine.generate, []
+
+    def recorded(*arguments: Any) -> list[Completion]:
+        drawn.append(generate(*arguments))
+        return drawn[-1]
+
+    trainer.engine.generate = recorded
+    rows = trainer.run(state)
+    return {
+        "rows": [json.loads(row) for row in untimed(rows).splitlines()],
+        "weights": trainer.model.state_dict(),
+        "drawn": [[completion.token_ids for completion in call] for call in drawn],
+    }
+
+
+@cache
+def alone(name: str) -> dict[str, Any]:
+    """The case in this process."""
+    return run(CASES[name])
+
+
+def fail_second_time(texts: list[str], golds: list[str]) -> list:
+    """A grader that fails on rank 1, after a step that went well."""
+    if parallel.rank() == 1 and (Path(os.environ["PARALLEL_TEST"]) / "failing").exists():
+        raise UserError("the grader is gone")
+    if parallel.rank() == 1:
+        (Path(os.environ["PARALLEL_TEST"]) / "failing").touch()
+    return coin_grade(texts, golds)
+
+
+def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
+    """What each of the two processes does: all cases, and then a run in which rank 1 fails."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(ports[0]), "PARALLEL_TEST": str(folder)}
+    with parallel.processes():
+        results = {name: run(case) for name, case in CASES.items()}
+        run(replace(CASES[RESUMED], settings=STEP), folder / "of-two.pt")
+        results["resumed"] = run(CASES[RESUMED], folder / "of-one.pt")
+        torch.save(results, folder / f"{rank}.pt")
+    os.environ["MASTER_PORT"] = str(ports[1])
+    try:
+        with parallel.processes():
+            run(Case("grpo", grade=fail_second_time))
+    except UserError as error:
+        (folder / f"{rank}.error").write_text(str(error))
+        sys.exit(2)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> dict[str, Any]:
+    """Results of both ranks, their exit codes and last errors."""
+    folder = tmp_path_factory.mktemp("two")
+    run(replace(CASES[RESUMED], settings=STEP), folder / "of-one.pt")
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        ports = first.getsockname()[1], second.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=(rank, folder, ports)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [2, 2], "both processes end, and the last run is an error for both"
+    return {
+        "folder": folder,
+        "ranks": [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)],
+        "errors": [(folder / f"{rank}.error").read_text() for rank in range(2)],
+    }
+
+
+def assert_same_run(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(got["rows"]) == len(expected["rows"])
+    for row, wanted in zip(got["rows"], expected["rows"], strict=True):
+        assert row["outcomes"] == wanted["outcomes"]
+        assert row.keys() == wanted.keys()
+        for key in row.keys() - {"outcomes"}:
+            close = None if wanted[key] is None else pytest.approx(wanted[key], rel=1e-4, abs=1e-6)
+            assert row[key] == close, key
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(got["weights"][name], weight, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(two, name):
+    expected = alone(name)
+    assert len(expected["rows"]) >= 3
+    assert any(row["grad_norm"] > 0 for row in expected["rows"] if "grad_norm" in row), "there is something to learn"
+    assert_same_run(two["ranks"][0][name], expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_processes_end_with_the_same_bits(two, name):
+    first, second = (rank[name] for rank in two["ranks"])
+    assert first["rows"] == second["rows"]
+    for key, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][key])
+
+
+def test_each_process_draws_its_part_of_what_one_would(two):
+    first, second = (rank["grpo"]["drawn"] for rank in two["ranks"])
+    assert len(first) == len(second) == 3
+    assert [a + b for a, b in zip(first, second, strict=True)] == alone("grpo")["drawn"]
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    odd = [[len(call) for call in rank["an odd number of groups"]["drawn"]] for rank in two["ranks"]]
+    assert odd == [[8, 8, 8], [4, 4, 4]]
+    assert two["ranks"][1]["a share is empty"]["drawn"] == [[], [], []]
+
+
+def test_a_run_of_two_processes_is_resumed_by_one(two):
+    assert_same_run(run(CASES[RESUMED], two["folder"] / "of-two.pt"), alone(RESUMED))
+
+
+def test_a_run_of_one_process_is_resumed_by_two(two):
+    assert_same_run(two["ranks"][0]["resumed"], alone(RESUMED))
+
+
+def test_a_rank_that_fails_ends_the_others(two):
+    """In time, and with a line for the user each."""
+    first, second = two["errors"]
+    assert second == "the grader is gone"
+    assert "lost touch" in first
+    assert "\n" not in first
+
+
+@pytest.mark.slow
+def test_torchrun_from_the_command_line(tmp_path):
+    """One result, made by two processes, and one line from each for a mistake."""
+    changes = {"model": {"warm_start": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
+    tier = read_tier("smoke", changes)
+    prepare(tier, tmp_path / "data")
+    make_base(tier, tmp_path / "base")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "iapo_bench", "train")
+    files = ("--config", "smoke", "--base", tmp_path / "base", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    wrong = subprocess.run([*torchrun, *files, "--method", "grop"], capture_output=True, text=True, timeout=SECONDS)
+    assert wrong.returncode
+    assert "iapo-bench: unknown method 'grop'" in wrong.stderr
+    subprocess.run([*torchrun, *files, "--method", "grpo"], check=True, timeout=SECONDS)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["processes"] == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "provenance.json", "train.jsonl"]
+
+
+def test_alone_nothing_is_shared(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with parallel.processes():
+        assert (parallel.rank(), parallel.size(), parallel.is_main()) == (0, 1, True)
+        assert parallel.share(5) == slice(0, 5)
+        assert parallel.gather([1, 2]) == [1, 2]
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("n", "expected"), [(7, [3, 2, 2]), (2, [1, 1, 0]), (0, [0, 0, 0])])
+def test_shares_are_even_adjacent_and_complete(monkeypatch, n, expected):
+    monkeypatch.setattr(parallel, "size", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        shares.append(range(4 * n)[parallel.share(4 * n, 4)])
+    assert [len(part) for part in shares] == [4 * groups for groups in expected]
+    assert [i for part in shares for i in part] == list(range(4 * n))
+
+
+def test_an_environment_that_is_incomplete(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="RANK is not: start with torchrun"), parallel.processes():
+        pass
+
+
+def test_a_gpu_for_each_rank():
+    assert [parallel._local_device(rank, 2) for rank in range(2)] == [0, 1]
+    assert [parallel._local_device(rank, 1) for rank in range(2)] == [0, 0], "the one that a scheduler shows"
+    with pytest.raises(UserError, match="2 GPUs are too few for process 3"):
+        parallel._local_device(2, 2)
