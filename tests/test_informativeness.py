@@ -142,6 +142,10 @@ def test_rows_longer_than_a_span(monkeypatch):
     model, batch = build("llama"), ragged_batch()
     monkeypatch.setattr(packed_module, "SPAN", 3)
     ours = answer_entropies(model, *rows_of(batch), torch.tensor([4, 5]))
+    (block,) = packed_blocks(*rows_of(batch), 10**6)
+    with torch.no_grad():
+        spans = PackedBatch(model, block)._spans([(row, t) for row in range(2) for t in range(6)])
+    assert [span.count for span in spans] == [3] * 4
     torch.testing.assert_close(ours, separate_forwards(model, batch, [4, 5]), atol=1e-4, rtol=0)
 
 
@@ -321,6 +325,7 @@ def test_reading_stops_where_the_answer_begins():
     reading = AnswerReading(stop_ids=stop)
     first = next(i for i in range(len(completion)) if tuple(completion[i : i + 2].tolist()) == stop)
     assert reading.prefixes(completion) == list(range(first + 1))
+    assert reading.prefixes(torch.cat([completion, completion])) == list(range(first + 1))
     assert AnswerReading(stop_ids=(99, 98)).prefixes(completion) == list(range(len(completion) + 1))
     exact = answer_entropies(model, *rows_of(batch), torch.tensor([4, 5]))
     short = answer_entropies(model, *rows_of(batch), torch.tensor([4, 5]), reading=reading)

@@ -8,6 +8,7 @@ from builders import ragged_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iapo_bench.method import Signal
+from iapo_bench.models import build_micro
 from iapo_bench.signals import compute_signals, micro_batches, token_statistics
 
 
@@ -74,18 +75,21 @@ def test_micro_batches_are_a_partition_within_the_budget():
     assert len(list(micro_batches(batch, 1))) == 12
 
 
-def test_signals_only_when_needed_and_where_they_belong(model):
+def test_signals_only_when_needed_and_where_they_belong(model, tokenizer):
     batch = ragged_batch()
-    options = {"temperature": 1.0, "micro_batch_tokens": 30, "postfix_ids": [4, 5]}
+    options = {"temperature": 0.8, "micro_batch_tokens": 30, "postfix_ids": [4, 5]}
     empty = compute_signals(model, batch, frozenset(), **options)
     assert empty.old_logp_BT is None
     assert empty.token_entropy_BT is None
     assert empty.answer_entropy_BS is None
-    full = compute_signals(model, batch, frozenset(Signal), **options, reference=model).validate()
-    logp, entropy = plain_statistics(model, batch, 1.0)
+    reference = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=2).eval()
+    full = compute_signals(model, batch, frozenset(Signal), **options, reference=reference).validate()
+    logp, entropy = plain_statistics(model, batch, 0.8)
+    ref_logp, _ = plain_statistics(reference, batch, 0.8)
+    assert (logp - ref_logp).abs().max() > 0.01
     mask = batch.completion_mask_BT
     torch.testing.assert_close(full.old_logp_BT[mask], logp, atol=1e-5, rtol=0)
-    torch.testing.assert_close(full.ref_logp_BT[mask], logp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(full.ref_logp_BT[mask], ref_logp, atol=1e-5, rtol=0)
     torch.testing.assert_close(full.token_entropy_BT[mask], entropy, atol=1e-5, rtol=0)
     assert (full.old_logp_BT[~mask] == 0).all()
     assert not full.old_logp_BT.requires_grad
