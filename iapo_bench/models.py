@@ -68,6 +68,8 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory. Raises UserError when there is none or it cannot pad."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a checkpoint directory")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:

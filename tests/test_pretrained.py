@@ -219,3 +219,8 @@ def test_smollm2_knows_the_capital_of_france(tmp_path):
     completion = model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1] :]
     assert completion[-1] == tokenizer.eos_token_id
     assert "The capital of France is Paris" in tokenizer.decode(completion)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone is not a checkpoint directory"):
+        load_tokenizer(tmp_path / "gone")
