@@ -34,9 +34,8 @@ class ModelConfig(_Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="of the weights when training and sampling; gradients and AdamW's moments have it too, and no "
-        "float32 copy is kept, so in bfloat16 a step of lr 1e-6 moves only weights below about 3e-4: rounding "
-        "swallows it in larger ones",
+        description="of weights and gradients when training and sampling; AdamW keeps its moments, and a copy of the "
+        "weights, in float32",
     )
     name: str = Field(description="what the table calls it")
     warm_start: dict[str, float | int] = Field(default={}, description="fields of iapo_bench.warm_start.WarmStart")

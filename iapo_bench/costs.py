@@ -168,7 +168,7 @@ def memory(
     """Peak GiB of one GPU by strategy, a row each, for a training job.
 
     Generation and update take turns: the peak is the larger of cache and gradients with activations, on top of weights,
-    moments and reference. vLLM keeps its share of the memory throughout. Sharded, each of `gpus` holds its part, and
+    optimiser and reference. vLLM keeps its share of the memory throughout. Sharded, each of `gpus` holds its part, and
     the whole weights once while it generates.
     """
     train, width = tier.train, bytes_of(tier.model.dtype)
@@ -181,11 +181,12 @@ def memory(
     cache = works[0].batch * (lengths.prompt + train.max_tokens) * size.cache_channels * width / GIB if own else 0.0
     engine = 0.0 if own else train.engine_memory * device.memory / GIB
     reference = whole if any(work.reference for work in works) else 0.0
-    strategies = {  # GPUs, weights, gradients, moments, reference, weights gathered to generate
-        "single GPU": (1, whole, whole, 2 * whole, reference, 0.0),
-        "data parallel": (gpus, whole, whole, 2 * whole, reference, 0.0),
-        "sharded (FSDP2)": (gpus, whole / gpus, whole / gpus, 2 * whole / gpus, reference / gpus, whole),
-        "LoRA, rank 16": (1, whole + adapters, adapters, 2 * adapters, 0.0, 0.0),
+    state = _optimiser_state(width)
+    strategies = {  # GPUs, weights, gradients, optimiser, reference, weights gathered to generate
+        "single GPU": (1, whole, whole, state * whole, reference, 0.0),
+        "data parallel": (gpus, whole, whole, state * whole, reference, 0.0),
+        "sharded (FSDP2)": (gpus, whole / gpus, whole / gpus, state * whole / gpus, reference / gpus, whole),
+        "LoRA, rank 16": (1, whole + adapters, adapters, state * adapters, 0.0, 0.0),
     }
     return [
         {
@@ -193,14 +194,19 @@ def memory(
             "GPUs": n,
             "weights": weights,
             "gradients": gradients,
-            "moments": moments,
+            "optimiser": optimiser,
             "reference": kept,
             "activations": activations,
             "cache or engine": cache + engine,
-            "peak GiB": weights + moments + kept + engine + max(gradients + activations, cache + gathered),
+            "peak GiB": weights + optimiser + kept + engine + max(gradients + activations, cache + gathered),
         }
-        for name, (n, weights, gradients, moments, kept, gathered) in strategies.items()
+        for name, (n, weights, gradients, optimiser, kept, gathered) in strategies.items()
     ]
+
+
+def _optimiser_state(width: int) -> float:
+    """AdamW's two moments in float32, and a float32 copy of weights that are not, over the weights of `width` bytes."""
+    return (2 if width == 4 else 3) * 4 / width
 
 
 def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) -> dict[str, float]:
@@ -208,4 +214,8 @@ def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) 
     models = 1 + len(tier.methods) * len(tier.train.seeds)
     model = size.parameters * bytes_of(tier.model.dtype) / GIB
     tokens = sampling_work(tier, problems, lengths).completions * lengths.completion
-    return {"models": models * model, "resume file": 3 * model, "samples": models * tokens * SAMPLE_BYTES / GIB}
+    return {
+        "models": models * model,
+        "resume file": (1 + _optimiser_state(bytes_of(tier.model.dtype))) * model,
+        "samples": models * tokens * SAMPLE_BYTES / GIB,
+    }

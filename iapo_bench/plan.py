@@ -19,8 +19,7 @@ TEST_PROBLEMS = {
     "honest": {"gsm8k": 1319, "math500": 196, "dapo": 519},
     "published": {"gsm8k": 1319, "math500": 100, "dapo": 50},
 }
-IMPLEMENTED = ("single GPU",)  # strategies that `train` has
-BFLOAT16_MANTISSA = 8  # bits, the leading one included
+IMPLEMENTED = ("single GPU", "data parallel")  # strategies that `train` has
 
 
 def plan(
@@ -74,11 +73,6 @@ def plan(
         tabulate(memory, headers="keys", tablefmt="github", floatfmt=".3g"),
         f"\nTotal: {sum(sum(jobs(tier).values()) for tier in tiers)} jobs, {total:.4g} {_hours(device)} on {device}.",
     ]
-    if tiers[0].model.dtype == "bfloat16":
-        lost = tiers[0].train.lr * 2**BFLOAT16_MANTISSA
-        parts.append(
-            f"Note: in bfloat16 an AdamW step of {tiers[0].train.lr:g} is lost in weights above about {lost:.2g}."
-        )
     return "\n".join(parts)
 
 

@@ -190,3 +190,65 @@ def test_a_single_step_has_ratio_one_whoever_asked_for_old_log_probabilities(mod
     assert results[0][0] == results[1][0] == 0
     assert torch.equal(results[0][1], results[1][1])
     assert results[3][0] > 0
+
+
+def test_small_steps_are_not_lost_in_bfloat16(model):
+    """A hundred steps of 1e-6 with one sign: each is far below a weight's rounding, together they are not."""
+    model.to(torch.bfloat16)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = make_optimizer(model, UpdateSettings(lr=1e-6))
+    float32 = {name: value.detach().float().requires_grad_() for name, value in model.named_parameters()}
+    reference = torch.optim.AdamW(float32.values(), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
+    for _ in range(100):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.ones_like(parameter)
+            float32[name].grad = torch.ones_like(float32[name])
+        optimizer.step()
+        optimizer.zero_grad()
+        reference.step()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    moved = 0
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, float32[name].to(torch.bfloat16))
+        moved += int((parameter != before[name]).sum())
+    assert moved > 0.2 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_copies_of_a_stopped_optimiser_come_back(model):
+    model.to(torch.bfloat16)
+
+    def run(optimizer, steps):
+        for _ in range(steps):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+
+    settings = UpdateSettings(lr=3e-6)
+    start = copy.deepcopy(model.state_dict())
+    run(make_optimizer(model, settings), 60)
+    expected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start)
+    first = make_optimizer(model, settings)
+    run(first, 25)
+    state, weights = copy.deepcopy(first.state_dict()), copy.deepcopy(model.state_dict())
+    model.load_state_dict(start)
+    second = make_optimizer(model, settings)
+    model.load_state_dict(weights)
+    second.load_state_dict(state)
+    run(second, 35)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_float32_weights_are_stepped_as_adamw_steps_them(model):
+    batch, credit = make_rollout()
+    plain = copy.deepcopy(model)
+    settings = UpdateSettings(lr=1e-3)
+    for network, optimizer in (
+        (model, make_optimizer(model, settings)),
+        (plain, torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)),
+    ):
+        for _ in range(2):
+            update(network, optimizer, batch, credit, LossSpec(), settings, temperature=1.0)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
