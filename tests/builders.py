@@ -1,8 +1,10 @@
-"""Rollout batches from a few lists, for tests of anything that reads one."""
+"""Rollout batches and grades from a few numbers, for tests of anything that reads them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import torch
 
 from iapo_bench.batch import RolloutBatch
@@ -85,3 +87,16 @@ def ragged_batch(seed: int = 0, groups: int = 3, vocabulary: int = 42) -> Rollou
         completions.append(Completion(tokens, (-1.0,) * len(tokens), "stop" if row % 3 else "length"))
     correct = [row % 2 == 0 for row in range(2 * groups)]
     return collate(prompts, completions, correct, correct, group_size=2, max_tokens=12, pad_id=0)
+
+
+def write_grades(path: Path, right: int, length: int) -> Path:
+    """Two problems of four samples, `right` of them correct, each of `length` tokens; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"problem_id": p, "sample": s, "seed": 7, "n_tokens": length, "finish_reason": "stop"}
+        | {"outcome": "CORRECT" if s < right else "WRONG"}
+        for p in ("a", "b")
+        for s in range(4)
+    ]
+    pd.DataFrame(rows).to_parquet(path)
+    return path

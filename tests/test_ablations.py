@@ -1,16 +1,14 @@
 """Variants of a method, the grid over two of its options, and their place in the workflow."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from builders import write_grades
 from matplotlib.text import Text
+from project_copy import copy_project, snakemake
 
 from iapo_bench.config import parse_tier, read_tier
 from iapo_bench.errors import UserError
@@ -71,17 +69,6 @@ def test_mistakes(changes, message):
         smoke(**changes)
 
 
-def write_grades(path: Path, right: int, length: int) -> Path:
-    rows = [
-        {"problem_id": p, "sample": s, "seed": 7, "n_tokens": length, "finish_reason": "stop"}
-        | {"outcome": "CORRECT" if s < right else "WRONG"}
-        for p in ("a", "b")
-        for s in range(4)
-    ]
-    pd.DataFrame(rows).to_parquet(path)
-    return path
-
-
 GRID = {"method": "iapo", "grid": {"alpha": [0.0, 0.5], "beta": [0.0, 0.1, 1.0]}}
 
 
@@ -124,14 +111,7 @@ def test_sensitivity_mistakes(tmp_path):
 
 
 def test_the_workflow_trains_variants_and_points(tmp_path):
-    parts = ("Snakefile", "rules", "profiles", "configs", "iapo_bench", "baselines", "methods", "results/published")
-    for part in parts:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    environment.pop("IAPO_BENCH_CONFIG", None)
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "-p", "ablations", "sensitivity"]
-    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    shown = snakemake(copy_project(tmp_path), "-n", "-p", "ablations", "sensitivity", timeout=300)
     assert shown.returncode == 0, shown.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", shown.stdout, flags=re.MULTILINE))
     assert {name: jobs[name] for name in ("train", "sensitivity_train", "ablation_table", "sensitivity_table")} == {

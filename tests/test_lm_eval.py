@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from project_copy import copy_project, snakemake
 from test_text_worlds import gsm8k_row, write_rows
-from test_workflow import PARTS, ROOT, snakemake
 
 from iapo_bench import stages
 from iapo_bench.cli import main
@@ -267,10 +267,7 @@ def test_the_table_has_a_row_for_each_run_task_and_metric(made, run, tmp_path):
 
 
 def test_the_workflow_measures_the_base_and_every_method(tmp_path):
-    (tmp_path / "results").mkdir()
-    for part in PARTS:
-        (tmp_path / part).symlink_to(ROOT / part)
-    shown = snakemake(tmp_path, "-n", "results/lm_eval.csv")
+    shown = snakemake(copy_project(tmp_path), "-n", "results/lm_eval.csv")
     assert shown.returncode == 0, shown.stderr
     for folder in ("base", *(f"{method}/seed0" for method in read_tier("micro").methods)):
         assert f"results/micro/{folder}/lm_eval/scores.json" in shown.stdout + shown.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from builders import write_grades
 
 from iapo_bench import config as configuration
 from iapo_bench import workflow
@@ -27,18 +28,6 @@ def test_pick_takes_the_best_ratio_that_keeps_accuracy():
 
 def test_pick_takes_the_best_accuracy_when_all_lose_some():
     assert pick([score(0.5, 9.0), score(0.7, 1.0)], floor=0.8) == 1
-
-
-def write_grades(path: Path, right: int, length: int) -> None:
-    """Two problems of four samples, `right` of them correct."""
-    path.parent.mkdir(parents=True)
-    rows = [
-        {"problem_id": p, "sample": s, "seed": 7, "n_tokens": length, "finish_reason": "stop"}
-        | {"outcome": "CORRECT" if s < right else "WRONG"}
-        for p in ("a", "b")
-        for s in range(4)
-    ]
-    pd.DataFrame(rows).to_parquet(path)
 
 
 @pytest.fixture

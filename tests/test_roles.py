@@ -1,17 +1,14 @@
 """Scores against the known roles of tokens: AUCs and counts by hand, the figure, what the workflow makes."""
 
 import itertools
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
+from project_copy import copy_project, snakemake
 
 from iapo_bench.errors import UserError
 from iapo_bench.figures import informativeness_roles
@@ -186,24 +183,10 @@ def test_the_figure_shows_every_run_score_and_role(tmp_path):
 
 
 def test_the_workflow_makes_them_for_the_micro_world_only(tmp_path):
-    for part in (
-        "Snakefile",
-        "rules",
-        "profiles",
-        "configs",
-        "iapo_bench",
-        "baselines",
-        "methods",
-        "results/published",
-    ):
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    environment.pop("IAPO_BENCH_CONFIG", None)
+    folder = copy_project(tmp_path)
 
     def dry_run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", *arguments]
-        shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        shown = snakemake(folder, "-n", *arguments, timeout=300)
         assert shown.returncode == 0, shown.stderr
         return shown.stdout + shown.stderr
 

@@ -1,14 +1,12 @@
 """The paper's tiers: published values, datasets of a tier, and a dry run of everything."""
 
 import re
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from project_copy import copy_project, snakemake
 
 from iapo_bench.config import parse_tier, read_tier
 from iapo_bench.errors import UserError
@@ -18,7 +16,6 @@ from iapo_bench.update import UpdateSettings, make_optimizer
 from iapo_bench.workflow import PAPER_TIERS, paper_cells, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "paper.smk", "rules", "profiles", "configs", "iapo_bench", "baselines", "methods")
 DATASETS = ("gsm8k", "math500", "dapo")
 WEIGHTS = {  # IAPO's alpha and beta, selected per cell in its paper
     "qwen-0.5b": ((1, 1), (1, 1e-6), (1e-6, 1e-2)),
@@ -102,27 +99,18 @@ def test_every_command_of_the_workflow_names_its_settings():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("paper")
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / part)
-    shutil.copytree(ROOT / "results" / "published", folder / "results" / "published")
-    return folder
+    return copy_project(tmp_path_factory.mktemp("paper"))
 
 
-def snakemake(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+def dry_run(folder: Path, *arguments: str) -> str:
+    done = snakemake(folder, *arguments, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
 
 def test_a_dry_run_of_the_whole_paper_counts_its_jobs_in_seconds(copy):
     started = time.perf_counter()
-    shown = snakemake(copy, "-s", "paper.smk", "-n")
+    shown = dry_run(copy, "-s", "paper.smk", "-n")
     seconds = time.perf_counter() - started
     counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}
     expected = sum(sum(jobs(cell(name, dataset)).values()) for name in PAPER_TIERS for dataset in DATASETS)
@@ -139,7 +127,7 @@ def test_a_dry_run_of_the_whole_paper_counts_its_jobs_in_seconds(copy):
 
 @pytest.mark.parametrize("name", ["micro", "smoke", "smollm2"])
 def test_a_dry_run_has_the_jobs_that_the_plan_counts(copy, name):
-    shown = snakemake(copy, "-n", "--config", f"tier={name}")
+    shown = dry_run(copy, "-n", "--config", f"tier={name}")
     counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}
     total = counts.pop("total")
     assert counts == {**jobs(read_tier(name)), "all": 1}

@@ -1,17 +1,12 @@
 """The workflow in a copy of the project: the whole smoke tier, then a method that a user drops in."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from project_copy import copy_project, snakemake
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "rules", "profiles", "configs", "iapo_bench", "baselines", "methods", "results/published")
-
 DROPPED_IN = '''
 """Credit to the shortest correct completions: a user's own idea."""
 
@@ -37,27 +32,7 @@ class Brief(Method):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("copy")
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / part)
-    return folder
-
-
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    environment.pop("IAPO_BENCH_CONFIG", None)
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    return copy_project(tmp_path_factory.mktemp("copy"))
 
 
 def test_a_dry_run_shows_the_default_table(copy):

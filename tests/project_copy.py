@@ -1,0 +1,38 @@
+"""The project in a folder of its own, and Snakemake in it: a run that leaves the checkout as it was."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PARTS = (
+    *("Snakefile", "paper.smk", "rules", "profiles", "configs"),
+    *("iapo_bench", "baselines", "methods", "results/published"),
+)
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy all that a workflow reads into `folder`, and return it."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake on two cores in a copy of the project, with nothing but its own code and settings."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    environment.pop("IAPO_BENCH_CONFIG", None)
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
