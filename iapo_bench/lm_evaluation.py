@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.api.filter import Filter
@@ -27,7 +26,7 @@ from iapo_bench.config import CONFIG_DIR, TierConfig, WorldConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.grading import Outcome, make_grader
-from iapo_bench.models import eos_ids, load_model, load_tokenizer
+from iapo_bench.models import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
 from iapo_bench.rollout.vllm_engine import import_vllm
 from iapo_bench.stages import encode
 from iapo_bench.worlds import GraderKind, read_problems
@@ -219,8 +218,7 @@ def _open(tier: TierConfig, model: Path, backend: str) -> tuple[LM, PreTrainedTo
 
     from lm_eval.models.huggingface import HFLM
 
-    dtype = torch.bfloat16 if tier.model.dtype == "bfloat16" else torch.float32
-    network = load_model(model, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
     network.generation_config = GenerationConfig(
         eos_token_id=list(eos_ids(network, tokenizer)), pad_token_id=tokenizer.pad_token_id

@@ -45,6 +45,16 @@ def build_micro(
     return LlamaForCausalLM(config)
 
 
+def accelerator() -> torch.device:
+    """Where models run: the current GPU if there is one, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that a tier's `model.dtype` names."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
 def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model in a checkpoint directory, in evaluation mode.
 

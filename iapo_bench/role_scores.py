@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch.nn.functional import pad
 
 from iapo_bench.config import TierConfig
@@ -12,7 +11,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.grading import Outcome, make_grader
 from iapo_bench.method import Signal
-from iapo_bench.models import load_model, load_tokenizer
+from iapo_bench.models import accelerator, load_model, load_tokenizer
 from iapo_bench.roles import micro_world, read_samples, reasoned, roles_of, select, to_words
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
@@ -57,7 +56,7 @@ def score_tokens(
     with make_grader(world.grader) as grader:
         outcomes = grader.grade(frame["text"].tolist(), [problem.answer for problem in asked])
     correct = [outcome is Outcome.CORRECT for outcome in outcomes]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = accelerator()
     batch = compute_signals(
         load_model(model).to(device),
         collate(

@@ -23,7 +23,15 @@ from iapo_bench.files import whole_directory, whole_file
 from iapo_bench.grading import make_grader
 from iapo_bench.informativeness import AnswerReading
 from iapo_bench.method import load_method
-from iapo_bench.models import context_length, eos_ids, load_model, load_tokenizer, save_model
+from iapo_bench.models import (
+    accelerator,
+    context_length,
+    eos_ids,
+    load_model,
+    load_tokenizer,
+    save_model,
+    torch_dtype,
+)
 from iapo_bench.pretrained import fetch_model
 from iapo_bench.provenance import checksum, hardware, write_provenance
 from iapo_bench.rollout import Sampling
@@ -105,10 +113,11 @@ def train(
     chosen = settings["method"]
     credit = load_method(chosen["name"], chosen["profile"], **chosen["options"])
     problems = read_problems(data / "train.jsonl")[: config.problems]
-    model = load_model(base, dtype=_dtype(tier)).to(_device())
+    dtype = torch_dtype(tier.model.dtype)
+    model = load_model(base, dtype=dtype).to(accelerator())
     tokenizer = load_tokenizer(base)
     prompts = encode(problems, world, tokenizer, base, config.max_tokens)
-    reference = load_model(base, dtype=_dtype(tier)).to(_device()) if credit.loss.kl_coef else None
+    reference = load_model(base, dtype=dtype).to(accelerator()) if credit.loss.kl_coef else None
     state = out / "resume" / f"{digest([settings, seed, _weights_checksum(base)])}.pt"
     engine = make_engine(
         config.engine,
@@ -182,7 +191,8 @@ def sample(
     problems = read_problems(_split_file(data, split))[: config.problems]
     world = load_world(tier.world, tier.seed)
     # Of vllm the model is only a check: it must not take the accelerator's memory.
-    network = load_model(model, dtype=_dtype(tier)).to(_device() if config.engine == "transformers" else "cpu")
+    device = accelerator() if config.engine == "transformers" else torch.device("cpu")
+    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(device)
     tokenizer = load_tokenizer(model)
     prompts = encode(problems, world, tokenizer, model, config.max_tokens)
     engine = make_engine(
@@ -288,11 +298,3 @@ def _split_file(data: Path, split: str) -> Path:
 def _weights_checksum(model: Path) -> str:
     """Of the weights: a run must not be resumed from another base."""
     return " ".join(checksum(file) for file in sorted(model.glob("*.safetensors")))
-
-
-def _dtype(tier: TierConfig) -> torch.dtype:
-    return torch.bfloat16 if tier.model.dtype == "bfloat16" else torch.float32
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +17,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.heatmap import ScoredTranscript, heatmap_page
 from iapo_bench.method import Signal
-from iapo_bench.models import context_length, load_model, load_tokenizer
+from iapo_bench.models import accelerator, context_length, load_model, load_tokenizer
 from iapo_bench.provenance import write_provenance
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
@@ -54,7 +53,7 @@ def score_transcripts(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a directory")
     tokenizer = load_tokenizer(model)
-    network = load_model(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_model(model).to(accelerator())
     postfix_ids = tokenizer(postfix, add_special_tokens=False).input_ids
     if not postfix_ids:
         raise UserError("--postfix is empty: the model needs a text that makes it answer")

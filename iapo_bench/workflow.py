@@ -15,6 +15,8 @@ from iapo_bench.files import whole_file
 from iapo_bench.method import list_methods
 
 PACKAGE = Path(__file__).parent
+# Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
 
 # Files whose change makes a stage's results stale. What only presents results is left out.
@@ -88,9 +90,8 @@ def export_settings(tier: TierConfig, folder: str | Path) -> str:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A waiting thread that spins takes the core from whatever else runs: ten times slower when the machine is busy.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
+    for name, value in MALLOC.items():
+        os.environ.setdefault(name, value)
     return str(path)
 
 

@@ -1,6 +1,8 @@
 """Small real models: the micro tokenizer with a decoder small enough for a test, never a mock."""
 
 import os
+import sys
+from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,6 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from iapo_bench.cli import main
 from iapo_bench.models import build_micro
 from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
 
@@ -49,3 +52,19 @@ def any_model(request, tokenizer) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def world() -> MicroWorld:
     return MicroWorld(n_train=40, n_validation=12, n_test=12)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run a command of iapo-bench in this process; return its exit code and what went to standard error."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["iapo-bench", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, capsys.readouterr().err
+
+    return call

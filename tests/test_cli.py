@@ -18,22 +18,6 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command; return exit code and what went to standard error without progress bars."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["iapo-bench", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capsys.readouterr().err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """Data, base, one trained method, samples and grades, made by the commands."""

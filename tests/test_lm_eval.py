@@ -1,7 +1,6 @@
 """Checkpoints through the real lm-eval: what reaches the model, agreement with our own sampler, tables, mistakes."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from project_copy import copy_project, snakemake
 from test_text_worlds import gsm8k_row, write_rows
 
 from iapo_bench import stages
-from iapo_bench.cli import main
 from iapo_bench.config import TierConfig, parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.grading import make_grader
@@ -199,20 +197,15 @@ def test_standard_tasks_from_a_copy_of_their_datasets(tier, made, tmp_path, monk
 
 
 @pytest.fixture
-def run(tier, tmp_path, monkeypatch, capsys):
+def run(tier, tmp_path, monkeypatch, run):
     """Run a command on this module's tier; return exit code and the last line of standard error."""
     settings = tmp_path / "tier.yaml"
     settings.write_text(json.dumps(tier.model_dump(mode="json")))
     monkeypatch.setenv("IAPO_BENCH_CONFIG", str(settings))
 
     def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["iapo-bench", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capsys.readouterr().err.strip().rpartition("\n")[2]
+        code, err = run(*arguments)
+        return code, err.strip().rpartition("\n")[2]
 
     return call
 

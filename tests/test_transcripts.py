@@ -2,7 +2,7 @@
 
 import json
 import re
-import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +11,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from iapo_bench.cli import main
 from iapo_bench.heatmap import ScoredTranscript, background, colour_scale, concentration, heatmap_page, visible
 from iapo_bench.informativeness import answer_entropies
 from iapo_bench.models import save_model
@@ -32,19 +31,8 @@ ROWS = [
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command; return exit code and what went to standard error."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["iapo-bench", "informativeness", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capsys.readouterr().err
-
-    return call
+def run(run):
+    return partial(run, "informativeness")
 
 
 @pytest.fixture

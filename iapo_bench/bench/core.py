@@ -20,13 +20,13 @@ from tqdm import trange
 
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.workflow import MALLOC
 from iapo_bench.worlds.load import load_world
 
 HERE = Path(__file__).parent
 REQUIREMENTS = ("torch==2.13.0", "trl>=1.16,<1.17", "transformers>=5.16.1,<5.20")
 COMPLETIONS, GROUP_SIZE = 256, 8
 WARMUP = 2
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 
 
 def bench_core(base: Path, *, environment: Path, pairs: int, threads: int, micro_batch: int) -> list[dict[str, Any]]:
