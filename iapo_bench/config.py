@@ -83,6 +83,12 @@ class TrainConfig(_Section):
     answer_stride: Positive = Field(
         default=1, description="read the answer's entropy after every so many tokens only; 1 is exact"
     )
+    sharded: bool = Field(
+        default=False, description="each of several processes keeps a part of weights, gradients and optimiser (FSDP2)"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice instead of keeping them; slower, less memory"
+    )
     skip_answer: bool = Field(default=False, description="do not read it within the answer, after </think>")
     checkpoint_every: Positive = 10
     seeds: Annotated[list[int], Field(min_length=1)] = [0]

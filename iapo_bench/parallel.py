@@ -105,6 +105,11 @@ def sum_numbers(numbers: dict[str, float]) -> dict[str, float]:
     return dict(zip(numbers, total.tolist(), strict=True))
 
 
+def largest(number: int) -> int:
+    """The largest of the ranks' numbers. Every rank must call it."""
+    return max(gather([number]))
+
+
 def _sum_bucket(parameters: list[torch.nn.Parameter]) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     # In float32: between bfloat16 numbers the sum would round once for every rank.

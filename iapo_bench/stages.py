@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from iapo_bench import parallel
+from iapo_bench import parallel, sharding
 from iapo_bench.config import TierConfig, TrainConfig, digest
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_directory, whole_file
@@ -115,9 +115,15 @@ def train(
     problems = read_problems(data / "train.jsonl")[: config.problems]
     dtype = torch_dtype(tier.model.dtype)
     model = load_model(base, dtype=dtype).to(accelerator())
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = load_tokenizer(base)
     prompts = encode(problems, world, tokenizer, base, config.max_tokens)
     reference = load_model(base, dtype=dtype).to(accelerator()) if credit.loss.kl_coef else None
+    if config.sharded:
+        sharding.shard(model)
+        if reference is not None:
+            sharding.shard(reference)
     state = out / "resume" / f"{digest([settings, seed, _weights_checksum(base)])}.pt"
     engine = make_engine(
         config.engine,
@@ -140,9 +146,11 @@ def train(
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
         rows = trainer.run(state)
+    with sharding.whole(model) as trained:
+        if parallel.is_main():
+            save_model(trained, tokenizer, out / "model", notes=settings)
     if not parallel.is_main():
         return
-    save_model(model, tokenizer, out / "model", notes=settings)
     with whole_file(out / "train.jsonl") as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_provenance(

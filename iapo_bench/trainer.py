@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iapo_bench import parallel
+from iapo_bench import parallel, sharding
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
 from iapo_bench.grading import Outcome, is_formatted
@@ -133,7 +133,7 @@ class Trainer:
             row = self.step()
             bar.update(self.generated - before)
             bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}")
-            if state is not None and parallel.is_main() and len(self.rows) % self.settings.checkpoint_every == 0:
+            if state is not None and len(self.rows) % self.settings.checkpoint_every == 0:
                 self._save(state)
         bar.close()
         return self.rows
@@ -244,18 +244,20 @@ class Trainer:
         if reference is not None:
             names.append("ref_logp_BT")
         own = []
-        if len(rows):
-            part = compute_signals(
-                self.model,
-                batch.rows(rows),
-                needs,
-                temperature=self.settings.temperature,
-                micro_batch_tokens=self.settings.update.micro_batch_tokens,
-                postfix_ids=self.task.postfix_ids,
-                reading=self.task.reading,
-                reference=reference,
-            )
-            own.append({name: getattr(part, name).cpu() for name in names})
+        # Every rank gathers the weights, though it may have no rows.
+        with sharding.whole(self.model) as model, sharding.whole(reference) as base:
+            if len(rows):
+                part = compute_signals(
+                    model,
+                    batch.rows(rows),
+                    needs,
+                    temperature=self.settings.temperature,
+                    micro_batch_tokens=self.settings.update.micro_batch_tokens,
+                    postfix_ids=self.task.postfix_ids,
+                    reading=self.task.reading,
+                    reference=base,
+                )
+                own.append({name: getattr(part, name).cpu() for name in names})
         parts = parallel.gather(own)
         filled: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
         return replace(batch, **filled)
@@ -292,9 +294,7 @@ class Trainer:
         self._clock[name] += time.perf_counter() - started
 
     def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save(
+        state = sharding.collect(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -302,14 +302,18 @@ class Trainer:
                 "cursor": self.cursor,
                 "generated": self.generated,
                 "rows": json.dumps(self.rows),
-            },
-            partial,
+            }
         )
+        if not parallel.is_main():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
         partial.rename(path)
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location=self.model.device)
-        self.model.load_state_dict(state["model"])
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(sharding.distribute(state["model"], self.model.state_dict()))
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
         self.cursor, self.generated = state["cursor"], state["generated"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from iapo_bench import parallel
+from iapo_bench import parallel, sharding
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import Credit, LossSpec
 from iapo_bench.signals import micro_batches, token_statistics
@@ -64,8 +64,10 @@ class FullPrecisionAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "masters": copies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, for the same weights."""
+        """The inverse of `state_dict`, for the same weights; what is theirs may be whole where they are sharded."""
         copies = [m for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
+        moments = {i: dict.fromkeys(("exp_avg", "exp_avg_sq"), weight) for i, weight in enumerate(self.weights)}
+        state_dict = sharding.distribute(state_dict, {"state": moments, "masters": copies})
         with torch.no_grad():
             for master, saved in zip(copies, state_dict["masters"], strict=True):
                 master.copy_(saved)
@@ -136,11 +138,16 @@ def backward(
     sums = dict.fromkeys(("loss", "tokens", "cut", "gap", "kl"), 0.0)
     all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
     own_R = all_B[parallel.share(len(all_B), batch.group_size)]
-    for index in micro_batches(batch.rows(own_R), micro_batch_tokens) if len(own_R) else ():
+    parts = list(micro_batches(batch.rows(own_R), micro_batch_tokens)) if len(own_R) else []
+    # No rank of a sharded model can pass alone: one that is done keeps step with a row that counts for nothing.
+    passes = parallel.largest(len(parts)) if sharding.is_sharded(model) else len(parts)
+    for index in parts:
         rows = own_R[index]
         part = batch.rows(rows)
         mask_BT = part.completion_mask_BT
-        logp, entropy = token_statistics(model, part, temperature=temperature, entropy=spec.entropy_coef != 0)
+        logp, entropy = sharding.run(
+            token_statistics, model, part, temperature=temperature, entropy=spec.entropy_coef != 0
+        )
         scales = scales_BT[rows][mask_BT]
         old_logp = logp.detach() if part.old_logp_BT is None else part.old_logp_BT[mask_BT]
         if importance_cap is not None:
@@ -159,6 +166,10 @@ def backward(
         sums["tokens"] += len(logp)
         sums["cut"] += float((cut & (scales > 0)).sum())
         sums["gap"] += float((logp.detach() - part.sampler_logp_BT[mask_BT]).abs().sum())
+    for _ in range(passes - len(parts)):
+        idle = batch.rows(all_B[:1])
+        logp, _ = sharding.run(token_statistics, model, idle, temperature=temperature, entropy=False)
+        (0 * logp.sum()).backward()
     return sums
 
 
@@ -195,8 +206,9 @@ def update(
             importance_cap=settings.importance_cap,
         )
         sums.append(parallel.sum_numbers(part))
-        parallel.sum_gradients(model)
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)))
+        if not sharding.is_sharded(model):
+            parallel.sum_gradients(model)
+        norms.append(sharding.clip_gradients(model, settings.clip_norm))
         optimizer.step()
     optimizer.zero_grad()
     tokens = sum(part["tokens"] for part in sums)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
-from iapo_bench import parallel
+from iapo_bench import parallel, sharding
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
@@ -39,6 +40,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     settings: TrainSettings = SETTINGS
     grade: Any = coin_grade
+    sharded: bool = False
+    checkpointing: bool = False
 
 
 def several_updates(count: int) -> TrainSettings:
@@ -60,7 +63,16 @@ CASES = {
     "a share is empty": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=1, completions=12)),
     "a share of every update is empty": Case("grpo", {}, several_updates(4)),
 }
+# Many small parts, of which one rank has more than the other: those of a sharded update must go in step.
+RAGGED = replace(SETTINGS, update=replace(SETTINGS.update, micro_batch_tokens=40))
+SHARDED = {
+    **{f"{name}, sharded": replace(case, sharded=True) for name, case in CASES.items()},
+    "many small parts, sharded": Case("iapo", METHODS["iapo"], RAGGED, sharded=True),
+    "activations computed twice, sharded": Case("iapo", METHODS["iapo"], sharded=True, checkpointing=True),
+}
+CASES |= SHARDED
 RESUMED = "gfpo"  # has a state of its own
+KINDS = ("", ", sharded")
 STEP = replace(SETTINGS, completions=SETTINGS.prompts_per_step * SETTINGS.group_size)
 
 
@@ -76,6 +88,11 @@ def make_trainer(case: Case) -> Trainer:
         postfix_ids=tokenizer(POSTFIX).input_ids,
     )
     model, reference = (build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1) for _ in range(2))
+    if case.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if case.sharded:
+        sharding.shard(model)
+        sharding.shard(reference)
     method = load_method(case.method, **case.options)
     return Trainer(method, case.settings, task, model, TransformersEngine(model), reference.eval())
 
@@ -91,9 +108,15 @@ def run(case: Case, state: Path | None = None) -> dict[str, Any]:
 
     trainer.engine.generate = recorded
     rows = trainer.run(state)
+    with sharding.whole(trainer.model) as model:
+        weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     return {
         "rows": [json.loads(row) for row in untimed(rows).splitlines()],
-        "weights": trainer.model.state_dict(),
+        "weights": weights,
+        "held": sum(
+            w.to_local().numel() if sharding.is_sharded(trainer.model) else w.numel()
+            for w in trainer.model.parameters()
+        ),
         "drawn": [[completion.token_ids for completion in call] for call in drawn],
     }
 
@@ -120,8 +143,11 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     os.environ |= {"MASTER_PORT": str(ports[0]), "PARALLEL_TEST": str(folder)}
     with parallel.processes():
         results = {name: run(case) for name, case in CASES.items()}
-        run(replace(CASES[RESUMED], settings=STEP), folder / "of-two.pt")
-        results["resumed"] = run(CASES[RESUMED], folder / "of-one.pt")
+        for kind in KINDS:
+            run(replace(CASES[RESUMED + kind], settings=STEP), folder / f"of-two{kind}.pt")
+        for kind in KINDS:
+            shutil.copy(folder / "of-one.pt", folder / f"of-one{kind}-{rank}.pt")
+            results[f"resumed{kind}"] = run(CASES[RESUMED + kind], folder / f"of-one{kind}-{rank}.pt")
         torch.save(results, folder / f"{rank}.pt")
     os.environ["MASTER_PORT"] = str(ports[1])
     try:
@@ -197,12 +223,20 @@ def test_each_process_draws_its_part_of_what_one_would(two):
     assert two["ranks"][1]["a share is empty"]["drawn"] == [[], [], []]
 
 
-def test_a_run_of_two_processes_is_resumed_by_one(two):
-    assert_same_run(run(CASES[RESUMED], two["folder"] / "of-two.pt"), alone(RESUMED))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_two_processes_is_resumed_by_one(two, kind):
+    assert_same_run(run(CASES[RESUMED], two["folder"] / f"of-two{kind}.pt"), alone(RESUMED))
 
 
-def test_a_run_of_one_process_is_resumed_by_two(two):
-    assert_same_run(two["ranks"][0]["resumed"], alone(RESUMED))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_one_process_is_resumed_by_two(two, kind):
+    assert_same_run(two["ranks"][0][f"resumed{kind}"], alone(RESUMED))
+
+
+def test_a_sharded_run_holds_each_weight_once(two):
+    whole = alone("grpo")["held"]
+    assert [rank["grpo"]["held"] for rank in two["ranks"]] == [whole, whole]
+    assert sum(rank["grpo, sharded"]["held"] for rank in two["ranks"]) == whole
 
 
 def test_a_rank_that_fails_ends_the_others(two):

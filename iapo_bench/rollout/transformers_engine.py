@@ -23,6 +23,7 @@ from iapo_bench.models import (
 )
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.seeds import row_uniforms, stream_seed
+from iapo_bench.sharding import whole
 
 
 class TransformersEngine:
@@ -40,7 +41,6 @@ class TransformersEngine:
         """Use `model` from now on."""
         self.model = model
 
-    @torch.inference_mode()
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         """`samples_per_prompt` completions for each prompt, adjacent, in order.
 
@@ -53,8 +53,8 @@ class TransformersEngine:
                 f"a prompt of {longest} tokens and {sampling.max_tokens} more exceed the model's context of {context}"
             )
         require_plain_attention(self.model, longest + sampling.max_tokens)
-        with evaluating(self.model):
-            return _Run(self.model, prompts, sampling, self.batch_size, self.progress).finish()
+        with whole(self.model) as model, evaluating(model), torch.inference_mode():
+            return _Run(model, prompts, sampling, self.batch_size, self.progress).finish()
 
 
 @dataclass(frozen=True)
