@@ -69,9 +69,11 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
       iapo-bench table      --summary iapo/summary.json --out table1.csv --figure accuracy_length
     """
     if gpus:
+        from iapo_bench import parallel
         from iapo_bench.gpu_lease import lease_gpus
 
-        context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
+        if not parallel.is_started():
+            context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
     if threads is not None:
         import torch
 
@@ -106,7 +108,9 @@ def warm_start(config: str, overrides: tuple[str, ...], out: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of data order, sampling and the method's own coins.")
 @click.option("--trial", type=int, help="Use this trial of configs/methods/METHOD.yaml instead of the tuned choice.")
 @click.option("--out", type=FILE, required=True, help="Directory for model/, train.jsonl and provenance.json.")
+@click.pass_context
 def train(
+    context: click.Context,
     config: str,
     overrides: tuple[str, ...],
     method: str,
@@ -116,10 +120,17 @@ def train(
     trial: int | None,
     out: Path,
 ) -> None:
-    """Train one method. Interrupted, it goes on where it stopped when called again."""
-    from iapo_bench import stages
+    """Train one method. Interrupted, it goes on where it stopped when called again.
 
-    stages.train(_read(config, overrides), method, base=base, data=data, seed=seed, out=out, trial=trial)
+    After `iapo-bench --gpus N` it is N processes that share the work, each with a GPU of its own.
+    """
+    from iapo_bench import parallel, stages
+
+    tier = _read(config, overrides)
+    gpus = context.find_root().params["gpus"]
+    if gpus > 1 and not parallel.is_started():
+        sys.exit(parallel.launch(gpus, sys.argv[1:]))
+    stages.train(tier, method, base=base, data=data, seed=seed, out=out, trial=trial)
 
 
 @cli.command()

@@ -177,7 +177,9 @@ class TierConfig(_Section):
 
     tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     seed: int = Field(default=0, description="of data, splits and initialisation")
-    gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs that a training or sampling job needs")
+    gpus: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="GPUs of a training job, a process on each; other jobs that can use one take one"
+    )
     job: JobConfig = JobConfig()
     model: ModelConfig
     world: WorldConfig

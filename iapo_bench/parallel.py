@@ -5,15 +5,20 @@ what is dear (generation, grading, forward and backward passes) it does for its 
 out is that of one process, up to the order in which floats are summed. In a single process all of this does nothing.
 """
 
+import logging
 import os
 import re
-from collections.abc import Iterator
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from iapo_bench.errors import UserError
 
@@ -46,6 +51,34 @@ def processes() -> Iterator[None]:
     gather([])
     # Not after an error: the others still wait, and it is the end of this process that tells them.
     dist.destroy_process_group()
+
+
+def is_started() -> bool:
+    """Whether this process is one of several that a launcher has started."""
+    return "LOCAL_RANK" in os.environ
+
+
+def launch(count: int, arguments: Sequence[str]) -> int:
+    """Run iapo-bench with `arguments` in `count` ranks of this machine; return 0, or the exit code of one that failed.
+
+    What a rank has to say it says on standard error itself.
+    """
+    # What the launcher adds to a failure is for who debugs the launcher.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "iapo_bench", *arguments)
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
 
 
 def rank() -> int:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _CORE = (
     "informativeness.py",
     "signals.py",
     "parallel.py",
+    "sharding.py",
     "update.py",
     "trainer.py",
 )
@@ -54,9 +56,24 @@ def read_workflow_tier(config: dict[str, Any], given: dict[str, Any] | None = No
 
     `given` is what --config says, which `config` has already: here it wins over the settings of a dataset.
     """
+    config, given = _typed(config), _typed(given)
     if {"model", "world", "train", "evaluate", "methods"} <= config.keys():
         return parse_tier(config, given, source="the --configfile")
     return read_tier(str(config.get("tier", "micro")), config)
+
+
+def _typed(value: Any) -> Any:
+    """With numbers, booleans and null for the words that Snakemake leaves within a section of --config."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return {"true": True, "false": False, "null": None}.get(value.lower(), value)
 
 
 def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

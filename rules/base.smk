@@ -32,10 +32,13 @@ rule base:
     threads: workflow.cores or 1
     resources:
         settings=SETTINGS,
+        gpu=TIER.gpus if TIER.model.warm_start else 0,
+        mem_mb=TIER.job.mem_mb,
+        runtime=TIER.job.runtime,
     params:
         model=TIER.model.model_dump(),
         world=TIER.world.model_dump(),
         seed=TIER.seed,
         code=code_digest("base"),
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} warm-start --out {output} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} warm-start --out {output} 2>&1 | tee {log}"

@@ -16,7 +16,7 @@ rule sample:
         "../configs/environment.yaml"
     resources:
         settings=SETTINGS,
-        gpu=TIER.gpus,
+        gpu=min(TIER.gpus, 1),
         mem_mb=TIER.job.mem_mb,
         runtime=TIER.job.runtime,
     params:

@@ -23,7 +23,7 @@ rule lm_eval:
         "../configs/environment.yaml"
     resources:
         settings=SETTINGS,
-        gpu=TIER.gpus,
+        gpu=min(TIER.gpus, 1),
         mem_mb=TIER.job.mem_mb,
         runtime=TIER.job.runtime,
     params:

@@ -54,7 +54,7 @@ rule tune_sample:
         "../configs/environment.yaml"
     resources:
         settings=SETTINGS,
-        gpu=TIER.gpus,
+        gpu=min(TIER.gpus, 1),
         mem_mb=TIER.job.mem_mb,
         runtime=TIER.job.runtime,
     params:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from project_copy import copy_project, snakemake
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
@@ -21,7 +22,7 @@ from iapo_bench import parallel, sharding
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
-from iapo_bench.models import build_micro
+from iapo_bench.models import build_micro, load_model
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.stages import make_base, prepare
@@ -71,6 +72,7 @@ SHARDED = {
     "activations computed twice, sharded": Case("iapo", METHODS["iapo"], sharded=True, checkpointing=True),
 }
 CASES |= SHARDED
+SMALL_BASE = {"model": {"warm_start": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 RESUMED = "gfpo"  # has a state of its own
 KINDS = ("", ", sharded")
 STEP = replace(SETTINGS, completions=SETTINGS.prompts_per_step * SETTINGS.group_size)
@@ -250,8 +252,7 @@ def test_a_rank_that_fails_ends_the_others(two):
 @pytest.mark.slow
 def test_torchrun_from_the_command_line(tmp_path):
     """One result, made by two processes, and one line from each for a mistake."""
-    changes = {"model": {"warm_start": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
-    tier = read_tier("smoke", changes)
+    tier = read_tier("smoke", SMALL_BASE)
     prepare(tier, tmp_path / "data")
     make_base(tier, tmp_path / "base")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "iapo_bench", "train")
@@ -262,6 +263,37 @@ def test_torchrun_from_the_command_line(tmp_path):
     subprocess.run([*torchrun, *files, "--method", "grpo"], check=True, timeout=SECONDS)
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["processes"] == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "provenance.json", "train.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeypatch):
+    """From the workflow, with devices that no machine has: what comes out is a checkpoint like any other."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0,fake-1")
+    folder = copy_project(tmp_path)
+    settings = [
+        "gpus=2",
+        "train={sharded: true, gradient_checkpointing: true}",
+        f"model={json.dumps(SMALL_BASE['model'])}",
+    ]
+    target = "results/smoke/grpo/seed0/model"
+    done = snakemake(folder, "--config", "tier=smoke", *settings, "--resources", "gpu=2", "--", target)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / target).with_name("provenance.json").read_text())["processes"] == 2
+    assert json.loads((folder / target / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    trained, base = (load_model(path) for path in (folder / target, folder / "results/smoke/base/model"))
+    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), base.parameters(), strict=True)]
+    assert all(moved)
+
+
+@pytest.mark.slow
+def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
+    command = (sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
+    files = ("--base", tmp_path, "--data", tmp_path / "daat", "--out", tmp_path / "out")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1"}
+    wrong = subprocess.run([*command, *files], capture_output=True, text=True, timeout=SECONDS, env=environment)
+    assert wrong.returncode == 2
+    assert set(wrong.stderr.splitlines()) == {f"iapo-bench: {tmp_path / 'daat' / 'train.jsonl'} does not exist"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_alone_nothing_is_shared(monkeypatch):

@@ -61,6 +61,13 @@ def test_a_setting_that_is_given_wins_over_the_datasets():
         "train": {**content["train"], **given["train"]},
     }
     assert read_workflow_tier(merged, given).train.completions == 64
+    words = {
+        "methods": {"iapo": {"options": {"alpha": "1e-3", "informativeness": "next_token"}}},
+        "lm_eval": {"limit": "null"},
+    }
+    assert read_workflow_tier({**words, "tier": "micro"}).method("iapo").options["alpha"] == 1e-3
+    assert read_workflow_tier({**words, "tier": "micro"}).lm_eval.limit is None
+    assert type(read_workflow_tier({"model": {"warm_start": {"steps": "2"}}}).model.warm_start["steps"]) is int
     assert read_workflow_tier(content).train.completions == cell("qwen-0.5b", "gsm8k").train.completions
 
 
