@@ -128,6 +128,12 @@ def train(
 
     tier = _read(config, overrides)
     gpus = context.find_root().params["gpus"]
+    if 0 < gpus < tier.gpus:
+        # Snakemake hands out what it has, without a word, where a job asks for more.
+        raise UserError(
+            f"this tier trains on {tier.gpus} GPUs and the job got {gpus}: add --resources gpu={tier.gpus} to "
+            "snakemake, or lower the tier's 'gpus'"
+        )
     if gpus > 1 and not parallel.is_started():
         sys.exit(parallel.launch(gpus, sys.argv[1:]))
     stages.train(tier, method, base=base, data=data, seed=seed, out=out, trial=trial)

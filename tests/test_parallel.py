@@ -285,6 +285,14 @@ def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeyp
     assert all(moved)
 
 
+def test_fewer_gpus_than_the_tier_trains_on(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
+    files = ("--base", tmp_path, "--data", tmp_path, "--out", tmp_path / "out")
+    code, err = run("--gpus", 1, "train", "--config", "smoke", "--set", "gpus=2", "--method", "grpo", *files)
+    assert code == 2
+    assert "trains on 2 GPUs and the job got 1: add --resources gpu=2" in err
+
+
 @pytest.mark.slow
 def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
     command = (sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
