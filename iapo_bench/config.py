@@ -7,10 +7,10 @@ A tier is a file `configs/<tier>.yaml`. A method's settings come from three plac
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.method import list_methods, load_method
@@ -38,7 +38,17 @@ class ModelConfig(_Section):
         "weights, in float32",
     )
     name: str = Field(description="what the table calls it")
-    warm_start: dict[str, float | int] = Field(default={}, description="fields of iapo_bench.warm_start.WarmStart")
+    warm_start: dict[str, float | int] = Field(
+        default={},
+        description="supervised steps before RL: fields of WarmStart in iapo_bench/warm_start.py for the source "
+        "'warm-start', of Schooling for any other, which goes unschooled without them (or null)",
+    )
+
+    @field_validator("warm_start", mode="before")
+    @classmethod
+    def _null_is_none(cls, value: Any) -> Any:
+        """A section laid over another can only add to it: null is how to drop the schooling of a tier."""
+        return {} if value is None else value
 
 
 class WorldConfig(_Section):
@@ -54,6 +64,13 @@ class WorldConfig(_Section):
     held_out: list[Literal["gsm8k", "math500", "dapo"]] = Field(
         default=[], description="datasets whose test problems are kept out of the training problems too"
     )
+
+
+class LoraConfig(_Section):
+    """Adapters on every linear layer but the output layer, trained instead of the weights."""
+
+    rank: Positive = Field(default=16, description="rows of A")
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="an adapter counts alpha / rank times")
 
 
 class TrainConfig(_Section):
@@ -86,6 +103,9 @@ class TrainConfig(_Section):
     sharded: bool = Field(
         default=False, description="each of several processes keeps a part of weights, gradients and optimiser (FSDP2)"
     )
+    lora: LoraConfig | None = Field(
+        default=None, description="train adapters beside frozen weights; they are added to the weights that are saved"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations twice instead of keeping them; slower, less memory"
     )
@@ -93,6 +113,12 @@ class TrainConfig(_Section):
     checkpoint_every: Positive = 10
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     problems: Positive | None = Field(default=None, description="use only the first so many training problems")
+
+    @model_validator(mode="after")
+    def _one_way_to_save_memory(self) -> "TrainConfig":
+        if self.sharded and self.lora:
+            raise ValueError("sharded and lora do not go together: adapters are small, set one of them")
+        return self
 
 
 class EvalConfig(_Section):
@@ -352,13 +378,20 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, be it optional or the value of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part))), None)
+
+
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        section: Any = TierConfig
+        section: type[BaseModel] = TierConfig
         for part in place[:-1]:
-            annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
-            section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else MethodConfig
+            if part in section.model_fields:  # else it is the name of an entry, whose section we have
+                section = _section_of(section.model_fields[part].annotation) or section
         return f"{'.'.join(place[:-1]) or 'top level'}: {unknown('key', place[-1], section.model_fields)}"
     return f"{'.'.join(place) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"

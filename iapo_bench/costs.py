@@ -7,7 +7,8 @@ With N weights that multiply every token (`Architecture.matrix_parameters`, the 
   takes longer, and launches its kernels; a prompt is read once for its group;
 * signals: a forward pass of the policy where the method asks for one, one of the reference where it has a KL term, and
   K + 1 tokens of forward pass for every completion token where it reads the answer's entropy (K tokens of postfix);
-* update: 6 N a token, forward and backward, and 2 * vocabulary * hidden more where the logits are computed twice.
+* update: 6 N a token, forward and backward, and 2 * vocabulary * hidden more where the logits are computed twice;
+  8 N where all activations are, 2 N less where the weights are frozen beside adapters.
 """
 
 import math
@@ -77,6 +78,7 @@ class Work:
     answer: bool = False
     policy: bool = False
     reference: bool = False
+    passes: int = 3  # forward passes' worth of arithmetic of an update: a backward pass is two
 
 
 def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
@@ -96,6 +98,8 @@ def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
         answer=Signal.ANSWER_ENTROPY in needs,
         policy=bool(needs),
         reference=bool(made.loss.kl_coef),
+        # Layers computed again; no gradients of frozen weights.
+        passes=3 + train["gradient_checkpointing"] - (train["lora"] is not None),
     )
 
 
@@ -128,7 +132,7 @@ def flops(size: Architecture, work: Work) -> dict[str, float]:
     return {
         "rollout": passed * token,
         "signals": passes * passed * token + answers,
-        "update": 3 * (prompt + length) * token + 2 * size.vocabulary * size.hidden * length,
+        "update": work.passes * (prompt + length) * token + 2 * size.vocabulary * size.hidden * length,
     }
 
 
@@ -167,46 +171,84 @@ def memory(
 ) -> list[dict[str, float | str]]:
     """Peak GiB of one GPU by strategy, a row each, for a training job.
 
-    Generation and update take turns: the peak is the larger of cache and gradients with activations, on top of weights,
-    optimiser and reference. vLLM keeps its share of the memory throughout. Sharded, each of `gpus` holds its part, and
-    the whole weights once while it generates.
+    Generation, signals and update take turns: the peak is the largest of cache or engine (vLLM sleeps between), of
+    weights gathered for signals, and of gradients with activations, on top of weights, optimiser and reference.
+    Sharded, each of `gpus` holds its part, and gathers the policy to generate, the reference too for signals.
     """
     train, width = tier.train, bytes_of(tier.model.dtype)
     works = [training_work(tier, method, lengths) for method in tier.methods]
     whole = size.parameters * width / GIB
-    adapters = size.layers * sum(LORA_RANK * (i + o) for i, o in size.linear_shapes) * width / GIB
-    row = max(train.micro_batch_tokens, math.ceil(lengths.prompt) + train.max_tokens)
-    activations = row * size.layers * size.hidden * ACTIVATION_BYTES * width / 2 / GIB + 3 * CHUNK_LOGITS * 4 / GIB
+    rank = train.lora.rank if train.lora else LORA_RANK
+    adapters = size.layers * sum(rank * (i + o) for i, o in size.linear_shapes) * 4 / GIB
     own = train.engine == "transformers"
     cache = works[0].batch * (lengths.prompt + train.max_tokens) * size.cache_channels * width / GIB if own else 0.0
     engine = 0.0 if own else train.engine_memory * device.memory / GIB
     reference = whole if any(work.reference for work in works) else 0.0
     state = _optimiser_state(width)
-    strategies = {  # GPUs, weights, gradients, optimiser, reference, weights gathered to generate
-        "single GPU": (1, whole, whole, state * whole, reference, 0.0),
-        "data parallel": (gpus, whole, whole, state * whole, reference, 0.0),
-        "sharded (FSDP2)": (gpus, whole / gpus, whole / gpus, state * whole / gpus, reference / gpus, whole),
-        "LoRA, rank 16": (1, whole + adapters, adapters, state * adapters, 0.0, 0.0),
+    strategies = {  # GPUs, weights, gradients, optimiser, reference, rank of adapters
+        "single GPU": (1, whole, whole, state * whole, reference, 0),
+        "data parallel": (gpus, whole, whole, state * whole, reference, 0),
+        "sharded (FSDP2)": (gpus, whole / gpus, whole / gpus, state * whole / gpus, reference / gpus, 0),
+        f"LoRA, rank {rank}": (1, whole + adapters, adapters, 2 * adapters, 0.0, rank),
     }
-    return [
-        {
-            "strategy": name,
-            "GPUs": n,
-            "weights": weights,
-            "gradients": gradients,
-            "optimiser": optimiser,
-            "reference": kept,
-            "activations": activations,
-            "cache or engine": cache + engine,
-            "peak GiB": weights + optimiser + kept + engine + max(gradients + activations, cache + gathered),
-        }
-        for name, (n, weights, gradients, optimiser, kept, gathered) in strategies.items()
-    ]
+    rows: list[dict[str, float | str]] = []
+    for name, (n, weights, gradients, optimiser, kept, rank) in strategies.items():
+        active = _activations(size, tier, lengths, rank) / GIB
+        policy, other = (whole, reference) if "sharded" in name else (0.0, 0.0)  # gathered
+        rows.append(
+            {
+                "strategy": name,
+                "GPUs": n,
+                "weights": weights,
+                "gradients": gradients,
+                "optimiser": optimiser,
+                "reference": kept,
+                "activations": active,
+                "cache or engine": cache + engine,
+                "gathered": policy + other,
+                "peak GiB": weights
+                + optimiser
+                + kept
+                + max(cache + engine + policy, policy + other, gradients + active),
+            }
+        )
+    return rows
+
+
+def strategy(tier: TierConfig) -> str:
+    """How the tier's training jobs hold the model: a name that begins that of a row of `memory`."""
+    if tier.train.lora:
+        return "LoRA"
+    if tier.gpus > 1:
+        return "sharded" if tier.train.sharded else "data parallel"
+    return "single GPU"
+
+
+def _activations(size: Architecture, tier: TierConfig, lengths: Lengths, rank: int) -> float:
+    """Bytes that a micro-batch keeps for its backward pass; `rank` 0 stands for no adapters."""
+    tokens = max(tier.train.micro_batch_tokens, math.ceil(lengths.prompt) + tier.train.max_tokens)
+    width = bytes_of(tier.model.dtype)
+    layer = size.hidden * ACTIVATION_BYTES * width / 2 + (_lora_activations(size, width, rank) if rank else 0.0)
+    again = size.layers * size.hidden * width + layer  # every layer's input, and one layer computed again
+    kept = again if tier.train.gradient_checkpointing else size.layers * layer
+    return tokens * kept + 3 * CHUNK_LOGITS * 4
 
 
 def _optimiser_state(width: int) -> float:
     """AdamW's two moments in float32, and a float32 copy of weights that are not, over the weights of `width` bytes."""
     return (2 if width == 4 else 3) * 4 / width
+
+
+def _lora_activations(size: Architecture, width: int, rank: int) -> float:
+    """Bytes a token and layer that adapters keep for the backward pass beyond what training all weights does.
+
+    Under 16 bits a float32 copy of each linear layer's input, and A's output; what only gradients of frozen weights
+    need (normalised states, inputs in 16 bits) is not kept. Counted as torch's saved tensors. In float32 next to none.
+    """
+    if width == 4:
+        return 0.0
+    copies = sum(i + rank for i, _ in size.linear_shapes)
+    return 4 * copies - width * (4 * size.hidden + size.intermediate)
 
 
 def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) -> dict[str, float]:

@@ -18,6 +18,7 @@ from transformers import (
 
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_directory
+from iapo_bench.lora import merged_state
 from iapo_bench.seeds import stream_seed
 
 
@@ -106,9 +107,12 @@ def context_length(path: Path) -> int:
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, notes: dict | None = None
 ) -> None:
-    """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them."""
+    """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them.
+
+    Adapters are added to their weights: what is written is a plain checkpoint.
+    """
     with whole_directory(path) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=merged_state(model))
         tokenizer.save_pretrained(partial)
         if notes is not None:
             (partial / "training.json").write_text(json.dumps(notes, indent=2) + "\n")

@@ -19,7 +19,6 @@ TEST_PROBLEMS = {
     "honest": {"gsm8k": 1319, "math500": 196, "dapo": 519},
     "published": {"gsm8k": 1319, "math500": 100, "dapo": 50},
 }
-IMPLEMENTED = ("single GPU", "data parallel")  # strategies that `train` has
 
 
 def plan(
@@ -67,7 +66,7 @@ def plan(
     room = costs.DEVICES[device].memory / costs.GIB
     for row in memory:
         row["fits"] = "yes" if float(row["peak GiB"]) < room else "no"
-        row["implemented"] = "yes" if row["strategy"] in IMPLEMENTED else "no"
+        row["this tier"] = "yes" if str(row["strategy"]).startswith(costs.strategy(tiers[0])) else ""
     parts += [
         f"\n## Memory of a training job, GiB a GPU ({device} has {room:.3g})\n",
         tabulate(memory, headers="keys", tablefmt="github", floatfmt=".3g"),

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.informativeness import EVERY_PREFIX, AnswerReading, next_token_statistics, read_answers
+from iapo_bench.lora import without_lora
 from iapo_bench.method import Signal
 from iapo_bench.models import decoder_and_head, evaluating
 from iapo_bench.packed import PackedBatch, packed_blocks
@@ -103,6 +104,8 @@ def compute_signals(
 ) -> RolloutBatch:
     """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one.
 
+    `reference`: with its adapters off, so that a model with adapters can be its own.
+
     One packed pass of the model serves all its signals: the answer entropies read the keys and values of the pass that
     gives the log-probabilities and token entropies.
     """
@@ -128,7 +131,7 @@ def compute_signals(
                     for row, e in zip(block.rows, rows, strict=True):
                         answer_BS[row, : len(e)] = e
         if reference is not None:
-            with evaluating(reference):
+            with evaluating(reference), without_lora(reference):
                 packed = PackedBatch(reference, block)
                 logp_N, _ = next_token_statistics(packed.head, packed.predictive_ND, temperature, targets_N)
                 flat.setdefault("ref_logp_BT", []).append(logp_N)

@@ -6,10 +6,11 @@ Every stage checks its input first and writes its output whole or not at all.
 import dataclasses
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import pandas as pd
@@ -22,6 +23,7 @@ from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_directory, whole_file
 from iapo_bench.grading import make_grader
 from iapo_bench.informativeness import AnswerReading
+from iapo_bench.lora import LoraSettings, add_lora
 from iapo_bench.method import load_method
 from iapo_bench.models import (
     accelerator,
@@ -39,11 +41,17 @@ from iapo_bench.rollout.load import make_engine
 from iapo_bench.seeds import stream_seed
 from iapo_bench.trainer import Task, Trainer, TrainSettings
 from iapo_bench.update import UpdateSettings
-from iapo_bench.warm_start import WarmStart, warm_start
+from iapo_bench.warm_start import Schooling, WarmStart, encode_lessons, mean_loss, teach, warm_start
 from iapo_bench.worlds import POSTFIX, SPLITS, THINK_CLOSE, Problem, read_problems, write_problems
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.overlap import separate
+from iapo_bench.worlds.text import TextWorld
+
+# Validation problems on which schooling is watched.
+HELD_OUT_PROBLEMS = 32
+
+Settings = TypeVar("Settings", bound=Schooling)
 
 
 def prepare(tier: TierConfig, out: Path) -> None:
@@ -79,8 +87,13 @@ def prepare(tier: TierConfig, out: Path) -> None:
 
 
 def make_base(tier: TierConfig, out: Path) -> None:
-    """Write the model that every method starts from to `out`: taught here (micro), or fetched."""
-    if tier.model.source != "warm-start":
+    """Write the model that every method starts from to `out`: taught here (micro), or fetched, and then schooled on the
+    training split's worked solutions if the tier has a `model.warm_start`."""
+    if tier.model.source == "warm-start":
+        _teach_micro(tier, out)
+    elif tier.model.warm_start:
+        _school_fetched(tier, out)
+    else:
         revision = fetch_model(tier.model.source, out)
         write_provenance(
             out / "provenance.json",
@@ -89,14 +102,63 @@ def make_base(tier: TierConfig, out: Path) -> None:
             seeds={},
             extra={"revision": revision},
         )
-        return
+
+
+def _teach_micro(tier: TierConfig, out: Path) -> None:
     world = load_world(tier.world, tier.seed)
     if not isinstance(world, MicroWorld):
         raise UserError("model.source 'warm-start' is for the micro world: name a hub id, a wheel or a directory")
-    settings = _warm_start_settings(tier)
     tokenizer = build_tokenizer()
-    model, log = warm_start(world, tokenizer, settings)
+    model, log = warm_start(world, tokenizer, _warm_start_settings(tier, WarmStart))
     save_model(model, tokenizer, out, notes={"warm_start": tier.model.warm_start, "loss": log})
+
+
+def _school_fetched(tier: TierConfig, out: Path) -> None:
+    """Teach a fetched model the training problems that `prepare` would write, and no other.
+
+    Problems that validation, test or a held-out benchmark has too are left out even of the published splits. The loss
+    on some validation problems is measured before and after; the published splits have none that are not test problems.
+    """
+    world = load_world(tier.world, tier.seed)
+    if not isinstance(world, TextWorld):
+        raise UserError("model.warm_start has no solutions for a fetched model in the micro world: set it to null")
+    if out.exists():
+        raise UserError(f"{out} exists: remove it to make the model again")
+    settings = _warm_start_settings(tier, Schooling)
+    splits, _, _ = separate({split: world.load(split) for split in SPLITS}, load_held_out(tier.world))
+    taught = splits["train"]
+    held_out = splits["validation"][:HELD_OUT_PROBLEMS] if tier.world.splits == "honest" else []
+    traces = world.write_traces(taught + held_out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        fetched = Path(folder) / "fetched"
+        revision = fetch_model(tier.model.source, fetched)
+        checksums = _weights_checksum(fetched)
+        model = load_model(fetched, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
+        tokenizer = load_tokenizer(fetched)
+        lessons = encode_lessons(world, taught + held_out, traces, tokenizer, context=context_length(fetched))
+    lessons, measured = lessons[: len(taught)], lessons[len(taught) :]
+
+    def measure() -> float | None:
+        memory = {"pad_id": tokenizer.pad_token_id, "micro_batch_tokens": settings.micro_batch_tokens}
+        return round(mean_loss(model, measured, **memory), 5) if measured else None
+
+    before = measure()
+    log = teach(model, lessons, settings, pad_id=tokenizer.pad_token_id)
+    held_out_loss = {"problems": len(measured), "before": before, "after": measure()}
+    notes = {"warm_start": dataclasses.asdict(settings), "loss": log, "held_out_loss": held_out_loss}
+    save_model(model, tokenizer, out, notes=notes)
+    write_provenance(
+        out / "provenance.json",
+        config={"model": tier.model.model_dump(), "world": tier.world.model_dump()},
+        inputs=sorted(Path(tier.world.data_dir).glob("*.jsonl")) if tier.world.data_dir else [],
+        seeds={"warm_start": settings.seed},
+        extra={
+            "revision": revision,
+            "fetched_weights": checksums,
+            "problems": {"taught": len(lessons), "held_out": len(measured)},
+        },
+    )
 
 
 @parallel.processes()
@@ -115,11 +177,15 @@ def train(
     problems = read_problems(data / "train.jsonl")[: config.problems]
     dtype = torch_dtype(tier.model.dtype)
     model = load_model(base, dtype=dtype).to(accelerator())
+    if config.lora:
+        add_lora(model, LoraSettings(**config.lora.model_dump()), seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = load_tokenizer(base)
     prompts = encode(problems, world, tokenizer, base, config.max_tokens)
-    reference = load_model(base, dtype=dtype).to(accelerator()) if credit.loss.kl_coef else None
+    reference = None
+    if credit.loss.kl_coef:
+        reference = model if config.lora else load_model(base, dtype=dtype).to(accelerator())
     if config.sharded:
         sharding.shard(model)
         if reference is not None:
@@ -288,13 +354,13 @@ def encode(problems: list[Problem], world: Any, tokenizer: Any, model: Path, max
     return prompts
 
 
-def _warm_start_settings(tier: TierConfig) -> WarmStart:
+def _warm_start_settings(tier: TierConfig, kind: type[Settings]) -> Settings:
     options: dict[str, Any] = {"seed": tier.seed, **tier.model.warm_start}
-    known = {field.name for field in dataclasses.fields(WarmStart)}
+    known = {field.name for field in dataclasses.fields(kind)}
     for option in options:
         if option not in known:
             raise unknown("option of model.warm_start", option, known)
-    return WarmStart(**options)
+    return kind(**options)
 
 
 def _split_file(data: Path, split: str) -> Path:

@@ -23,6 +23,7 @@ from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
 from iapo_bench.grading import Outcome, is_formatted
 from iapo_bench.informativeness import EVERY_PREFIX, AnswerReading
+from iapo_bench.lora import load_trainable_state, trainable_state
 from iapo_bench.method import Method, Signal, require_groups
 from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
@@ -76,7 +77,8 @@ class _Draw:
 
 
 class Trainer:
-    """Trains `model` in place with one method. `reference` is the initial model, needed for a KL term only."""
+    """Trains `model` in place with one method. `reference` is the initial model, needed for a KL term only;
+    of a model with adapters, itself."""
 
     def __init__(
         self,
@@ -296,7 +298,7 @@ class Trainer:
     def _save(self, path: Path) -> None:
         state = sharding.collect(
             {
-                "model": self.model.state_dict(),
+                "model": trainable_state(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "method": self.method.state_dict(),
                 "cursor": self.cursor,
@@ -313,7 +315,7 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        self.model.load_state_dict(sharding.distribute(state["model"], self.model.state_dict()))
+        load_trainable_state(self.model, sharding.distribute(state["model"], trainable_state(self.model)))
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
         self.cursor, self.generated = state["cursor"], state["generated"]

@@ -75,8 +75,12 @@ class FullPrecisionAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.optim.Optimizer:
-    """AdamW with the betas of the IAPO paper and no weight decay, in float32 whatever the model's dtype."""
-    return FullPrecisionAdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    """AdamW with the betas of the IAPO paper and no weight decay, in float32 whatever the model's dtype.
+
+    Over the weights that are trained: of a frozen one no copy is kept.
+    """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return FullPrecisionAdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 def token_scales(weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ _CORE = (
     "packed.py",
     "informativeness.py",
     "signals.py",
+    "lora.py",
     "parallel.py",
     "sharding.py",
     "update.py",
@@ -38,7 +39,7 @@ _CORE = (
 _SIGNALS = ("batch.py", "rollout/collate.py", "signals.py", "informativeness.py", "packed.py")
 _STAGES = {
     "worlds": _WORLD,
-    "base": (*_WORLD, *_MODEL),
+    "base": (*_WORLD, *_MODEL, "signals.py", "update.py"),
     "train": (*_WORLD, *_MODEL, *_CORE),
     "sample": ("worlds/*.py", "seeds.py", "models.py", "rollout/*.py"),
     "grade": ("grading.py",),

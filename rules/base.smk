@@ -32,7 +32,7 @@ rule base:
     threads: workflow.cores or 1
     resources:
         settings=SETTINGS,
-        gpu=TIER.gpus if TIER.model.warm_start else 0,
+        gpu=min(TIER.gpus, 1) if TIER.model.warm_start else 0,
         mem_mb=TIER.job.mem_mb,
         runtime=TIER.job.runtime,
     params:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iapo_bench.cli import main
+from iapo_bench.models import load_model
 
 SMALL = (
     *("--set", "model.warm_start={hidden: 32, layers: 1, heads: 2, steps: 40, lr: 0.01}"),
@@ -50,6 +51,19 @@ def made(tmp_path_factory) -> Path:
             patch.setattr(sys, "argv", ["iapo-bench", *map(str, command), "--config", "smoke", *SMALL])
             main()
     return folder
+
+
+def test_adapters_are_part_of_the_weights_that_training_leaves(run, made, tmp_path):
+    files = ("--base", made / "base", "--data", made / "data", "--out", tmp_path / "out")
+    code, err = run("train", "--config", "smoke", *SMALL, "--set", "train.lora.rank=4", "--method", "iapo", *files)
+    assert code == 0, err
+    trained, base = (load_model(path).state_dict() for path in (tmp_path / "out" / "model", made / "base"))
+    assert trained.keys() == base.keys()
+    moved = {name for name, weight in trained.items() if not torch.equal(weight, base[name])}
+    assert {name for name in base if "_proj." in name} == moved
+    assert sorted(path.name for path in (tmp_path / "out" / "model").iterdir()) == sorted(
+        path.name for path in (made / "iapo" / "model").iterdir()
+    )
 
 
 def test_the_whole_path(run, made, tmp_path):

@@ -21,6 +21,7 @@ from test_trainer import SETTINGS as TRAINER_SETTINGS
 from iapo_bench import parallel, sharding
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.lora import LoraSettings, add_lora
 from iapo_bench.method import load_method
 from iapo_bench.models import build_micro, load_model
 from iapo_bench.rollout import Completion
@@ -43,6 +44,8 @@ class Case:
     grade: Any = coin_grade
     sharded: bool = False
     checkpointing: bool = False
+    adapters: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 def several_updates(count: int) -> TrainSettings:
@@ -61,17 +64,19 @@ CASES = {
         replace(SETTINGS, update=replace(SETTINGS.update, importance_cap=2.0)),
     ),
     "an odd number of groups": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=3, completions=36)),
+    "adapters": Case("iapo", METHODS["iapo"], adapters=True),
     "a share is empty": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=1, completions=12)),
     "a share of every update is empty": Case("grpo", {}, several_updates(4)),
 }
 # Many small parts, of which one rank has more than the other: those of a sharded update must go in step.
 RAGGED = replace(SETTINGS, update=replace(SETTINGS.update, micro_batch_tokens=40))
 SHARDED = {
-    **{f"{name}, sharded": replace(case, sharded=True) for name, case in CASES.items()},
+    **{f"{name}, sharded": replace(case, sharded=True) for name, case in CASES.items() if not case.adapters},
     "many small parts, sharded": Case("iapo", METHODS["iapo"], RAGGED, sharded=True),
     "activations computed twice, sharded": Case("iapo", METHODS["iapo"], sharded=True, checkpointing=True),
 }
 CASES |= SHARDED
+ROUNDED = Case("iapo", METHODS["iapo"], sharded=True, dtype=torch.bfloat16)
 SMALL_BASE = {"model": {"warm_start": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 RESUMED = "gfpo"  # has a state of its own
 KINDS = ("", ", sharded")
@@ -90,6 +95,10 @@ def make_trainer(case: Case) -> Trainer:
         postfix_ids=tokenizer(POSTFIX).input_ids,
     )
     model, reference = (build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1) for _ in range(2))
+    model, reference = model.to(case.dtype), reference.to(case.dtype)
+    if case.adapters:
+        add_lora(model, LoraSettings(rank=4, alpha=8.0), seed=0)
+        reference = model
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if case.sharded:
@@ -144,7 +153,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(ports[0]), "PARALLEL_TEST": str(folder)}
     with parallel.processes():
-        results = {name: run(case) for name, case in CASES.items()}
+        results = {name: run(case) for name, case in CASES.items()} | {"rounded": run(ROUNDED)}
         for kind in KINDS:
             run(replace(CASES[RESUMED + kind], settings=STEP), folder / f"of-two{kind}.pt")
         for kind in KINDS:
@@ -233,6 +242,20 @@ def test_a_run_of_two_processes_is_resumed_by_one(two, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_one_process_is_resumed_by_two(two, kind):
     assert_same_run(two["ranks"][0][f"resumed{kind}"], alone(RESUMED))
+
+
+def test_a_sharded_run_in_bfloat16(two):
+    """Sums of ranks round otherwise than those of one process; draws and what is learnt stay."""
+    got, expected = two["ranks"][0]["rounded"], run(ROUNDED)
+    for row, wanted in zip(got["rows"], expected["rows"], strict=True):
+        assert row["outcomes"] == wanted["outcomes"]
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.02)
+    start = dict(make_trainer(ROUNDED).model.named_parameters())
+    mine, theirs = (
+        torch.cat([(run["weights"][name] - weight.detach()).float().flatten() for name, weight in start.items()])
+        for run in (got, expected)
+    )
+    assert torch.cosine_similarity(mine, theirs, dim=0) > 0.95
 
 
 def test_a_sharded_run_holds_each_weight_once(two):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from iapo_bench import costs
 from iapo_bench.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
@@ -14,6 +14,7 @@ from iapo_bench.calibration import compare, fit, read_runs
 from iapo_bench.cli import cli
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.lora import LoraSettings, add_lora, trainable_state
 from iapo_bench.models import load_model, load_tokenizer
 from iapo_bench.plan import architecture, jobs, plan, time_table
 from iapo_bench.pretrained import fetch_model
@@ -68,8 +69,8 @@ def test_a_random_model_is_whole_and_the_same_again(tmp_path, monkeypatch):
 
 
 def test_arithmetic_scales_with_what_it_is_made_of():
-    tier, size = read_tier("qwen-7b"), ARCHITECTURES["qwen2.5-7b"]
-    lengths = costs.Lengths(200, 400)
+    tier = read_tier("qwen-7b", {"train": {"gradient_checkpointing": False}})
+    size, lengths = ARCHITECTURES["qwen2.5-7b"], costs.Lengths(200, 400)
     iapo, dapo = (costs.training_work(tier, method, lengths) for method in ("iapo", "dapo"))
     assert iapo.answer
     assert not dapo.answer
@@ -116,7 +117,84 @@ def test_memory_by_strategy():
     assert single["optimiser"] == pytest.approx(6 * weights)  # two moments and a copy, float32
     assert single["peak GiB"] > 80e9 / 2**30 > sharded["peak GiB"]
     assert sharded["optimiser"] == pytest.approx(6 * weights / 8)
-    assert rows["LoRA, rank 16"]["gradients"] < 0.01 * weights
+    lora = rows["LoRA, rank 16"]
+    # Adapters and their two moments are float32, the weights are not; the base is its own reference.
+    adapters = lora_parameters("qwen2.5-7b") * 4 / 2**30
+    assert lora["gradients"] == pytest.approx(adapters)
+    assert lora["weights"] == pytest.approx(weights + adapters)
+    assert lora["optimiser"] == pytest.approx(2 * adapters)
+    assert lora["reference"] == 0
+    assert sharded["gathered"] == pytest.approx(2 * weights)  # policy and reference
+
+
+def test_what_is_computed_twice_is_not_kept():
+    def row(checkpointing: bool) -> dict:
+        tier = read_tier("qwen-1.5b", {"train": {"gradient_checkpointing": checkpointing}})
+        size, lengths = ARCHITECTURES["qwen2.5-1.5b"], costs.LENGTHS["gsm8k"]
+        work = costs.training_work(tier, "grpo", lengths)
+        (single, *_) = costs.memory(size, tier, lengths, costs.DEVICES["h100"], 8)
+        return {**single, "update": costs.flops(size, work)["update"]}
+
+    kept, twice = row(False), row(True)
+    assert twice["activations"] < kept["activations"] / 5
+    assert 1.2 < twice["update"] / kept["update"] < 4 / 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gpus": 1, "train": {"sharded": False}}, "single GPU"),
+        ({"gpus": 8, "train": {"sharded": False}}, "data parallel"),
+        ({"gpus": 8}, "sharded (FSDP2)"),
+        ({"gpus": 1, "train": {"sharded": False, "lora": {"rank": 8}}}, "LoRA, rank 8"),
+    ],
+)
+def test_the_strategy_of_a_tier_is_marked(changes, expected):
+    text = plan([read_tier("qwen-7b", {"world": {"name": "gsm8k"}, **changes})], device="h100", gpus=8)
+    (marked,) = [line for line in text.splitlines() if line.endswith("| yes         |")]
+    assert expected in marked
+
+
+def lora_parameters(name: str) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(qwen_config(name), dtype=torch.bfloat16)
+    add_lora(model, LoraSettings(costs.LORA_RANK, 32.0), seed=0)
+    return sum(weight.numel() for weight in trainable_state(model).values())
+
+
+def kept_for_the_backward_pass(size: Architecture, tokens: int, *, lora: bool) -> int:
+    """Bytes that autograd saves in a forward pass in bfloat16, but for the model's own weights."""
+    config = Qwen2Config(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if lora:
+        add_lora(model, LoraSettings(costs.LORA_RANK, 32.0), seed=0)
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train().get_decoder()(input_ids=torch.ones(1, tokens, dtype=torch.long), use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in own)
+
+
+def test_what_adapters_keep_for_the_backward_pass_is_what_the_plan_says():
+    def layer(lora: bool) -> int:
+        one, three = (kept_for_the_backward_pass(dataclasses.replace(SMALL, layers=n), 64, lora=lora) for n in (1, 3))
+        return (three - one) // 2
+
+    assert layer(lora=True) - layer(lora=False) == 64 * costs._lora_activations(SMALL, 2, costs.LORA_RANK)
+    for name, size in ARCHITECTURES.items():
+        assert costs._lora_activations(size, 2, costs.LORA_RANK) > 0.3 * costs.ACTIVATION_BYTES * size.hidden, name
 
 
 @pytest.mark.parametrize("name", ["micro", "smoke", "smollm2", "smoke-0.5b"])

@@ -7,6 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
+from iapo_bench.grading import Outcome, grade_math, is_formatted
 from iapo_bench.worlds import SPLITS, Problem, World, read_jsonl
 from iapo_bench.worlds.micro import build_tokenizer
 from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld, chat_messages
@@ -232,6 +233,43 @@ def test_a_prompt_is_the_chat_template_up_to_the_assistants_turn(chat_tokenizer)
     assert all(type(i) is int for i in ids)
     end = chat_tokenizer("<answer> 4 </answer> ; user 7 + 8 = ? ; next").input_ids
     assert ids[-len(end) :] == end
+
+
+def test_traces_are_the_datasets_own_solutions_in_the_prompts_format(data_dir):
+    rows = [
+        {
+            "question": f"Natalia sold {2 * n} clips in April and half as many in May. How many in both?",
+            "answer": f"She sold {2 * n}/2 = <<{2 * n}/2={n}>>{n} clips in May.\n"
+            f"That makes {2 * n}+{n} = <<{2 * n}+{n}={3 * n}>>{3 * n}.\n#### {3 * n:,}",
+        }
+        for n in range(1000, 1000 + N_TRAIN)
+    ]
+    write_rows(data_dir / "gsm8k_train.jsonl", rows)
+    expected = {
+        "gsm8k": "<think> She sold {a}/2 = {b} clips in May.\nThat makes {a}+{b} = {c}. </think> "
+        "<answer> {c} </answer>",
+        "math500": "<think> It is itself. </think> <answer> {c} </answer>",
+    }
+    for name, form in expected.items():
+        world = TextWorld(name, data_dir)
+        problems = [problem for split in ("validation", "train") for problem in world.load(split)[:20]]
+        traces = world.write_traces(problems)
+        assert len(traces) == len(problems)
+        assert all(map(is_formatted, traces))
+        graded = [grade_math(trace, problem.answer) for trace, problem in zip(traces, problems, strict=True)]
+        assert set(graded) == {Outcome.CORRECT}
+        for trace, problem in zip(traces, problems, strict=True):
+            sold = int(problem.answer) // 3 if name == "gsm8k" else 0
+            assert trace == form.format(a=2 * sold, b=sold, c=problem.answer)
+
+
+def test_a_problem_without_a_solution_has_no_trace(data_dir):
+    world = TextWorld("dapo", data_dir)
+    with pytest.raises(UserError, match=r"^dapo has no worked solution of problem 'dapo-.*': set model.warm_start to"):
+        world.write_traces(world.load("train"))
+    world = TextWorld("gsm8k", data_dir)
+    with pytest.raises(UserError, match="gsm8k has no worked solution of problem"):
+        world.write_traces(world.load("test"))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():

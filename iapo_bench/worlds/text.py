@@ -28,7 +28,16 @@ from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.grading import check_gold
-from iapo_bench.worlds import SPLITS, GraderKind, Problem, read_jsonl
+from iapo_bench.worlds import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    SPLITS,
+    THINK_CLOSE,
+    THINK_OPEN,
+    GraderKind,
+    Problem,
+    read_jsonl,
+)
 
 GSM8K_VALIDATION = 500
 
@@ -43,37 +52,44 @@ _EXAMPLE = [
 ]
 
 
-def _read_gsm8k(row: dict) -> tuple[str, str]:
-    _, marker, gold = row["answer"].rpartition("####")
+# A question, its gold answer, and a worked solution, empty if there is none.
+_Row = tuple[str, str, str]
+
+# `48/2 = <<48/2=24>>24`: what GSM8K's authors let a calculator read.
+_ANNOTATION = re.compile("<<[^<>]*>>")
+
+
+def _read_gsm8k(row: dict) -> _Row:
+    solution, marker, gold = row["answer"].rpartition("####")
     if not marker:
         raise UserError("no '####' before the gold answer")
     gold = gold.strip().replace(",", "")
     if not re.fullmatch(r"-?\d+(\.\d+)?", gold):
         raise UserError(f"the gold answer '{gold}' is not a number")
-    return row["question"], gold
+    return row["question"], gold, _ANNOTATION.sub("", solution).strip()
 
 
-def _read_math500(row: dict) -> tuple[str, str]:
-    return row["problem"], row["answer"]
+def _read_math500(row: dict) -> _Row:
+    return row["problem"], row["answer"], row.get("solution", "").strip()
 
 
-def _read_dapo(row: dict) -> tuple[str, str]:
+def _read_dapo(row: dict) -> _Row:
     if "prompt" not in row:
-        return row["problem"], str(row["answer"])
+        return row["problem"], str(row["answer"]), ""
     # On the hub the problem stands between two paragraphs of instruction.
     content = row["prompt"][0]["content"]
-    return content.partition("\n\n")[2].rpartition("\n\n")[0], row["reward_model"]["ground_truth"]
+    return content.partition("\n\n")[2].rpartition("\n\n")[0], row["reward_model"]["ground_truth"], ""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One table of a dataset: the file it is in, its place on the hub, and how to read (question, gold) from a row."""
+    """One table of a dataset: the file it is in, its place on the hub, and how to read a row."""
 
     file: str
     hub: tuple[str, ...]
     hub_split: str
     fields: tuple[str, ...]
-    read: Callable[[dict], tuple[str, str]]
+    read: Callable[[dict], _Row]
 
 
 _TABLES = {
@@ -151,6 +167,22 @@ class TextWorld:
         messages = chat_messages(problem, self.name)
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
+    def write_traces(self, problems: list[Problem]) -> list[str]:
+        """A completion for each of the problems: the dataset's own worked solution in the prompt's format.
+
+        The test problems of GSM8K have none: their table is not read. Raises UserError where there is no solution.
+        """
+        solved = self._read_solved("train" if self.name == "gsm8k" else "all")
+        solutions = {problem.id: solution for problem, solution in solved}
+        traces = []
+        for problem in problems:
+            if not (solution := solutions.get(problem.id)):
+                raise UserError(
+                    f"{self.name} has no worked solution of problem '{problem.id}': set model.warm_start to null"
+                )
+            traces.append(f"{THINK_OPEN} {solution} {THINK_CLOSE} {ANSWER_OPEN} {problem.answer} {ANSWER_CLOSE}")
+        return traces
+
     def benchmark(self) -> list[Problem]:
         """The problems that others evaluate on and no training may see: all of MATH-500, else the test split."""
         return self._read_table("all") if self.name == "math500" else self.load("test")
@@ -173,23 +205,27 @@ class TextWorld:
 
     def _read_table(self, name: str) -> list[Problem]:
         """The problems of a table in the order of its rows, without repeats."""
-        problems: dict[str, Problem] = {}
+        return [problem for problem, _ in self._read_solved(name)]
+
+    def _read_solved(self, name: str) -> list[tuple[Problem, str]]:
+        """The same, each with its worked solution, empty if there is none."""
+        solved: dict[str, tuple[Problem, str]] = {}
         table = _TABLES[self.name][name]
         place, rows = self._fetch_rows(table)
         for number, row in enumerate(rows, start=1):
             try:
-                question, gold = table.read(row)
+                question, gold, solution = table.read(row)
                 if not question.strip():
                     raise UserError("the problem is empty")
                 problem = Problem(f"{self.name}-{_digest(question)[:12]}", question, gold)
-                if problem.id not in problems:
+                if problem.id not in solved:
                     check_gold(gold)
-                    problems[problem.id] = problem
+                    solved[problem.id] = problem, solution
             except UserError as error:
                 raise UserError(f"{place}:{number}: {error}") from None
             except (AttributeError, LookupError, TypeError):
                 raise UserError(f"{place}:{number} is not a row of {self.name}: fetch the data again") from None
-        return list(problems.values())
+        return list(solved.values())
 
     def _fetch_rows(self, table: _Table) -> tuple[str, Iterable[Any]]:
         """Where the rows come from, for messages, and the rows."""
