@@ -5,7 +5,8 @@ import torch
 
 from iapo_bench.errors import UserError
 from iapo_bench.rollout import Sampling
-from iapo_bench.rollout.transformers_engine import TransformersEngine, invert_cdf
+from iapo_bench.rollout.draw import invert_cdf
+from iapo_bench.rollout.transformers_engine import TransformersEngine
 
 PROMPTS = [[7, 20, 8, 23, 25], [9, 20, 10, 22, 11, 21, 12, 23, 25], [13, 21, 7], [8, 22, 8, 23]]
 EOS = 1
@@ -116,3 +117,53 @@ def test_top_p_keeps_the_smallest_nucleus():
     uniforms = torch.linspace(0, 0.999, 99, dtype=torch.float64)
     assert set(invert_cdf(logp, uniforms, top_p=0.4).tolist()) == {1}
     assert set(invert_cdf(logp, uniforms, top_p=0.6).tolist()) == {1, 2}
+
+
+def one_level(logp: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain inverse in float64, and how far each number is from the nearer end of its token's interval."""
+    cdf = logp.double().exp().cumsum(-1)
+    target = uniforms[:, None] * cdf[:, -1:]
+    token = torch.searchsorted(cdf, target, right=True).clamp(max=logp.shape[1] - 1)
+    edges = torch.nn.functional.pad(cdf, (1, 0)).gather(1, torch.cat([token, token + 1], dim=1))
+    return token[:, 0], (edges - target).abs().min(dim=1).values
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+def test_large_vocabulary_draws_are_those_of_one_sum(spread):
+    """Two levels, at the size of Qwen's vocabulary: the same token, but where a number is a rounding off another."""
+    generator = torch.Generator().manual_seed(int(spread))
+    logp = torch.log_softmax(spread * torch.randn(4, 151_936, generator=generator), -1).repeat_interleave(40, 0)
+    uniforms = torch.rand(160, dtype=torch.float64, generator=generator)
+    uniforms[:2] = torch.tensor([0.0, 1 - 2**-53])
+    expected, distance = one_level(logp, uniforms)
+    token = invert_cdf(logp, uniforms)
+    differs = token != expected
+    assert differs.sum() <= 2
+    assert (distance[differs] < 1e-7).all()
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.999])
+def test_large_vocabulary_nucleus(top_p):
+    """Summed by blocks, a token outside of the nucleus is never drawn, not even by the last number before 1."""
+    generator = torch.Generator().manual_seed(2)
+    logp = torch.log_softmax(3 * torch.randn(1, 151_936, generator=generator), -1)
+    ordered, order = logp[0].double().exp().sort(descending=True)
+    inside = order[ordered.cumsum(0) - ordered < top_p]
+    uniforms = torch.cat([torch.rand(50, dtype=torch.float64, generator=generator), torch.tensor([0.0, 1 - 2**-53])])
+    tokens = invert_cdf(logp.expand(52, -1), uniforms, top_p=top_p)
+    assert torch.isin(tokens, inside).all()
+    assert tokens[-1] == inside.max()
+    assert tokens[-2] == inside.min()
+
+
+def test_blocks_of_a_small_vocabulary(monkeypatch):
+    """Any size of the last block, and blocks without probability, draw what one sum draws."""
+    generator = torch.Generator().manual_seed(4)
+    for V in (17, 31, 32, 33, 100):
+        logp = torch.log_softmax(5 * torch.randn(64, V, generator=generator), -1)
+        logp[:, 16:32] = float("-inf")
+        uniforms = torch.rand(64, dtype=torch.float64, generator=generator)
+        expected = invert_cdf(logp, uniforms)
+        with monkeypatch.context() as patch:
+            patch.setattr("iapo_bench.rollout.draw.BLOCK", 16)
+            assert invert_cdf(logp, uniforms).tolist() == expected.tolist()

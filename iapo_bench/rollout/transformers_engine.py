@@ -1,18 +1,17 @@
 """Rollouts with a transformers model, in this process, with continuous batching.
 
 `generate` lets every row wait for the slowest, and copies the whole key-value cache at every token. Here a finished row
-leaves at once (the last active row takes its place, so the active rows are always a prefix of one preallocated cache),
-waiting prompts take the free slots, and a prompt's keys and values are computed once for all of its samples.
+leaves soon (the last active rows take the places of finished ones, so the active rows are always a prefix of one
+preallocated cache), waiting prompts take the free slots, and a prompt's keys and values are computed once for all of
+its samples. On a GPU the steps are replayed as CUDA graphs, and the host looks at the rows at every eighth only.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import DynamicCache, PreTrainedModel
 
 from iapo_bench.errors import UserError
 from iapo_bench.models import (
@@ -22,20 +21,33 @@ from iapo_bench.models import (
     require_plain_attention,
 )
 from iapo_bench.rollout import Completion, Sampling
+from iapo_bench.rollout.decode_graph import EXACT, GRAPHS, CudaCapture, Schedule, StepGraphs
+from iapo_bench.rollout.draw import invert_cdf
+from iapo_bench.rollout.slot_cache import DECODE_ATTENTION, SlotCache, decode_kernels
 from iapo_bench.seeds import row_uniforms, stream_seed
 from iapo_bench.sharding import whole
+
+PREFILL_TOKENS = 2**14  # a forward: enough for full speed, at most 3 GiB of activations and cache in a model of 7B
 
 
 class TransformersEngine:
     """Generates with `model` as it is at the time: in training the engine and the trainer share the weights.
 
-    `batch_size`: how many completions are under way at once.
+    `batch_size`: how many completions are under way at once. `schedule`: by default what suits the device.
     """
 
-    def __init__(self, model: PreTrainedModel, *, batch_size: int = 256, progress: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        batch_size: int = 256,
+        progress: bool = False,
+        schedule: Schedule | None = None,
+    ) -> None:
         self.model = model
         self.batch_size = batch_size
         self.progress = progress
+        self.schedule = schedule
 
     def sync(self, model: PreTrainedModel) -> None:
         """Use `model` from now on."""
@@ -54,7 +66,12 @@ class TransformersEngine:
             )
         require_plain_attention(self.model, longest + sampling.max_tokens)
         with whole(self.model) as model, evaluating(model), torch.inference_mode():
-            return _Run(model, prompts, sampling, self.batch_size, self.progress).finish()
+            schedule = self.schedule or (GRAPHS if model.device.type == "cuda" else EXACT)
+            run = _Run(model, prompts, sampling, self.batch_size, self.progress, schedule)
+            try:
+                return run.finish()
+            finally:
+                run.release()
 
 
 @dataclass(frozen=True)
@@ -64,50 +81,82 @@ class _Request:
 
 
 class _Run:
-    """One call of `generate`. Rows 0 to `active` - 1 of every per-row tensor and of the cache are under way."""
+    """One call of `generate`. Rows 0 to `active` - 1 of every per-row tensor and of the cache are under way.
+
+    Between two looks of the host a row can end; it runs on until then, and what it does counts for nothing.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, prompts: list[list[int]], sampling: Sampling, batch_size: int, progress: bool
+        self,
+        model: PreTrainedModel,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        batch_size: int,
+        progress: bool,
+        schedule: Schedule,
     ) -> None:
         self.decoder, self.head = decoder_and_head(model)
         self.device = model.device
         self.prompts = prompts
         self.sampling = sampling
+        self.schedule = schedule
         n = sampling.samples_per_prompt
         self.waiting = [_Request(p * n + s, p) for p in range(len(prompts)) for s in range(n)][::-1]
         self.done: list[Completion | None] = [None] * len(self.waiting)
         self.slots = min(batch_size, len(self.waiting))
         self.active = 0
-        width = max(map(len, prompts), default=0) + sampling.max_tokens
-        self.cache = _SlotCache(model, self.slots, width)
+        self.width = schedule.width(max(map(len, prompts), default=0) + sampling.max_tokens)
+        self.span = 0  # positions that the next step must see
+        self.stretch = 0  # steps until the next look
+        self.cache = SlotCache(model, self.slots, self.width)
         long = {"dtype": torch.long, "device": self.device}
         self.request_R = torch.zeros(self.slots, **long)  # index into done
         self.place_R = torch.zeros(self.slots, **long)  # where a row's output stands; never moves, unlike the row
         self.last_R = torch.zeros(self.slots, **long)  # the token to feed next
         self.position_R = torch.zeros(self.slots, **long)  # its position
         self.count_R = torch.zeros(self.slots, **long)  # completion tokens so far
+        self.running_R = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
         self.free_places = list(range(self.slots))
-        self.ids_RT = torch.zeros(self.slots, sampling.max_tokens, **long)
-        self.logp_RT = torch.zeros(self.slots, sampling.max_tokens, device=self.device)
-        self.uniform_RT = torch.zeros(self.slots, sampling.max_tokens, dtype=torch.float64, device=self.device)
+        # The last column is for the draws of rows that ended.
+        columns = sampling.max_tokens + 1
+        self.ids_RT = torch.zeros(self.slots, columns, **long)
+        self.logp_RT = torch.zeros(self.slots, columns, device=self.device)
+        self.uniform_RT = torch.zeros(self.slots, columns, dtype=torch.float64, device=self.device)
         self.eos = torch.tensor(sampling.eos_ids, **long)
+        self.graphs = StepGraphs(self._step, CudaCapture(self.device)) if schedule.graphs else None
         self.bar = tqdm(total=len(self.waiting), desc="generate", unit="completion", disable=not progress)
 
     def finish(self) -> list[Completion]:
         while self.waiting or self.active:
-            free = self.slots - self.active
-            # Prefill in large parts: one forward for a handful of prompts costs as much as one for many.
-            if self.waiting and (free >= max(1, self.slots // 4) or free >= len(self.waiting)):
-                self._admit(min(free, len(self.waiting)))
+            if self._may_admit(self.active):
+                self._admit(min(self.slots - self.active, len(self.waiting)))
             else:
-                self._step()
-            self._retire()
-        self.bar.close()
+                self._advance()
+            self._look()
         return [completion for completion in self.done if completion is not None]
+
+    def release(self) -> None:
+        """Free what would outlive the call."""
+        self.bar.close()
+        if self.graphs:
+            self.graphs.release()
+            self.graphs = None  # it knows this run: the cache would wait for the garbage collector
+
+    def _may_admit(self, active: int) -> bool:
+        free = self.slots - active
+        # Prefill in large parts: one forward for a handful of prompts costs as much as one for many.
+        return bool(self.waiting) and (free >= max(1, self.slots // 4) or free >= len(self.waiting))
 
     def _admit(self, n: int) -> None:
         requests = [self.waiting.pop() for _ in range(n)]
         unique = sorted({request.prompt for request in requests})
+        together = max(1, PREFILL_TOKENS // max(len(self.prompts[p]) for p in unique))
+        for i in range(0, len(unique), together):
+            part = unique[i : i + together]
+            self._prefill(part, [request for request in requests if part[0] <= request.prompt <= part[-1]])
+
+    def _prefill(self, unique: list[int], requests: list[_Request]) -> None:
+        n = len(requests)
         rows = slice(self.active, self.active + n)
         which = torch.tensor([unique.index(request.prompt) for request in requests], device=self.device)
         ids_UP = pad_sequence([torch.tensor(self.prompts[p]) for p in unique], batch_first=True).to(self.device)
@@ -123,173 +172,90 @@ class _Run:
         seeds = [stream_seed(self.sampling.seed, "completion", first + request.index) for request in requests]
         uniforms = torch.from_numpy(row_uniforms(seeds, self.sampling.max_tokens)).to(self.device)
         self.place_R[rows] = torch.tensor(places, device=self.device)
-        self.uniform_RT[self.place_R[rows]] = uniforms
+        self.uniform_RT[self.place_R[rows], :-1] = uniforms
         self.request_R[rows] = torch.tensor([request.index for request in requests], device=self.device)
         self.position_R[rows] = length_U[which] - 1
         self.count_R[rows] = 0
+        self.running_R[rows] = True
         self.active += n
         self._choose(rows, self.head(last_UD)[which])
 
-    def _step(self) -> None:
-        rows = slice(0, self.active)
-        position_R1 = self.position_R[rows, None]
-        self.cache.advance(self.active, self.position_R[rows])
-        with attention_implementation(self.decoder, "iapo_bench_decode"):
+    def _advance(self) -> None:
+        """Steps without a look at what they give, so that a GPU never waits for the host."""
+        step = self.graphs or self._step
+        for _ in range(self.stretch):
+            step(self.schedule.rows(self.active, self.slots), self.schedule.span(self.span, self.width))
+            self.span = min(self.span + 1, self.width)
+
+    def _step(self, rows: int, span: int) -> None:
+        """A token for each of the first `rows` rows, which see less than `span` positions. Only tensors change."""
+        position_R = self.position_R[:rows]
+        mask = self.cache.advance(position_R, span)
+        with attention_implementation(self.decoder, DECODE_ATTENTION), decode_kernels(self.device):
             output = self.decoder(
-                input_ids=self.last_R[rows, None],
-                attention_mask=self.cache.visible(),
-                position_ids=position_R1,
+                input_ids=self.last_R[:rows, None],
+                attention_mask=mask,
+                position_ids=position_R[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
             )
-        self._choose(rows, self.head(output.last_hidden_state[:, 0]))
+        self._choose(slice(0, rows), self.head(output.last_hidden_state[:, 0]))
 
     def _choose(self, rows: slice, logits_RV: torch.Tensor) -> None:
-        """Draw the next token of `rows` and record it."""
-        place_R, count_R = self.place_R[rows], self.count_R[rows]
-        logp_RV = torch.log_softmax(logits_RV.float() / (self.sampling.temperature or 1.0), dim=-1)
+        """Draw the next token of `rows` and record it, where they run."""
+        place_R, running_R = self.place_R[rows], self.running_R[rows]
+        column_R = torch.where(running_R, self.count_R[rows], self.sampling.max_tokens)
+        logits_RV = logits_RV.float()
+        if self.sampling.temperature not in (0, 1):
+            logits_RV = logits_RV / self.sampling.temperature
+        logp_RV = torch.log_softmax(logits_RV, dim=-1)
         if self.sampling.temperature == 0:
             token_R = logp_RV.argmax(dim=-1)
         else:
-            token_R = invert_cdf(logp_RV, self.uniform_RT[place_R, count_R], self.sampling.top_p)
-        self.ids_RT[place_R, count_R] = token_R
-        self.logp_RT[place_R, count_R] = logp_RV.gather(1, token_R[:, None])[:, 0]
-        self.last_R[rows] = token_R
-        self.count_R[rows] += 1
-        self.position_R[rows] += 1
+            token_R = invert_cdf(logp_RV, self.uniform_RT[place_R, column_R], self.sampling.top_p)
+        self.ids_RT[place_R, column_R] = token_R
+        self.logp_RT[place_R, column_R] = logp_RV.gather(1, token_R[:, None])[:, 0]
+        self.last_R[rows] = torch.where(running_R, token_R, self.last_R[rows])
+        self.count_R[rows] += running_R
+        self.position_R[rows] += running_R
+        self.running_R[rows] &= ~self._is_eos(token_R) & (self.count_R[rows] < self.sampling.max_tokens)
 
-    def _retire(self) -> None:
-        """Hand over the completions that ended, and close the gaps that they leave."""
+    def _is_eos(self, token_R: torch.Tensor) -> torch.Tensor:
+        return (token_R[:, None] == self.eos).any(dim=1)
+
+    def _look(self) -> None:
+        """Wait for the device, plan the next steps, and hand over what ended where that makes room or saves work."""
         rows = slice(0, self.active)
-        stopped_R = torch.isin(self.last_R[rows], self.eos)
-        ended_R = stopped_R | (self.count_R[rows] >= self.sampling.max_tokens)
-        if not ended_R.any():
-            return
+        running_R, count_R = self.running_R[rows], self.count_R[rows]
+        furthest = (self.position_R[rows] * running_R).max()
+        fewest = torch.where(running_R, count_R, self.sampling.max_tokens).min()
+        running, position, count = torch.stack([running_R.sum(), furthest, fewest]).tolist()
+        self.span = position + 1
+        self.stretch = min(self.schedule.check_every, self.sampling.max_tokens - count)
+        smaller = self.schedule.rows(running, self.slots) < self.schedule.rows(self.active, self.slots)
+        if running == 0 or smaller or self._may_admit(running):
+            self._hand_over(running)
+
+    def _hand_over(self, running: int) -> None:
+        """Hand over the completions that ended, and close the gaps that they leave before `running` rows."""
+        ended_R = ~self.running_R[: self.active]
         ended = ended_R.nonzero()[:, 0]
         places = self.place_R[ended]
         ids, logps = self.ids_RT[places].cpu().numpy(), self.logp_RT[places].cpu().numpy()
         counts, requests = self.count_R[ended].tolist(), self.request_R[ended].tolist()
-        for i, (count, request, stopped) in enumerate(zip(counts, requests, stopped_R[ended].tolist(), strict=True)):
+        stops = self._is_eos(self.last_R[ended]).tolist()
+        for i, (count, request, stopped) in enumerate(zip(counts, requests, stops, strict=True)):
             self.done[request] = Completion(
                 tuple(ids[i, :count].tolist()), tuple(logps[i, :count].tolist()), "stop" if stopped else "length"
             )
         self.free_places += places.tolist()
         self.bar.update(len(counts))
 
-        remaining = self.active - len(counts)
-        holes = ended[ended < remaining]
-        movers = (~ended_R[remaining:]).nonzero()[:, 0] + remaining
+        holes = ended[ended < running]
+        movers = (~ended_R[running:]).nonzero()[:, 0] + running
         for tensor in (self.request_R, self.place_R, self.last_R, self.position_R, self.count_R):
             tensor[holes] = tensor[movers]
         self.cache.move(movers, holes)
-        self.active = remaining
-
-
-def invert_cdf(logp_RV: torch.Tensor, uniform_R: torch.Tensor, top_p: float = 1.0) -> torch.Tensor:
-    """The token at which each row's cumulative probability passes its uniform number, int64 (R,).
-
-    One number a token, so that a draw depends on the row alone. In float64: a float32 sum over a large vocabulary
-    loses the tail.
-    """
-    probability_RV = logp_RV.double().exp()
-    if top_p < 1:
-        ordered, order = probability_RV.sort(dim=-1, descending=True)
-        ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
-        probability_RV = torch.zeros_like(probability_RV).scatter(1, order, ordered)
-    cdf_RV = probability_RV.cumsum(dim=-1)
-    target_R1 = uniform_R[:, None] * cdf_RV[:, -1:]
-    return torch.searchsorted(cdf_RV, target_R1, right=True)[:, 0].clamp(max=logp_RV.shape[1] - 1)
-
-
-def _grouped_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """Attention of one query token a row, (R, heads, 1, D), with the query heads of a group as its query positions.
-
-    The stock path copies keys and values once for each head of a group, at every token.
-    """
-    rows, heads, _, head_dim = query.shape
-    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], head_dim)
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, head_dim), None
-
-
-AttentionInterface.register("iapo_bench_decode", _grouped_attention)
-
-
-class _SlotLayer(CacheLayerMixin):
-    """Keys and values (slots, heads, width, head dim); each row writes at its own position."""
-
-    def __init__(self, slots: int, heads: int, width: int, head_dim: int, like: torch.Tensor) -> None:
-        super().__init__()
-        self.keys = like.new_zeros(slots, heads, width, head_dim)
-        self.values = like.new_zeros(slots, heads, width, head_dim)
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the buffers exist."""
-
-    def aim(self, row_R: torch.Tensor, position_R: torch.Tensor, span: int) -> None:
-        self.row_R, self.position_R, self.span = row_R, position_R, span
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        self.keys[self.row_R, :, self.position_R] = key_states[:, :, 0]
-        self.values[self.row_R, :, self.position_R] = value_states[:, :, 0]
-        rows = len(self.row_R)
-        return self.keys[:rows, :, : self.span], self.values[:rows, :, : self.span]
-
-    def get_seq_length(self) -> int:
-        return self.span - 1
-
-    def get_max_length(self) -> int:
-        return self.keys.shape[2]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.span, 0
-
-
-class _SlotCache(Cache):
-    """One preallocated cache for all slots; rows lie left-aligned, without padding."""
-
-    def __init__(self, model: PreTrainedModel, slots: int, width: int) -> None:
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        like = next(model.parameters())
-        super().__init__(
-            layers=[_SlotLayer(slots, heads, width, head_dim, like) for _ in range(config.num_hidden_layers)]
-        )
-        self.steps = torch.arange(width, device=model.device)
-        self.slot_R = torch.arange(slots, device=model.device)
-
-    def fill(self, rows: slice, prefill: DynamicCache, which: torch.Tensor) -> None:
-        """Take over prompt `which[i]` of a prefilled cache as row `i` of `rows`."""
-        for ours, theirs in zip(self.layers, prefill.layers, strict=True):
-            width = theirs.keys.shape[2]
-            ours.keys[rows, :, :width] = theirs.keys[which]
-            ours.values[rows, :, :width] = theirs.values[which]
-
-    def advance(self, active: int, position_R: torch.Tensor) -> None:
-        """Let the next update write at these positions."""
-        self.position_R = position_R
-        span = int(position_R.max()) + 1
-        for layer in self.layers:
-            layer.aim(self.slot_R[:active], position_R, span)
-
-    def visible(self) -> torch.Tensor:
-        """The mask of the next step, bool (rows, 1, 1, span): each row sees what it has written."""
-        span = self.layers[0].span
-        return (self.steps[:span] <= self.position_R[:, None])[:, None, None]
-
-    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy rows `source` onto rows `target`."""
-        if len(source):
-            for layer in self.layers:
-                layer.keys[target] = layer.keys[source]
-                layer.values[target] = layer.values[source]
+        self.running_R[:running] = True
+        self.running_R[running:] = False
+        self.active = running

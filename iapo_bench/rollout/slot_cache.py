@@ -1,0 +1,115 @@
+"""The preallocated key-value cache of the rows under way, and the attention of one new token a row over it."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+DECODE_ATTENTION = "iapo_bench_decode"
+
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one query token a row, (R, heads, 1, D), with the query heads of a group as its query positions.
+
+    The stock path copies keys and values once for each head of a group, at every token.
+    """
+    rows, heads, _, head_dim = query.shape
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], head_dim)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, head_dim), None
+
+
+AttentionInterface.register(DECODE_ATTENTION, _grouped_attention)
+
+
+def decode_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """The kernels that may compute the decode attention.
+
+    On CUDA the memory-efficient one, which takes a mask and a slice of the cache as they are. cuDNN's would make an
+    execution plan for every shape, and flash attention takes no mask.
+    """
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if device.type == "cuda" else nullcontext()
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values (slots, heads, width, head dim); each row writes at its own position."""
+
+    def __init__(self, slots: int, heads: int, width: int, head_dim: int, like: torch.Tensor) -> None:
+        super().__init__()
+        self.keys = like.new_zeros(slots, heads, width, head_dim)
+        self.values = like.new_zeros(slots, heads, width, head_dim)
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the buffers exist."""
+
+    def aim(self, row_R: torch.Tensor, position_R: torch.Tensor, span: int) -> None:
+        self.row_R, self.position_R, self.span = row_R, position_R, span
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        self.keys[self.row_R, :, self.position_R] = key_states[:, :, 0]
+        self.values[self.row_R, :, self.position_R] = value_states[:, :, 0]
+        rows = len(self.row_R)
+        return self.keys[:rows, :, : self.span], self.values[:rows, :, : self.span]
+
+    def get_seq_length(self) -> int:
+        return self.span - 1
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.span, 0
+
+
+class SlotCache(Cache):
+    """One preallocated cache for all slots; rows lie left-aligned, without padding."""
+
+    def __init__(self, model: PreTrainedModel, slots: int, width: int) -> None:
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        like = next(model.parameters())
+        super().__init__(
+            layers=[_SlotLayer(slots, heads, width, head_dim, like) for _ in range(config.num_hidden_layers)]
+        )
+        self.dtype = like.dtype
+        self.steps = torch.arange(width, device=model.device)
+        self.slot_R = torch.arange(slots, device=model.device)
+
+    def fill(self, rows: slice, prefill: DynamicCache, which: torch.Tensor) -> None:
+        """Take over prompt `which[i]` of a prefilled cache as row `i` of `rows`."""
+        for ours, theirs in zip(self.layers, prefill.layers, strict=True):
+            width = theirs.keys.shape[2]
+            ours.keys[rows, :, :width] = theirs.keys[which]
+            ours.values[rows, :, :width] = theirs.values[which]
+
+    def advance(self, position_R: torch.Tensor, span: int) -> torch.Tensor:
+        """Let the next update write at these positions, all below `span`, of the first rows.
+
+        Returns its mask, (R, 1, 1, span), to be added to the scores: each row sees what it has written.
+        """
+        for layer in self.layers:
+            layer.aim(self.slot_R[: len(position_R)], position_R, span)
+        unseen_R11S = (self.steps[:span] > position_R[:, None])[:, None, None]
+        return torch.zeros(unseen_R11S.shape, dtype=self.dtype, device=unseen_R11S.device).masked_fill_(
+            unseen_R11S, float("-inf")
+        )
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy rows `source` onto rows `target`."""
+        if len(source):
+            for layer in self.layers:
+                layer.keys[target] = layer.keys[source]
+                layer.values[target] = layer.values[source]
