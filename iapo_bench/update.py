@@ -12,6 +12,8 @@ from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import Credit, LossSpec
 from iapo_bench.signals import micro_batches, token_statistics
 
+SUMS = ("loss", "tokens", "cut", "gap", "kl")
+
 
 @dataclass(frozen=True)
 class UpdateSettings:
@@ -139,7 +141,8 @@ def backward(
     if spec.kl_coef and batch.ref_logp_BT is None:
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
     scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens)
-    sums = dict.fromkeys(("loss", "tokens", "cut", "gap", "kl"), 0.0)
+    # Kept on the device until the end: reading a number of a GPU waits for all that it was asked to do.
+    sums = {name: torch.zeros((), dtype=torch.float64, device=scales_BT.device) for name in SUMS}
     all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
     own_R = all_B[parallel.share(len(all_B), batch.group_size)]
     parts = list(micro_batches(batch.rows(own_R), micro_batch_tokens)) if len(own_R) else []
@@ -161,20 +164,20 @@ def backward(
             assert part.ref_logp_BT is not None
             kl = k3(part.ref_logp_BT[mask_BT], logp)
             losses = losses + spec.kl_coef * kl
-            sums["kl"] += float(kl.detach().sum())
+            sums["kl"] += kl.detach().sum()
         if entropy is not None:
             losses = losses - spec.entropy_coef * entropy
         loss = (scales * losses).sum()
         loss.backward()
-        sums["loss"] += float(loss.detach())
+        sums["loss"] += loss.detach()
         sums["tokens"] += len(logp)
-        sums["cut"] += float((cut & (scales > 0)).sum())
-        sums["gap"] += float((logp.detach() - part.sampler_logp_BT[mask_BT]).abs().sum())
+        sums["cut"] += (cut & (scales > 0)).sum()
+        sums["gap"] += (logp.detach() - part.sampler_logp_BT[mask_BT]).abs().sum()
     for _ in range(passes - len(parts)):
         idle = batch.rows(all_B[:1])
         logp, _ = sharding.run(token_statistics, model, idle, temperature=temperature, entropy=False)
         (0 * logp.sum()).backward()
-    return sums
+    return dict(zip(SUMS, torch.stack(list(sums.values())).tolist(), strict=True))
 
 
 def update(

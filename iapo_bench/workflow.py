@@ -47,7 +47,7 @@ _STAGES = {
     "tables": ("tables.py", "figures.py"),
     "roles": (*_WORLD, "models.py", *_SIGNALS, "roles.py", "role_scores.py"),
     "role_tables": ("worlds/*.py", "roles.py", "figures.py"),
-    "lm_eval": ("worlds/*.py", "seeds.py", "models.py", "grading.py", "lm_evaluation.py"),
+    "lm_eval": ("worlds/*.py", "seeds.py", "models.py", "grading.py", "lm_evaluation.py", "rollout/vllm_engine.py"),
     "lm_eval_table": ("lm_eval_table.py",),
 }
 

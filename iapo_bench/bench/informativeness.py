@@ -25,7 +25,8 @@ from iapo_bench.informativeness import (
     answer_entropies,
     next_token_statistics,
 )
-from iapo_bench.models import decoder_and_head, load_model, load_tokenizer
+from iapo_bench.models import accelerator, decoder_and_head, load_model, load_tokenizer
+from iapo_bench.provenance import hardware
 from iapo_bench.worlds import POSTFIX
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # as `answer_entropies` takes them
@@ -35,33 +36,57 @@ TARGETS = {"speedup": 2.5, "floor_ratio": 1.15, "memory_ratio": 0.2}
 
 
 def bench_informativeness(
-    base: Path, *, pairs: int, lengths: tuple[int, ...] = LENGTHS, batches: tuple[int, ...] = BATCHES
+    base: Path,
+    *,
+    pairs: int,
+    lengths: tuple[int, ...] = LENGTHS,
+    batches: tuple[int, ...] = BATCHES,
+    dtype: torch.dtype | None = None,
+) -> list[dict[str, Any]]:
+    """`compare_implementations` of the model at `base`, on the GPU if there is one.
+
+    `dtype`: by default what such a device is used for, bfloat16 on a GPU and float32 on a CPU.
+    """
+    device = accelerator()
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    tokenizer = load_tokenizer(base)
+    model = _with_room(load_model(base, dtype=dtype), PROMPT + max(lengths) + 16).to(device)
+    postfix_K = torch.tensor(tokenizer(POSTFIX, add_special_tokens=False).input_ids, device=device)
+    return compare_implementations(model, postfix_K, pairs=pairs, lengths=lengths, batches=batches)
+
+
+def compare_implementations(
+    model: PreTrainedModel,
+    postfix_K: torch.Tensor,
+    *,
+    pairs: int,
+    lengths: tuple[int, ...],
+    batches: tuple[int, ...],
+    prompt: int = PROMPT,
 ) -> list[dict[str, Any]]:
     """A row for each completion length T and batch: seconds, extra peak memory (MiB), and median ratios of the pairs.
 
-    Rows are of one prompt of 64 random tokens; in a batch of 8 the completions are T, 15/16 T, ... 9/16 T tokens long.
-    Every ratio is of runs taken in turn.
+    Rows are of one prompt of `prompt` random tokens; in a batch of 8 the completions are T, 15/16 T, ... 9/16 T tokens
+    long. Every ratio is of runs taken in turn, on a GPU up to the end of its work.
     """
-    tokenizer = load_tokenizer(base)
-    model = _with_room(load_model(base), PROMPT + max(lengths) + 16)
-    postfix_K = torch.tensor(tokenizer(POSTFIX, add_special_tokens=False).input_ids)
     cases = [(T, B) for B in batches for T in lengths]
-    _floor(model, *_random_rows(model, 8, 1), len(postfix_K))  # weights come into memory when they are first read
+    _floor(model, *_random_rows(model, 8, 1, prompt), len(postfix_K))  # weights come in when they are first read
     rows = []
     for T, B in tqdm(cases, desc=model.config.name_or_path or "informativeness", unit="case"):
-        arguments = _random_rows(model, T, B)
+        arguments = _random_rows(model, T, B, prompt)
         sides: dict[str, Callable[[], Any]] = {
             "shared_kv": partial(answer_entropies, model, *arguments, postfix_K),
             "kv_replicated": partial(answer_entropies, model, *arguments, postfix_K, implementation="kv_replicated"),
             "floor": partial(_floor, model, *arguments, len(postfix_K)),
         }
-        first = {name: _with_extra_memory(run, model.device) for name, run in sides.items()}
+        if model.device.type == "cuda":
+            for run in sides.values():  # kernels are compiled and chosen at the first call of a size
+                run()
+        first = {name: with_extra_memory(run, model.device) for name, run in sides.items()}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(pairs):
             for name, run in sides.items():
-                started = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(timed(run, model.device))
         memory = {name: extra for name, (_, extra) in first.items()}
         gap = float((first["shared_kv"][0] - first["kv_replicated"][0]).abs().max())
         rows.append(
@@ -76,6 +101,9 @@ def bench_informativeness(
                 **{f"mib_{name}": round(memory[name] / 2**20, 1) for name in ("shared_kv", "kv_replicated")},
                 "memory_ratio": round(memory["shared_kv"] / max(memory["kv_replicated"], 1), 3),
                 "largest_difference_nats": float(f"{gap:.2g}"),
+                "prompt": prompt,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": hardware(),
                 "pairs": pairs,
                 "threads": torch.get_num_threads(),
                 "chunk_kv_replicated": REPLICATED_CHUNK,
@@ -107,16 +135,14 @@ def bench_approximations(base: Path, *, pairs: int) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {name: [] for name in readings}
     for _ in range(pairs):
         for name, reading in readings.items():
-            started = time.perf_counter()
-            information(reading)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(timed(partial(information, reading), model.device))
     rows = []
     for name, reading in readings.items():
         values_BT = information(reading)
         error = (values_BT - exact_BT)[mask_BT].abs()
         ranks = [
             pd.DataFrame({"mine": mine[mask], "true": true[mask]}).corr("spearman").to_numpy()[0, 1]
-            for mine, true, mask in zip(values_BT, exact_BT, mask_BT, strict=True)
+            for mine, true, mask in zip(values_BT.cpu(), exact_BT.cpu(), mask_BT.cpu(), strict=True)
             if mask.sum() > 2 and mine[mask].std() > 0
         ]
         rows.append(
@@ -134,6 +160,21 @@ def bench_approximations(base: Path, *, pairs: int) -> list[dict[str, Any]]:
     return rows
 
 
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that `run` takes, on a GPU until the device has done its work."""
+    synchronise(device)
+    started = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what was asked of it; on a CPU it always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _ratio(above: list[float], below: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
@@ -149,16 +190,25 @@ def _written(base: Path) -> tuple[PreTrainedModel, Rows, torch.Tensor, tuple[int
 
     tier = read_tier("micro")
     world = load_world(tier.world, tier.seed)
-    model, tokenizer = load_model(base), load_tokenizer(base)
+    model, tokenizer = load_model(base).to(accelerator()), load_tokenizer(base)
     prompts = [world.encode_prompt(problem, tokenizer) for problem in world.load("train")[:16]]
     ends = eos_ids(model, tokenizer)
     sampling = Sampling(max_tokens=tier.train.max_tokens, eos_ids=ends, samples_per_prompt=8, seed=1)
     completions = TransformersEngine(model).generate(prompts, sampling)
     unknown = [False] * len(completions)
-    batch = collate(prompts, completions, unknown, unknown, group_size=8, max_tokens=tier.train.max_tokens, pad_id=0)
+    batch = collate(
+        prompts,
+        completions,
+        unknown,
+        unknown,
+        group_size=8,
+        max_tokens=tier.train.max_tokens,
+        pad_id=0,
+        device=model.device,
+    )
     rows = (batch.prompt_ids_BP, batch.prompt_mask_BP, batch.completion_ids_BT, batch.completion_mask_BT)
     postfix, close = (tokenizer(text, add_special_tokens=False).input_ids for text in (POSTFIX, THINK_CLOSE))
-    return model, rows, torch.tensor(postfix), tuple(close)
+    return model, rows, torch.tensor(postfix, device=model.device), tuple(close)
 
 
 def _with_room(model: PreTrainedModel, length: int) -> PreTrainedModel:
@@ -167,12 +217,12 @@ def _with_room(model: PreTrainedModel, length: int) -> PreTrainedModel:
         return model
     config = type(model.config)(**{**model.config.to_dict(), "max_position_embeddings": length})
     torch.manual_seed(0)
-    return type(model)(config).eval()
+    return type(model)(config).to(model.dtype).eval()
 
 
-def _random_rows(model: PreTrainedModel, T: int, B: int) -> Rows:
+def _random_rows(model: PreTrainedModel, T: int, B: int, width: int) -> Rows:
     generator = torch.Generator().manual_seed(T)
-    prompt = torch.randint(3, model.config.vocab_size, (1, PROMPT), generator=generator).expand(B, -1).to(model.device)
+    prompt = torch.randint(3, model.config.vocab_size, (1, width), generator=generator).expand(B, -1).to(model.device)
     lengths = torch.tensor([T - T * i // 16 for i in range(B)])
     mask = (torch.arange(T) < lengths[:, None]).to(model.device)
     ids = torch.randint(3, model.config.vocab_size, (B, T), generator=generator).to(model.device) * mask
@@ -198,10 +248,11 @@ def _floor(
         next_token_statistics(head, hidden[0], 1.0)
 
 
-def _with_extra_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
+def with_extra_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
     """What `run` returns, and the bytes at its peak beyond what was held before it."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # how much goes through at once depends on what is free
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         return run(), torch.cuda.max_memory_allocated(device) - before

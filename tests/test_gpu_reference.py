@@ -1,0 +1,197 @@
+"""The GPU tests' checks on a CPU, where they must run too, and the reference run from end to end at tiny sizes."""
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from gpu import bodies
+from gpu.determinism import check_determinism
+
+from iapo_bench.models import build_micro, save_model
+from iapo_bench.pretrained import CHATML
+from iapo_bench.worlds.micro import build_tokenizer
+from iapo_bench.worlds.text import GSM8K_VALIDATION
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "gpu_reference.py"
+TABLE_WORK = ("table-train", "table-sample", "table-grade", "table")
+
+
+@pytest.mark.parametrize("check", ["signals_float32", "signals_bfloat16", "gradients_float32", "gradients_bfloat16"])
+def test_parity_checks_run(check):
+    getattr(bodies, f"check_{check}")("micro", "cpu")
+
+
+@pytest.mark.parametrize("implementation", ["shared_kv", "kv_replicated"])
+def test_answer_checks_run(implementation):
+    bodies.check_answer_entropies(implementation, 30, "cpu")
+
+
+def test_a_gpus_way_through_the_attention(monkeypatch):
+    bodies.compile_without_kernels(monkeypatch)
+    bodies.check_signals_float32("micro", "cpu")
+    bodies.check_shapes_share_kernels("cpu", (2, 3, 61, 129))
+
+
+@pytest.fixture
+def malloc_gives_back():
+    """Large blocks go back to the kernel at once, so that what the process holds is what is in use."""
+    mallopt, mmap_threshold = ctypes.CDLL(None).mallopt, -3
+    mallopt(mmap_threshold, 2**20)
+    yield
+    mallopt(mmap_threshold, 2**25)
+
+
+def test_step_check_runs():
+    bodies.check_step("cpu")
+
+
+def test_memory_checks_run(malloc_gives_back):
+    bodies.check_answer_memory("cpu", (16, 32), lambda T: 2**28)
+    bodies.check_logit_memory("cpu", tokens=4096, vocabulary=8192, chunk_tokens=64)
+
+
+def test_the_determinism_check_runs(tmp_path):
+    check_determinism("cpu", tmp_path)
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("gpu_reference", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_reference"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gpu_reference"]
+
+
+def test_a_wheel_comes_together_from_several_calls(tmp_path, script):
+    content, name = bytes(range(256)) * 40, "weights-1-py3-none-any.whl"
+    options = script.parse(["--out", str(tmp_path / "out"), "--model", str(tmp_path), "--data", str(tmp_path)])
+    plan = script.Plan(options)
+    (unit,) = [unit for unit in plan.units if unit.stage == "join"]
+    (tmp_path / f"{name}.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+    for i, part in enumerate((content[:5000], content[5000:])):
+        (tmp_path / f"{name}.part{i}").write_bytes(part)
+        script._keep_parts(options)
+        assert not plan.state.failed(unit)
+        (tmp_path / f"{name}.part{i}").unlink()  # a call brings its own parts only
+        assert script._do(unit, plan.state) == (i == 1)
+    assert (tmp_path / "out" / "wheels" / name).read_bytes() == content
+
+
+def test_a_method_that_fails_does_not_take_the_table_with_it(tmp_path, script):
+    (tmp_path / "config.json").touch()
+    plan = script.Plan(script.parse(["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]))
+    table, sample = plan.by_key["table.table"], plan.by_key["table-sample.iapo"]
+    assert plan.possible(table, 600)
+    assert not plan.possible(table, 10), "no time for what it needs"
+    plan.state.write(plan.by_key["table-train.iapo"], "failed", "no memory")
+    assert plan.hopeless(sample)
+    assert plan.possible(table, 600)
+    for unit in plan.units:
+        if unit.key not in ("table-train.iapo", "table-sample.iapo", "table-grade.iapo", "table.table"):
+            assert not plan.ready(table, 600) or unit.stage in script.TABLE_STAGES
+            plan.state.write(unit, "json", {"seconds": 50, "result": None})
+    assert plan.ready(table, 600)
+    assert not plan.ready(table, 15)
+
+
+def test_what_is_missing_is_named_at_once(tmp_path, script, monkeypatch):
+    monkeypatch.setitem(script.NEEDED, "table", "antlr4 no_such_module yaml")
+    (tmp_path / "config.json").touch()
+    given = ["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]
+    with pytest.raises(SystemExit, match="missing packages: no_such_module; put a folder"):
+        script.require_packages(script.Plan(script.parse(given)))
+    script.require_packages(script.Plan(script.parse(given[:2])))
+
+
+@pytest.fixture
+def inputs(tmp_path) -> list[str]:
+    """Arguments with a model of some thousand weights and a handful of problems beyond the validation split."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHATML
+    model = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1)
+    model.config.max_position_embeddings = 2048
+    save_model(model, tokenizer, tmp_path / "model")
+    for split, first, count in (("train", 1, GSM8K_VALIDATION + 8), ("test", 9000, 5)):
+        rows = [
+            {
+                "question": f"Ann has {n} {split} eggs and sells one. How many are left?",
+                "answer": f"{n}-1\n#### {n - 1}",
+            }
+            for n in range(first, first + count)
+        ]
+        (tmp_path / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["--tiny", "--device", "cpu", "--train-seconds", "60"]
+    return [*given, "--model", str(tmp_path / "model"), "--data", str(tmp_path)]
+
+
+def start(out: Path, inputs: list[str], *more: str) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), "--out", str(out), *inputs, *more]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def science(run: Path) -> list[dict]:
+    """The rows of a training run without the times."""
+    rows = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per"))} for row in rows]
+
+
+@pytest.mark.slow
+def test_cut_and_killed_it_ends_where_it_would_have_ended(tmp_path, inputs):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    printed = finish(start(whole, inputs, "--budget", "300"))
+    assert "nothing is left to do" in printed
+    with zipfile.ZipFile(whole / "report.zip") as archive:
+        names = archive.namelist()
+    assert {"summary.md", "hardware.json", "bench_step.csv", "table1.csv", "wallclock.csv", "training.png"} <= set(
+        names
+    )
+    table = pd.read_csv(whole / "report" / "table1.csv")
+    methods = table["method"].tolist()
+    assert methods == ["base", "dapo", "gfpo", "gtpo", "sgrpo", "iapo"]
+
+    shutil.copytree(whole, cut)  # the pace is of the clock, and decides how much is trained
+    for stage in TABLE_WORK:
+        for path in (cut / "state").glob(f"{stage}.*"):
+            path.unlink()
+    for name in (*methods[1:], "base/test", "summaries", "out"):
+        shutil.rmtree(cut / "table" / name)
+
+    started = time.monotonic()
+    printed = finish(start(cut, inputs, "--budget", "3"))  # less than it takes to import torch
+    assert time.monotonic() - started < 20
+    assert "next: table-train.dapo" in printed
+
+    process = start(cut, inputs, "--budget", "300")
+    while not (stopped := list((cut / "table").glob("*/seed0/resume/*.pt"))):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert stopped[0].is_file()
+    assert not (cut / "table" / "out").exists()
+
+    printed = finish(start(cut, inputs, "--budget", "300"))
+    assert "nothing is left to do" in printed
+    for method in methods[1:]:
+        assert science(cut / "table" / method / "seed0") == science(whole / "table" / method / "seed0")
+    pd.testing.assert_frame_equal(pd.read_csv(cut / "report" / "table1.csv"), table)
+    assert "nothing is left to do" in finish(start(cut, inputs)), "and once more, for nothing"
