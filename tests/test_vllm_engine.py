@@ -13,6 +13,7 @@ import torch
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.grading import Outcome
+from iapo_bench.lora import LoraSettings, add_lora
 from iapo_bench.method import load_method
 from iapo_bench.models import build_micro, save_model
 from iapo_bench.rollout import Sampling, vllm_engine
@@ -88,8 +89,11 @@ def no_checkpoint(checkpoint):
 
 
 @pytest.mark.usefixtures("no_checkpoint")
-def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, world):
+@pytest.mark.parametrize("adapters", [False, True])
+def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, world, adapters):
     """Several steps of GRPO, all in memory; afterwards both engines say the same, greedily and in every probability."""
+    if adapters:
+        add_lora(model, LoraSettings(rank=4, alpha=16.0), seed=0)
     problems = world.load("train")
     task = Task(
         prompts=[world.encode_prompt(problem, tokenizer) for problem in problems],
@@ -107,7 +111,7 @@ def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, wo
         temperature=0.9,
         max_draws=3,
         checkpoint_every=1,
-        update=UpdateSettings(lr=1e-3, importance_cap=2.0),
+        update=UpdateSettings(lr=1e-2 if adapters else 1e-3, importance_cap=2.0),
         seed=0,
     )
     before = copy.deepcopy(model)
