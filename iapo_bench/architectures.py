@@ -6,7 +6,7 @@ From the models' own `config.json`. The parameter counts are those of their mode
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from iapo_bench.errors import unknown
 from iapo_bench.seeds import stream_seed
@@ -55,6 +55,21 @@ class Architecture:
         """Numbers that the key-value cache keeps for a token."""
         return 2 * self.layers * self.kv_heads * self.head_size
 
+    def config(self) -> PretrainedConfig:
+        """The configuration of a model of these sizes: Qwen2.5's, or a Llama's without `qkv_bias`."""
+        sizes = {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "tie_word_embeddings": self.tied,
+        }
+        if not self.qkv_bias:
+            return LlamaConfig(**sizes, max_position_embeddings=8192)
+        return Qwen2Config(**sizes, max_position_embeddings=32_768, rms_norm_eps=1e-6, rope_theta=1e6)
+
 
 ARCHITECTURES = {
     "qwen2.5-0.5b": Architecture(896, 24, 14, 2, 4864, 151_936, tied=True),
@@ -66,23 +81,11 @@ ARCHITECTURES = {
 _QWEN = [name for name in ARCHITECTURES if name.startswith("qwen")]
 
 
-def qwen_config(name: str) -> Qwen2Config:
+def qwen_config(name: str) -> PretrainedConfig:
     """The configuration of a Qwen2.5 architecture. Raises UserError for another."""
     if name not in _QWEN:
         raise unknown("architecture", name, _QWEN)
-    size = ARCHITECTURES[name]
-    return Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=32_768,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        tie_word_embeddings=size.tied,
-    )
+    return ARCHITECTURES[name].config()
 
 
 def build_random(name: str, seed: int = 0) -> PreTrainedModel:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
 from iapo_bench import costs
 from iapo_bench.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
@@ -164,15 +164,7 @@ def lora_parameters(name: str) -> int:
 
 def kept_for_the_backward_pass(size: Architecture, tokens: int, *, lora: bool) -> int:
     """Bytes that autograd saves in a forward pass in bfloat16, but for the model's own weights."""
-    config = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(size.config(), dtype=torch.bfloat16)
     if lora:
         add_lora(model, LoraSettings(costs.LORA_RANK, 32.0), seed=0)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}

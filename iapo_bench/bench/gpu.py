@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from iapo_bench.architectures import ARCHITECTURES, Architecture, qwen_config
+from iapo_bench.architectures import ARCHITECTURES, Architecture
 from iapo_bench.bench.informativeness import compare_implementations
 from iapo_bench.bench.step import bench_step_at_size
 from iapo_bench.costs import LENGTHS, Lengths
 from iapo_bench.models import accelerator
 from iapo_bench.worlds.micro import build_tokenizer
 
-MODELS = ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b")
 TINY = "tiny"
 SIZES = {
     **ARCHITECTURES,
@@ -64,25 +63,9 @@ def random_model(name: str) -> Iterator[PreTrainedModel]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     with device:  # filling 1.5 B weights takes a CPU a minute
-        model = AutoModelForCausalLM.from_config(_config(name), dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(SIZES[name].config(), dtype=dtype).eval()
     model.config.name_or_path = name
     try:
         yield model
     finally:
         torch.compiler.reset()
-
-
-def _config(name: str) -> PretrainedConfig:
-    size = SIZES[name]
-    if size.qkv_bias:
-        return qwen_config(name)
-    return LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=8192,
-        tie_word_embeddings=size.tied,
-    )
