@@ -1,6 +1,7 @@
 """Real datasets: their formats, their fixed splits, their prompts, and every way in which the data can be bad."""
 
 import json
+import re
 
 import datasets
 import pytest
@@ -126,8 +127,9 @@ def test_repeated_rows_count_once(data_dir):
 def test_the_hub_gives_the_same_problems(data_dir, monkeypatch, name):
     asked = []
 
-    def load_dataset(path, *config, split):
+    def load_dataset(path, *config, split, revision):
         asked.append((path, *config, split))
+        assert re.fullmatch("[0-9a-f]{40}", revision), "what the hub says tomorrow is another dataset"
         if "DAPO" in path:
             return [dapo_hub_row(n) for n in range(N_DAPO)]
         file = "math500.jsonl" if "MATH" in path else f"gsm8k_{split}.jsonl"

@@ -83,10 +83,11 @@ def _read_dapo(row: dict) -> _Row:
 
 @dataclass(frozen=True)
 class _Table:
-    """One table of a dataset: the file it is in, its place on the hub, and how to read a row."""
+    """One table of a dataset: the file it is in, its place and revision on the hub, and how to read a row."""
 
     file: str
     hub: tuple[str, ...]
+    revision: str
     hub_split: str
     fields: tuple[str, ...]
     read: Callable[[dict], _Row]
@@ -94,17 +95,32 @@ class _Table:
 
 _TABLES = {
     "gsm8k": {
-        split: _Table(f"gsm8k_{split}.jsonl", ("openai/gsm8k", "main"), split, ("question", "answer"), _read_gsm8k)
+        split: _Table(
+            f"gsm8k_{split}.jsonl",
+            ("openai/gsm8k", "main"),
+            "740312add88f781978c0658806c59bc2815b9866",
+            split,
+            ("question", "answer"),
+            _read_gsm8k,
+        )
         for split in ("train", "test")
     },
     "math500": {
-        "all": _Table("math500.jsonl", ("HuggingFaceH4/MATH-500",), "test", ("problem", "answer"), _read_math500)
+        "all": _Table(
+            "math500.jsonl",
+            ("HuggingFaceH4/MATH-500",),
+            "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+            "test",
+            ("problem", "answer"),
+            _read_math500,
+        )
     },
     "dapo": {
         # The hub repeats the same 17,917 rows a hundred times.
         "all": _Table(
             "dapo_math_17k.jsonl",
             ("BytedTsinghua-SIA/DAPO-Math-17k",),
+            "65877096c24ffa7abc4e4fa5edb95cf3413a5674",
             "train[:17917]",
             ("problem", "answer"),
             _read_dapo,
@@ -239,7 +255,7 @@ class TextWorld:
         from datasets import load_dataset
 
         try:
-            return table.hub[0], load_dataset(*table.hub, split=table.hub_split)
+            return table.hub[0], load_dataset(*table.hub, split=table.hub_split, revision=table.revision)
         except Exception as error:  # of half a dozen libraries
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
