@@ -1,7 +1,7 @@
 # The front door. `snakemake --cores all` makes the default tier's table, figures and wall-clock figures.
 #
 #   snakemake --cores all results/table1.csv                              the micro tier, two cores, no GPU
-#   snakemake --cores all results/smollm2/table1.csv --configfile configs/smollm2.yaml
+#   snakemake --cores all results/smollm2/table1.csv                      another tier
 #   snakemake --cores all results/table1.csv --config train='{completions: 1024}'   any setting, by section
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
@@ -17,10 +17,19 @@ sys.path.insert(
 )  # the package beside this file, not one installed elsewhere
 from iapo_bench.config import search_space
 from iapo_bench.errors import UserError
-from iapo_bench.workflow import code_digest, export_settings, read_workflow_tier
+from iapo_bench.workflow import (
+    asked_for,
+    code_digest,
+    export_settings,
+    read_workflow_tier,
+)
 
 try:
-    TIER = read_workflow_tier(config, workflow.config_settings.config)
+    TIER = read_workflow_tier(
+        config,
+        workflow.config_settings.config,
+        asked_for(sys.argv),
+    )
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

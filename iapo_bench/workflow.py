@@ -4,20 +4,22 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from iapo_bench.config import TierConfig, digest, merge, parse_tier, read_tier
-from iapo_bench.errors import unknown
+from iapo_bench.config import CONFIG_DIR, TierConfig, digest, merge, parse_tier, read_tier
+from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file
 from iapo_bench.method import list_methods
 
 PACKAGE = Path(__file__).parent
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+_TARGETS = "IAPO_BENCH_TARGETS"
 PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
 
 # Files whose change makes a stage's results stale. What only presents results is left out.
@@ -52,15 +54,46 @@ _STAGES = {
 }
 
 
-def read_workflow_tier(config: dict[str, Any], given: dict[str, Any] | None = None) -> TierConfig:
-    """The tier of a workflow run: a whole one given with --configfile, or a named one (micro) with --config on top.
+def read_workflow_tier(
+    config: dict[str, Any], given: dict[str, Any] | None = None, targets: Iterable[str] = ()
+) -> TierConfig:
+    """The tier of a workflow run: a whole one given with --configfile, or a named one with --config on top: the one
+    that is named there, or whose folder `targets` lie in, or micro.
 
-    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset.
+    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. Raises
+    UserError for targets of several tiers.
     """
     config, given = _typed(config), _typed(given)
     if {"model", "world", "train", "evaluate", "methods"} <= config.keys():
         return parse_tier(config, given, source="the --configfile")
+    if "tier" not in config:
+        config = merge(_tier_of(targets), config)
     return read_tier(str(config.get("tier", "micro")), config)
+
+
+def asked_for(arguments: Iterable[str]) -> list[str]:
+    """The results that a command line asks for: Snakemake does not say so before it has read the Snakefile.
+
+    In a job that an executor starts as a run of its own, those of the run that it is of.
+    """
+    if targets := [argument for argument in arguments if argument.startswith("results/")]:
+        os.environ[_TARGETS] = " ".join(targets)
+    return os.environ.get(_TARGETS, "").split()
+
+
+def _tier_of(targets: Iterable[str]) -> dict[str, Any]:
+    """What --config would say of the tier, and its dataset, in whose folder of `results` the targets lie."""
+    found = []
+    for parts in (Path(target).parts for target in targets):
+        if len(parts) > 2 and parts[0] == "results" and (CONFIG_DIR / f"{parts[1]}.yaml").is_file():
+            tier: dict[str, Any] = {"tier": parts[1]}
+            if parts[2] in read_tier(parts[1]).datasets:
+                tier["world"] = {"name": parts[2]}
+            if tier not in found:
+                found.append(tier)
+    if len(found) > 1:
+        raise UserError("the targets are of several tiers or datasets: ask for one at a time, or use paper.smk")
+    return found[0] if found else {}
 
 
 def _typed(value: Any) -> Any:

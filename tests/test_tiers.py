@@ -13,7 +13,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.plan import jobs
 from iapo_bench.update import UpdateSettings, make_optimizer
-from iapo_bench.workflow import PAPER_TIERS, paper_cells, read_workflow_tier
+from iapo_bench.workflow import PAPER_TIERS, asked_for, paper_cells, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
 DATASETS = ("gsm8k", "math500", "dapo")
@@ -49,6 +49,36 @@ def test_published_settings(name, dataset, model):
     assert tier.model.dtype == "bfloat16"
     assert re.fullmatch(r"Qwen/Qwen2\.5-[\d.]+B-Instruct@[0-9a-f]{40}", tier.model.source)
     assert tier.folder == f"{name}/{dataset}"
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ([], ("micro", "micro")),
+        (["results/table1.csv", "ablations"], ("micro", "micro")),
+        (["results/smoke-0.5b/table1.csv"], ("smoke-0.5b", "micro")),
+        (["results/qwen-7b/dapo/table1.csv", "results/qwen-7b/dapo/wallclock.csv"], ("qwen-7b", "dapo")),
+        (["results/qwen-7b/table1.csv"], ("qwen-7b", "gsm8k")),
+        (["results/no-tier/table1.csv"], ("micro", "micro")),
+    ],
+)
+def test_a_target_names_its_tier(targets, expected):
+    tier = read_workflow_tier({"train": {"completions": "64"}}, {}, targets)
+    assert (tier.tier, tier.world.name) == expected
+    assert tier.train.completions == 64
+    assert read_workflow_tier({"tier": "smoke"}, {}, targets).tier == "smoke"
+
+
+def test_targets_of_several_tiers():
+    with pytest.raises(UserError, match="of several tiers or datasets"):
+        read_workflow_tier({}, {}, ["results/qwen-7b/dapo/table1.csv", "results/qwen-7b/gsm8k/table1.csv"])
+
+
+def test_a_job_that_is_a_run_of_its_own_knows_the_targets(monkeypatch):
+    monkeypatch.setenv("IAPO_BENCH_TARGETS", "")
+    assert asked_for(["snakemake", "-n"]) == []
+    assert asked_for(["snakemake", "-n", "results/smoke/table1.csv", "--cores", "2"]) == ["results/smoke/table1.csv"]
+    assert asked_for(["snakemake", "--target-jobs", "train:method=grpo"]) == ["results/smoke/table1.csv"]
 
 
 def test_a_setting_that_is_given_wins_over_the_datasets():

@@ -42,6 +42,12 @@ def test_a_dry_run_shows_the_default_table(copy):
         assert f"\n{rule} " in shown.stdout + shown.stderr
 
 
+def test_a_target_of_another_tier_is_enough(copy):
+    shown = snakemake(copy, "-n", "results/smoke/table1.csv")
+    assert shown.returncode == 0, shown.stderr
+    assert "settings=results/smoke/settings/" in shown.stdout + shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
