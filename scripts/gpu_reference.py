@@ -92,7 +92,11 @@ FULL = Sizes(
         "micro_batch_tokens": 16384,
     },
     engine={"pairs": 2, "rows": 256, "prompt": 190, "length": 256},
-    table={"evaluate": {"seeds": [42], "batch_size": 1024}},
+    table={
+        "model": {"warm_start": {"micro_batch_tokens": 16384}},
+        "train": {"micro_batch_tokens": 16384},
+        "evaluate": {"seeds": [42], "batch_size": 1024},
+    },
     least=20.0,
     reserve=10.0,
 )
