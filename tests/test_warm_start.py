@@ -52,7 +52,7 @@ def source(tmp_path) -> Path:
 
 
 def tier(source: Path, data_dir: Path, **changes) -> TierConfig:
-    schooling = {"steps": 60, "batch_size": 8, "lr": 1e-2}
+    schooling = {"steps": 60, "batch_size": 8, "lr": 1e-2, "micro_batch_tokens": 1024}
     model = {"source": str(source), "warm_start": {**schooling, **changes.pop("warm_start", {})}}
     return read_tier("smollm2", {"model": model, "world": {"data_dir": str(data_dir), **changes.pop("world", {})}})
 
@@ -66,7 +66,7 @@ def test_a_schooled_model_keeps_the_format(tmp_path, source, data_dir):
     stages.make_base(settings, out)
     stages.prepare(settings, tmp_path / "prepared")
     notes = json.loads((out / "training.json").read_text())
-    assert notes["warm_start"] == {"steps": 60, "batch_size": 8, "lr": 1e-2, "micro_batch_tokens": 8192, "seed": 0}
+    assert notes["warm_start"] == {"steps": 60, "batch_size": 8, "lr": 1e-2, "micro_batch_tokens": 1024, "seed": 0}
     assert notes["loss"][-1]["loss"] < 0.5 * notes["loss"][0]["loss"]
     held_out = notes["held_out_loss"]
     assert held_out["problems"] == stages.HELD_OUT_PROBLEMS
