@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from iapo_bench.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SLURM_JOB = "SLURM_JOB_ID"
 POLL_SECONDS = 0.5
 
 
@@ -32,6 +33,8 @@ def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None)
     if len(devices) < count:
         raise UserError(f"{count} GPUs are asked for, and this job sees {len(devices)}: lower the tier's 'gpus'")
     folder = folder or Path(tempfile.gettempdir()) / f"iapo-bench-gpus-{getpass.getuser()}"
+    # Where Slurm hides other jobs' devices, each job's first is number 0: ids are comparable within a job only.
+    folder = folder / os.environ.get(SLURM_JOB, "")
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get(VISIBLE)
     with ExitStack() as held:

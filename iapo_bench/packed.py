@@ -78,11 +78,13 @@ class _Pass:
         keys = next(iter(self.cache.values()))[0]
         start_Q, end_Q = self.bounds
         places, own = keys.shape[1], 0 if self.source_S is not None else len(start_Q)
-        lanes = self.lanes
+        last_own_Q = torch.arange(len(start_Q), device=keys.device) + places
+        first_own_Q = last_own_Q - (last_own_Q - places) % self.lanes
 
+        # It reads tensors only: numbers would become symbols, which not every torch can compile here.
         def sees(batch, head, query, key):
             prefix = (key >= start_Q[query]) & (key < end_Q[query])
-            return prefix | ((key >= places + query - query % lanes) & (key <= places + query))
+            return prefix | ((key >= first_own_Q[query]) & (key <= last_own_Q[query]))
 
         return create_block_mask(sees, None, None, len(start_Q), places + own, device=keys.device)
 

@@ -28,8 +28,10 @@ with lease_gpus(count, jobs_per_gpu=share, folder=folder / "locks") as devices:
 """
 
 
-def start(folder: Path, name: str, count: int = 1, share: int = 1, seconds: float = 0.7) -> subprocess.Popen:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1"}
+def start(
+    folder: Path, name: str, count: int = 1, share: int = 1, seconds: float = 0.7, **changes: str
+) -> subprocess.Popen:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1", **changes}
     command = [sys.executable, "-c", JOB, str(folder), name, str(count), str(share), str(seconds)]
     return subprocess.Popen(command, env=environment)
 
@@ -81,6 +83,19 @@ def test_jobs_share_a_device_when_told_to_and_not_before_all_are_taken(tmp_path)
         job.kill()
         job.wait()
     assert set(taken[:2]) == set(taken[2:]) == {"fake-0", "fake-1"}
+
+
+def test_slurm_jobs_do_not_wait_for_each_others_number_0(tmp_path):
+    """Slurm shows each job its own devices, numbered from 0; within a job they are leased as ever."""
+    first = start(tmp_path, "first", seconds=600, CUDA_VISIBLE_DEVICES="0", SLURM_JOB_ID="7")
+    wait_for(tmp_path / "first.started")
+    same = start(tmp_path, "same", seconds=0, CUDA_VISIBLE_DEVICES="0", SLURM_JOB_ID="7")
+    other = start(tmp_path, "other", seconds=0, CUDA_VISIBLE_DEVICES="0", SLURM_JOB_ID="8")
+    assert other.wait(timeout=60) == 0
+    assert not (tmp_path / "same.started").exists()
+    first.kill()
+    first.wait()
+    assert same.wait(timeout=60) == 0
 
 
 def test_the_environment_is_as_before(tmp_path, monkeypatch):

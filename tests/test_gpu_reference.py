@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from gpu import bodies
 from gpu.determinism import check_determinism
 
+from iapo_bench import packed
 from iapo_bench.models import build_micro, save_model
 from iapo_bench.pretrained import CHATML
 from iapo_bench.worlds.micro import build_tokenizer
@@ -41,6 +43,15 @@ def test_a_gpus_way_through_the_attention(monkeypatch):
     bodies.compile_without_kernels(monkeypatch)
     bodies.check_signals_float32("micro", "cpu")
     bodies.check_shapes_share_kernels("cpu", (2, 3, 61, 129))
+
+
+def test_the_kernels_mask_reads_tensors_only():
+    """torch 2.11 and 2.12 do not compile every mask that knows a number that changes from call to call."""
+    keys = torch.zeros(1, 10, 4)
+    passes = packed._Pass([packed._Span(0, 3, 0, 5)], 2, {0: (keys, keys)})
+    read = [cell.cell_contents for cell in passes.block_mask.mask_mod.__closure__]
+    assert read
+    assert all(isinstance(value, torch.Tensor) for value in read)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import pytest
 from project_copy import copy_project, snakemake
 
 ROOT = Path(__file__).parent.parent
-ANSWERS = shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+NODES = ["sinfo", "--noheader", "--format=%G"]
+CLUSTER = subprocess.run(NODES, capture_output=True, text=True) if shutil.which("sinfo") else None
+ANSWERS = CLUSTER is not None and CLUSTER.returncode == 0
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,7 +28,9 @@ pytestmark = [
 def test_the_smallest_table_comes_out_of_slurm_jobs(tmp_path):
     copy_project(tmp_path)
     smoke = (tmp_path / "configs" / "smoke.yaml").read_text()
-    (tmp_path / "tier.yaml").write_text(smoke[: smoke.index("methods:")] + "methods:\n  grpo:\n")
+    # A job that asks for a GPU and gets none from Slurm ends with an error.
+    gpus = 1 if CLUSTER and "gpu" in CLUSTER.stdout else 0
+    (tmp_path / "tier.yaml").write_text(f"gpus: {gpus}\n{smoke[: smoke.index('methods:')]}methods:\n  grpo:\n")
     # Without an accounting database only squeue knows how a job fares.
     options = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
     small = ["--default-resources", "mem_mb=1500", "runtime=10"]
