@@ -35,8 +35,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What tables and figures call the row: the method, and its profile unless that is the paper's."""
-        return self.method if self.method == BASE or self.profile == "paper" else f"{self.method} ({self.profile})"
+        """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
+        told = self.method == BASE or self.profile == "paper" or self.method.endswith(self.profile)
+        return self.method if told else f"{self.method} ({self.profile})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: the labels and the summary on one level."""

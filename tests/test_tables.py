@@ -142,10 +142,15 @@ def test_published_cells_stand_beside_matching_rows_only():
 
 def test_a_profile_other_than_the_papers_is_named():
     text = table_markdown(
-        [make_row("gtpo"), make_row("gtpo", profile="released"), make_row("base", profile="released")]
+        [
+            make_row("gtpo"),
+            make_row("gtpo", profile="released"),
+            make_row("gtpo_released", profile="released"),
+            make_row("base", profile="released"),
+        ]
     )
     names = [row["method"] for row in parse(text)]
-    assert names == ["gtpo", "gtpo (released)", "base"] * 2
+    assert names == ["gtpo", "gtpo (released)", "gtpo_released", "base"] * 2
 
 
 def test_same_rows_same_files(tmp_path):
