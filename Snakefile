@@ -42,6 +42,11 @@ WORK = f"results/{TIER.folder}"  # what jobs make
 OUT = "results" if NAME == "micro" else WORK  # what people read
 METHODS = list(TIER.methods)
 TRAIN_SEEDS = TIER.train.seeds
+RUNS = {"base": f"{WORK}/base"} | {
+    f"{method}/{seed}": f"{WORK}/{method}/seed{seed}"
+    for method in METHODS
+    for seed in TRAIN_SEEDS
+}
 
 # What tokens are for is known in the micro world only.
 ROLE_RESULTS = (

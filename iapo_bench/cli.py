@@ -235,7 +235,12 @@ def table(
 
 
 _RUNS = click.option(
-    "--run", "runs", multiple=True, required=True, metavar="NAME=DIR", help="A run's name and directory; repeat."
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="METHOD/SEED=DIR",
+    help="A run's method, training seed and directory; base=DIR for the base. Repeat.",
 )
 
 
@@ -321,7 +326,7 @@ def lm_eval(
 @_RUNS
 @click.option("--out", type=FILE, required=True, help="CSV file: a row for each run, task and metric.")
 def lm_eval_table(runs: tuple[str, ...], out: Path) -> None:
-    """Join the scores that `lm-eval` wrote to DIR/lm_eval; NAME is METHOD/SEED, or base."""
+    """Join the scores that `lm-eval` wrote to DIR/lm_eval."""
     from iapo_bench.lm_eval_table import make_lm_eval_table
 
     make_lm_eval_table(_named(runs), out)
@@ -541,7 +546,7 @@ def _named(runs: tuple[str, ...]) -> dict[str, Path]:
     for run in runs:
         name, separator, folder = run.partition("=")
         if not separator or not name or not folder:
-            raise UserError(f"--run {run}: write NAME=DIR")
+            raise UserError(f"--run {run}: write METHOD/SEED=DIR, or base=DIR")
         named[name] = Path(folder)
     return named
 

@@ -123,7 +123,7 @@ def wallclock_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes[1].tick_params(labelleft=False)
         for ax, label in zip(axes, ("training (seconds)", "sampling the test problems (seconds)"), strict=True):
             ax.set_xlabel(label)
-            ax.set_yticks(places, [row["method"] for row in rows])
+            ax.set_yticks(places, _run_names(pd.DataFrame(rows)))
             ax.invert_yaxis()
             ax.margins(x=0.12)
             ax.grid(visible=False, axis="y")

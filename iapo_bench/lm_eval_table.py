@@ -7,7 +7,7 @@ import pandas as pd
 
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
-from iapo_bench.tables import BASE
+from iapo_bench.tables import split_run
 
 COLUMNS = ("method", "train_seed", "task", "metric", "value", "stderr", "n", "backend", "versions")
 _OF_A_SCORE = ("task", "metric", "value", "stderr", "n")
@@ -22,9 +22,7 @@ def make_lm_eval_table(runs: dict[str, Path], out: Path) -> None:
     rows = []
     for name, folder in runs.items():
         path = folder / "lm_eval" / "scores.json"
-        method, _, seed = name.partition("/")
-        if (method == BASE) != (not seed):
-            raise UserError(f"--run {name}: write METHOD/SEED=DIR, or {BASE}=DIR")
+        method, seed = split_run(name)
         try:
             content = json.loads(path.read_text())
             made = {"backend": content["backend"], "versions": content["versions"]}

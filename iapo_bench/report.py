@@ -14,7 +14,7 @@ from iapo_bench.figures import accuracy_length, save_figure, sensitivity_maps, t
 from iapo_bench.files import whole_file
 from iapo_bench.metrics import read_grades, summarise
 from iapo_bench.provenance import write_provenance
-from iapo_bench.tables import BASE, Row, read_rows, wallclock_row, write_table, write_wallclock
+from iapo_bench.tables import BASE, Row, read_rows, split_run, wallclock_row, write_table, write_wallclock
 
 _INTERVAL = (("", "mean"), ("_lo", "lo"), ("_hi", "hi"))
 
@@ -54,12 +54,13 @@ def make_table(tier: TierConfig, summaries: Sequence[Path], *, published: Path |
 
 
 def make_wallclock(tier: TierConfig, runs: dict[str, Path], *, out: Path, figure: Path) -> None:
-    """Write seconds by phase for each run (a directory with `train.jsonl`, unless the base, and `test/timing.json`)."""
+    """Write seconds by phase for each run, METHOD/SEED or "base": a directory with `test/timing.json` and, but for the
+    base, `train.jsonl`."""
     rows = [
         wallclock_row(
             None if name == BASE else folder / "train.jsonl",
             folder / "test" / "timing.json",
-            method=name,
+            run=name,
             dataset=tier.world.name,
             model=tier.model.name,
         )
@@ -70,8 +71,11 @@ def make_wallclock(tier: TierConfig, runs: dict[str, Path], *, out: Path, figure
 
 
 def make_curves(runs: dict[str, Path], figure: Path) -> None:
-    """Draw accuracy and length of the training completions of each run."""
-    save_figure(training_curves({name: [folder / "train.jsonl"] for name, folder in runs.items()}), figure)
+    """Draw accuracy and length of the training completions of each run, named METHOD/SEED; a method's look alike."""
+    logs: dict[str, list[Path]] = {}
+    for name, folder in runs.items():
+        logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
+    save_figure(training_curves(logs), figure)
 
 
 def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:

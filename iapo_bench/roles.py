@@ -26,7 +26,7 @@ from iapo_bench.figures import informativeness_roles, save_figure
 from iapo_bench.files import whole_file
 from iapo_bench.method import SIGNAL_NOISE
 from iapo_bench.seeds import numpy_stream
-from iapo_bench.tables import BASE
+from iapo_bench.tables import BASE, split_run
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from iapo_bench.worlds.load import load_world
 from iapo_bench.worlds.micro import EOS, PAD, UNKNOWN, VOCABULARY, MicroWorld, Role, token_roles
@@ -217,7 +217,7 @@ def _read(path: Path, columns: Iterable[str], hint: str) -> pd.DataFrame:
 
 
 def _labels(tier: TierConfig, name: str) -> dict[str, str]:
-    method, _, seed = name.partition("/")
+    method, seed = split_run(name)
     return {"model": tier.model.name, "dataset": tier.world.name, "method": method, "train_seed": seed}
 
 

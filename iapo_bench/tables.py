@@ -51,6 +51,14 @@ class Row:
         return cls(**{label: content[label] for label in _LABELS}, summary=Summary.from_dict(content))
 
 
+def split_run(name: str) -> tuple[str, str]:
+    """Method and training seed of a run's name, METHOD/SEED, or "base" and nothing. Raises UserError for another."""
+    method, _, seed = name.partition("/")
+    if not method or (method == BASE) != (not seed):
+        raise UserError(f"'{name}' is not the name of a run: write METHOD/SEED=DIR, or {BASE}=DIR")
+    return method, seed
+
+
 def read_rows(paths: Iterable[Path]) -> list[Row]:
     """The rows in summary files, in the order given. Raises UserError, with the path, for a file that holds none."""
     rows = []
@@ -107,18 +115,18 @@ def table_markdown(rows: Sequence[Row], published: pd.DataFrame | None = None) -
     return "\n".join([*(_part(group, published) for group in groups.values()), _HOW_TO_READ])
 
 
-def wallclock_row(
-    train_jsonl: Path | None, timing_json: Path, *, method: str, dataset: str, model: str
-) -> dict[str, Any]:
-    """Where one method's time went: seconds of training by phase, and of sampling apart from the engine's warm-up.
+def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, dataset: str, model: str) -> dict[str, Any]:
+    """Where a run's time went: seconds of training by phase, and of sampling apart from the engine's warm-up.
 
     Without `train_jsonl` (the base model) the training columns are empty. Raises UserError for a file that lacks a key.
     """
+    method, seed = split_run(run)
     training = _training_time(train_jsonl) if train_jsonl else dict.fromkeys(_TRAINING_COLUMNS)
     timing = _read_json(timing_json)
     try:
         return {
             "method": method,
+            "train_seed": seed,
             "dataset": dataset,
             "model": model,
             **{key: timing[key] for key in ("engine", "hardware", "threads")},

@@ -1,11 +1,5 @@
 # What tokens are for, and what scores say of them: the micro world only, where the role of every token is known.
 
-ROLE_RUNS = {"base": f"{WORK}/base"} | {
-    f"{method}/{seed}": f"{WORK}/{method}/seed{seed}"
-    for method in METHODS
-    for seed in TRAIN_SEEDS
-}
-
 
 rule token_roles:
     input:
@@ -35,8 +29,8 @@ rule token_roles:
 
 rule role_tables:
     input:
-        tokens=[f"{folder}/test/token_roles.parquet" for folder in ROLE_RUNS.values()],
-        samples=[f"{folder}/test/samples.parquet" for folder in ROLE_RUNS.values()],
+        tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
+        samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:
         csv=report(f"{OUT}/informativeness.csv", category="Informativeness"),
         roles=report(f"{OUT}/roles.csv", category="Informativeness"),
@@ -51,7 +45,7 @@ rule role_tables:
     resources:
         settings=SETTINGS,
     params:
-        runs=[f"--run {name}={folder}" for name, folder in ROLE_RUNS.items()],
+        runs=[f"--run {name}={folder}" for name, folder in RUNS.items()],
         labels=[TIER.model.name, TIER.world.name],
         code=code_digest("role_tables"),
         stem=lambda wildcards, output: output.png.removesuffix(".png"),

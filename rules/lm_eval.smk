@@ -1,11 +1,5 @@
 # The base and every trained model through lm-eval: greedy on our test problems, and the tier's standard tasks.
 
-LM_EVAL_RUNS = {"base": f"{WORK}/base"} | {
-    f"{method}/{seed}": f"{WORK}/{method}/seed{seed}"
-    for method in METHODS
-    for seed in TRAIN_SEEDS
-}
-
 
 rule lm_eval:
     input:
@@ -38,7 +32,7 @@ rule lm_eval:
 
 rule lm_eval_table:
     input:
-        scores=[f"{folder}/lm_eval/scores.json" for folder in LM_EVAL_RUNS.values()],
+        scores=[f"{folder}/lm_eval/scores.json" for folder in RUNS.values()],
     output:
         report(f"{OUT}/lm_eval.csv", category="lm-eval"),
     log:
@@ -50,7 +44,7 @@ rule lm_eval_table:
     resources:
         settings=SETTINGS,
     params:
-        runs=[f"--run {name}={folder}" for name, folder in LM_EVAL_RUNS.items()],
+        runs=[f"--run {name}={folder}" for name, folder in RUNS.items()],
         code=code_digest("lm_eval_table"),
     shell:
         "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench lm-eval-table {params.runs} --out {output} 2>&1 | tee {log}"

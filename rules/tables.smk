@@ -1,12 +1,5 @@
 # What people read.
 
-RUNS = {"base": f"{WORK}/base"} | {
-    (
-        method if len(TRAIN_SEEDS) == 1 else f"{method}/{seed}"
-    ): f"{WORK}/{method}/seed{seed}"
-    for method in METHODS
-    for seed in TRAIN_SEEDS
-}
 TRAINED = {name: folder for name, folder in RUNS.items() if name != "base"}
 FOLDERS = {"base": [f"{WORK}/base"]} | {
     row: [f"{WORK}/{row}/seed{seed}" for seed in TRAIN_SEEDS]

