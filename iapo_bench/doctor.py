@@ -84,6 +84,7 @@ def _vllm() -> Row:
 
 def _executors() -> Row:
     plugins = {d.name.removeprefix(EXECUTOR) for d in metadata.distributions() if d.name.startswith(EXECUTOR)}
+    plugins.discard("slurm-jobstep")  # what Slurm's jobs use of their own accord
     installed = ", ".join(["local", *sorted(plugins)])
     return "snakemake executors", installed, "" if "slurm" in plugins else f"for Slurm: pip install {EXECUTOR}slurm"
 

@@ -12,8 +12,11 @@ stop() {
     for daemon in slurmd slurmctld munged; do
         [ -f "$state/$daemon.pid" ] || continue
         pid=$(cat "$state/$daemon.pid")
-        kill "$pid" 2>/dev/null || true
-        while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
+        # A file can outlive its process, and another have the number by now.
+        if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ]; then
+            kill "$pid" 2>/dev/null || true
+            while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
+        fi
         rm -f "$state/$daemon.pid"
     done
 }
@@ -76,8 +79,10 @@ CONF
 chown munge: /etc/munge/munge.key /run/munge
 chmod 400 /etc/munge/munge.key
 chmod 755 /run/munge
-pgrep -x munged >/dev/null || su -s /bin/sh munge -c "/usr/sbin/munged"
-[ -f /run/munge/munged.pid ] && cp /run/munge/munged.pid "$state/munged.pid"
+if ! pgrep -x munged >/dev/null; then # one that runs already is not ours to end
+    su -s /bin/sh munge -c "/usr/sbin/munged"
+    cp /run/munge/munged.pid "$state/munged.pid"
+fi
 slurmctld
 slurmd
 for _ in $(seq 30); do
