@@ -8,7 +8,8 @@ With N weights that multiply every token (`Architecture.matrix_parameters`, the 
 * signals: a forward pass of the policy where the method asks for one, one of the reference where it has a KL term, and
   K + 1 tokens of forward pass for every completion token where it reads the answer's entropy (K tokens of postfix);
 * update: 6 N a token, forward and backward, and 2 * vocabulary * hidden more where the logits are computed twice;
-  8 N where all activations are, 2 N less where the weights are frozen beside adapters.
+  8 N where all activations are, 2 N less where the weights are frozen beside adapters;
+* the schooling of the base: 6 N a token, too.
 """
 
 import math
@@ -18,6 +19,7 @@ from iapo_bench.architectures import Architecture
 from iapo_bench.config import TierConfig
 from iapo_bench.method import Signal, load_method
 from iapo_bench.signals import CHUNK_LOGITS
+from iapo_bench.warm_start import Schooling, WarmStart
 
 GIB = 2**30
 PHASES = ("rollout", "signals", "update")
@@ -41,7 +43,7 @@ DEVICES = {  # dense peaks without TF32, from NVIDIA's data sheets of the SXM bo
 FORWARD_UTILISATION = 0.4  # assumed: share of the peak that a forward pass over many tokens reaches
 UPDATE_UTILISATION = 0.35  # assumed: the same, forward and backward
 BANDWIDTH_UTILISATION = 0.6  # assumed: share of the peak bandwidth while generating
-LAYER_SECONDS = {"transformers": 1e-3, "vllm": 5e-5}  # assumed: launching a layer's kernels, eager and as a graph
+LAYER_SECONDS = {"transformers": 1e-4, "vllm": 5e-5}  # assumed: a layer's small kernels, ours and fused, in a graph
 LONGEST = 4.0  # assumed: a batch's longest completion over its mean, up to the limit
 ACTIVATION_BYTES = 34  # a token, layer and channel at 16 bits, without attention maps: Korthikanti et al. 2022
 SAMPLE_BYTES = 8  # assumed: a sampled token in parquet, id and text
@@ -103,6 +105,17 @@ def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
     )
 
 
+def schooling_work(tier: TierConfig, lengths: Lengths) -> Work | None:
+    """The supervised steps that make the base, on worked solutions taken as long as a completion; None without any."""
+    kind = WarmStart if tier.model.source == "warm-start" else Schooling
+    chosen = tier.model.warm_start
+    if kind is Schooling and not chosen:
+        return None
+    size = int(chosen.get("batch_size", kind.batch_size))
+    lessons = int(chosen.get("steps", kind.steps)) * size
+    return Work(lessons, step=size, batch=size, group=1, lengths=lengths, max_tokens=math.ceil(lengths.completion))
+
+
 def sampling_work(tier: TierConfig, problems: int, lengths: Lengths) -> Work:
     """The sampling of one model on `problems` test problems, with all seeds."""
     evaluate = tier.evaluate
@@ -151,13 +164,18 @@ def rollout_seconds(size: Architecture, work: Work, device: Device, dtype: str, 
     return batches * (decode + prefill / (device.flops[dtype] * FORWARD_UTILISATION))
 
 
+def update_seconds(size: Architecture, work: Work, device: Device, dtype: str) -> float:
+    """Of the updates on all completions, or lessons."""
+    return work.completions * flops(size, work)["update"] / (device.flops[dtype] * UPDATE_UTILISATION)
+
+
 def seconds(size: Architecture, work: Work, device: Device, dtype: str, engine: str) -> dict[str, float]:
     """Of training, by phase, on one device at the assumed utilisation."""
-    one, peak = flops(size, work), device.flops[dtype]
+    signals = flops(size, work)["signals"]
     return {
         "rollout": rollout_seconds(size, work, device, dtype, engine),
-        "signals": work.completions * one["signals"] / (peak * FORWARD_UTILISATION),
-        "update": work.completions * one["update"] / (peak * UPDATE_UTILISATION),
+        "signals": work.completions * signals / (device.flops[dtype] * FORWARD_UTILISATION),
+        "update": update_seconds(size, work, device, dtype),
     }
 
 

@@ -48,12 +48,18 @@ def plan(
         rates, check = _calibration(tier, size, lengths, problems, calibrate)
         rows = time_table(tier, size, lengths, problems, device, rates)
         total += rows[-1][_hours(device)]
+        columns = list(dict.fromkeys(column for row in reversed(rows[:-1]) for column in row))
         space = costs.disk(size, tier, problems, lengths)
         parts += [
             f"\n## {tier.world.name}: completions of {lengths.completion:g} tokens, {problems} test problems, "
             f"{sum(jobs(tier).values())} jobs\n",
             ", ".join(f"{count} {rule}" for rule, count in jobs(tier).items()) + "\n",
-            tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"),
+            tabulate(
+                [{column: row.get(column) for column in columns} for row in rows],
+                headers="keys",
+                tablefmt="github",
+                floatfmt=".4g",
+            ),
             "\nDisk, GiB: " + ", ".join(f"{what} {gib:.3g}" for what, gib in space.items()),
         ]
         if check:
@@ -138,14 +144,23 @@ def jobs(tier: TierConfig) -> dict[str, int]:
 def time_table(
     tier: TierConfig, size: Architecture, lengths: costs.Lengths, problems: int, device: str, rates: Rates | None
 ) -> list[dict[str, Any]]:
-    """Hours of one training run and of sampling one model, and of both over all seeds; a row a method, and the sum."""
+    """Hours of one training run and of sampling one model, and of both over all seeds; a row a method, and the sum.
+
+    The base's training is its schooling.
+    """
     engine, sampler = tier.train.engine, tier.evaluate.engine
     sampled, seeds = costs.sampling_work(tier, problems, lengths), len(tier.train.seeds)
     machine, dtype = costs.DEVICES[device], tier.model.dtype
     sampling = (
         rates.sampling(size, sampled) if rates else costs.rollout_seconds(size, sampled, machine, dtype, sampler)
     ) / 3600
-    rows: list[dict[str, Any]] = [{"method": "base", "sampling h": sampling, _hours(device): sampling}]
+    base: dict[str, Any] = {"method": "base"}
+    schooling = 0.0
+    if lessons := costs.schooling_work(tier, lengths):
+        spent = rates.schooling(size, lessons) if rates else costs.update_seconds(size, lessons, machine, dtype)
+        schooling = spent / 3600
+        base |= {"steps": lessons.completions // lessons.step, ("training h" if rates else "update h"): schooling}
+    rows = [base | {"sampling h": sampling, _hours(device): schooling + sampling}]
     for method in tier.methods:
         work = costs.training_work(tier, method, lengths)
         if rates:

@@ -212,6 +212,22 @@ def fake_run(folder, method: str, *, rates: dict[str, float], length: float, ste
 RATES = {"rollout": 2e9, "signals": 3e9, "update": 5e9}
 
 
+def test_the_schooling_of_the_base_is_planned():
+    lengths = costs.LENGTHS["gsm8k"]
+    work = costs.schooling_work(read_tier("smollm2"), lengths)
+    assert (work.completions, work.step, work.group) == (218 * 32, 32, 1)
+    (base, *_), (unschooled, *_) = (
+        time_table(read_tier("smollm2", changes), ARCHITECTURES["smollm2-135m"], lengths, 1319, "h100", None)
+        for changes in ({}, {"model": {"warm_start": None}})
+    )
+    token = costs.forward_flops(ARCHITECTURES["smollm2-135m"], 190 + 80)
+    arithmetic = 218 * 32 * 3 * (190 + 160) * token
+    assert base["update h"] * 3600 == pytest.approx(arithmetic / (67e12 * costs.UPDATE_UTILISATION), rel=0.2)
+    assert base["steps"] == 218
+    assert base["GPU-hours"] - unschooled["GPU-hours"] == pytest.approx(base["update h"])
+    assert "update h" not in unschooled
+
+
 def test_calibration_finds_the_rates_and_predicts_a_run_that_it_has_not_seen(tmp_path):
     for method in ("gfpo", "iapo"):
         fake_run(tmp_path, method, rates=RATES, length=47)
@@ -224,6 +240,10 @@ def test_calibration_finds_the_rates_and_predicts_a_run_that_it_has_not_seen(tmp
         assert row["ratio"] == pytest.approx(1, abs=0.01)
     table = time_table(tier, size, costs.LENGTHS["micro"], 200, "cpu", rates)
     assert [row["method"] for row in table] == ["base", *tier.methods, "all"]
+    lessons = 600 * 64
+    one = costs.flops(size, costs.schooling_work(tier, costs.LENGTHS["micro"]))["update"]
+    assert table[0]["training h"] * 3600 == pytest.approx(lessons * one / RATES["update"])
+    assert table[0]["CPU-hours"] == pytest.approx(table[0]["training h"] + table[0]["sampling h"])
 
 
 def test_a_single_run_is_split_and_a_missing_one_is_an_error(tmp_path):
