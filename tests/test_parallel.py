@@ -273,17 +273,24 @@ def test_a_rank_that_fails_ends_the_others(two):
 
 
 @pytest.mark.slow
-def test_torchrun_from_the_command_line(tmp_path):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --nproc-per-node 2",
+        "accelerate.commands.launch --multi_gpu --num_processes 2",  # of devices it sees to none itself
+    ],
+)
+def test_launchers_from_the_command_line(tmp_path, launcher):
     """One result, made by two processes, and one line from each for a mistake."""
     tier = read_tier("smoke", SMALL_BASE)
     prepare(tier, tmp_path / "data")
     make_base(tier, tmp_path / "base")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "iapo_bench", "train")
+    launch = (sys.executable, "-m", *launcher.split(), "-m", "iapo_bench", "train")
     files = ("--config", "smoke", "--base", tmp_path / "base", "--data", tmp_path / "data", "--out", tmp_path / "out")
-    wrong = subprocess.run([*torchrun, *files, "--method", "grop"], capture_output=True, text=True, timeout=SECONDS)
+    wrong = subprocess.run([*launch, *files, "--method", "grop"], capture_output=True, text=True, timeout=SECONDS)
     assert wrong.returncode
     assert "iapo-bench: unknown method 'grop'" in wrong.stderr
-    subprocess.run([*torchrun, *files, "--method", "grpo"], check=True, timeout=SECONDS)
+    subprocess.run([*launch, *files, "--method", "grpo"], check=True, timeout=SECONDS)
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["processes"] == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "provenance.json", "train.jsonl"]
 
