@@ -56,6 +56,7 @@ NEEDED = {  # modules, by the distributions that hold them
     "wheel": "gguf pip",
 }
 DISTRIBUTIONS = {"yaml": "pyyaml", "antlr4": "antlr4-python3-runtime", "math_verify": "math-verify"}
+PROBLEMS = ("gsm8k_train.jsonl", "gsm8k_test.jsonl")
 CHECK = "check.hardware"  # what every other unit needs
 
 
@@ -125,7 +126,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """All units that the options allow, of which those of `--stage` are chosen, or all."""
     sizes, state = _sizes(options), State(options.out / "state")
     units = [
-        unit if unit.key == CHECK else replace(unit, needs=(CHECK, *unit.needs))
+        unit if unit.key == CHECK or unit.loosely else replace(unit, needs=(CHECK, *unit.needs))
         for unit in _units(options, sizes, state)
     ]
     chosen = [unit for unit in units if unit.stage in (options.stage or STAGES) or unit.key == CHECK]
@@ -286,6 +287,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ("out", "model", "data"):
         if (path := getattr(options, name)) is not None:
             setattr(options, name, path.resolve())
+    for name in ("model", "data"):
+        if (path := getattr(options, name)) is not None and not path.is_dir():
+            parser.error(f"--{name}: {path} is no folder")
+    if options.data and (missing := [name for name in PROBLEMS if not (options.data / name).is_file()]):
+        parser.error(f"--data: {options.data} lacks {missing[0]}")
     if set(options.stage or ()) & {"join", *TABLE_STAGES} and not (options.model and options.data):
         parser.error("the table and its stages need --model and --data")
     return options

@@ -95,12 +95,13 @@ class Plan:
         )
 
     def hopeless(self, unit: Unit) -> bool:
-        """Whether it failed, or what it cannot do without."""
-        return self.state.failed(unit) or (not unit.loosely and any(self.hopeless(self.by_key[k]) for k in unit.needs))
+        """Whether it failed, or what it cannot do without: of what it needs loosely, all."""
+        lost = [self.hopeless(self.by_key[key]) for key in unit.needs]
+        return self.state.failed(unit) or (bool(lost) and (all(lost) if unit.loosely else any(lost)))
 
     def ready(self, unit: Unit, remaining: float) -> bool:
         settled = all(self.state.done(key) or (unit.loosely and self.hopeless(self.by_key[key])) for key in unit.needs)
-        return settled and not self.closed(unit) and remaining > self.least(unit)
+        return settled and not self.hopeless(unit) and not self.state.done(unit) and remaining > self.least(unit)
 
     def closed(self, unit: Unit) -> bool:
         return self.state.done(unit) or self.state.failed(unit)

