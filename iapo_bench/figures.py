@@ -84,21 +84,38 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
 
 
 def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
-    """Share correct and mean length of the training completions, from `train.jsonl`: one line for each method and seed.
+    """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
-    Raises UserError for a file that cannot be read.
+    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Raises UserError for a
+    file that cannot be read.
     """
     steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
     styles = _styles(runs)
     panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2, f"Training, centred running mean over {SMOOTHING} steps")
+        several = any(len(frames) > 1 for frames in steps.values())
+        title = f"Training, centred running mean over {SMOOTHING} steps"
+        figure, axes = _figure(2, title + ("; lines: mean over training seeds, bands: their range" if several else ""))
         for ax, (key, label) in zip(axes, panels, strict=True):
             for method, frames in steps.items():
-                line: Any = {"color": styles[method].colour, "linestyle": styles[method].dashes, "label": method}
-                for frame in frames:
-                    smooth = frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean()
-                    ax.plot(frame["completions_total"], smooth, linewidth=1.4, **line)
+                style = styles[method]
+                smooth = [frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean() for frame in frames]
+                # Steps of a run that draws again for dropped groups lie elsewhere than another's.
+                places = frames[0]["completions_total"]
+                runs_SX = np.array(
+                    [np.interp(places, f["completions_total"], y) for f, y in zip(frames, smooth, strict=True)]
+                )
+                ax.plot(
+                    places,
+                    runs_SX.mean(axis=0),
+                    color=style.colour,
+                    linestyle=style.dashes,
+                    linewidth=1.4,
+                    label=method,
+                )
+                if len(frames) > 1:
+                    low, high = runs_SX.min(axis=0), runs_SX.max(axis=0)
+                    ax.fill_between(places, low, high, color=style.colour, alpha=0.13, linewidth=0)
             ax.set_xlabel("completions generated")
             ax.set_ylabel(label)
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
@@ -134,13 +151,14 @@ def wallclock_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
     """How well each score ranks needed above redundant tokens (AUC, 95% interval), and tokens a completion by role.
 
-    `aucs` and `roles` are the two tables of `iapo_bench.roles`, a colour or a bar for each run. A score that found
-    nothing to rank has no point.
+    `aucs` and `roles` are the two tables of `iapo_bench.roles`: a point and a bar for each run, a colour for each
+    method. A score that found nothing to rank has no point.
     """
     aucs = aucs[aucs["needed_against"] == "redundant"].assign(run=_run_names(aucs))
     roles = roles.assign(run=_run_names(roles))
-    runs = list(dict.fromkeys(roles["run"]))
-    styles = _styles(runs)
+    methods = dict(zip(roles["run"], roles["method"], strict=True))
+    runs, styles = list(methods), _styles(dict.fromkeys(methods.values()))
+    first = {method: run for run, method in reversed(methods.items())}
     scores = [score for score in SCORE_LABELS if score in set(aucs["score"])]
     with mpl.rc_context(_STYLE):
         title = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}: what tokens tell, and what they are for"
@@ -149,10 +167,12 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
         for i, run in enumerate(runs):
             mine = aucs[aucs["run"] == run].set_index("score").loc[scores]
             places = np.arange(len(scores)) + (i - (len(runs) - 1) / 2) * 0.7 / len(runs)
-            colour, marker = styles[run].colour, styles[run].marker
+            method = methods[run]
+            colour, marker = styles[method].colour, styles[method].marker
+            label = method if first[method] == run else None  # in the legend once
             left.vlines(places, mine["auc_lo"], mine["auc_hi"], color=colour, linewidth=1.2)
             face = "white" if run == BASE else colour
-            left.plot(places, mine["auc"], marker, color=colour, markerfacecolor=face, markersize=5, label=run)
+            left.plot(places, mine["auc"], marker, color=colour, markerfacecolor=face, markersize=5, label=label)
         left.set_xticks(range(len(scores)), [SCORE_LABELS[score] for score in scores])
         left.set_ylabel("AUC, needed against redundant (0.5: chance)")
         left.grid(visible=False, axis="x")

@@ -106,6 +106,27 @@ def test_training_curves(logs):
     assert len(looks) == len(METHODS) - 1, "every method looks different"
 
 
+def test_training_curves_of_several_seeds(tmp_path):
+    """One line, the mean where the first run has its steps, in a band over all runs; with one run no band."""
+    paths = [tmp_path / f"{seed}.jsonl" for seed in range(2)]
+    for path, stride, length in zip(paths, (8, 16), (40.0, 50.0), strict=True):
+        steps = [
+            STEP | {"completions_total": n, "correct": n / 64, "length": length} for n in range(stride, 65, stride)
+        ]
+        path.write_text("".join(json.dumps(step) + "\n" for step in steps))
+    correct, length = training_curves({"dapo": paths}).axes
+    assert [len(ax.lines) for ax in (correct, length)] == [1, 1]
+    assert list(length.lines[0].get_xdata()) == [8 * s for s in range(1, 9)]
+    assert list(length.lines[0].get_ydata()) == [45.0] * 8
+    (band,) = length.collections
+    heights = [y for _, y in band.get_paths()[0].vertices]
+    assert (min(heights), max(heights)) == (40.0, 50.0)
+    assert "mean over training seeds" in " ".join(texts(correct.figure))
+    alone = training_curves({"dapo": paths[:1]})
+    assert not alone.axes[1].collections
+    assert "seeds" not in " ".join(texts(alone))
+
+
 def test_wallclock_bars(tmp_path, logs):
     timing = tmp_path / "timing.json"
     timing.write_text(json.dumps(TIMING))

@@ -180,6 +180,10 @@ def test_the_figure_shows_every_run_score_and_role(tmp_path):
     assert 0.5 in [line.get_ydata()[0] for line in left.lines]
     drawn = [line for line in left.lines if line.get_label() == "base"]
     assert list(drawn[0].get_ydata()) == pytest.approx([0.6875] * 4 + [0.625])
+    # A colour, and an entry of the legend, for a method and not for each of its runs.
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["base", "grpo", "iapo"]
+    points = [line.get_color() for line in left.lines if line.get_linestyle() == "None"]
+    assert points[2] == points[3] != points[1]
 
 
 def test_the_workflow_makes_them_for_the_micro_world_only(tmp_path):
