@@ -174,7 +174,7 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
         ),
         "run without a directory": (
             ("wallclock", "--config", "smoke", "--run", "iapo", "--out", tmp / "out", "--figure", tmp / "out"),
-            "write NAME=DIR",
+            "write METHOD/SEED=DIR, or base=DIR",
         ),
         "workflow never ran": (("bench", "table", "--work", tmp), "run the workflow first"),
     }
