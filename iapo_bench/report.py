@@ -23,13 +23,14 @@ def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -
     """Write one method's summary; `grades` holds its grades by training seed."""
     summary = summarise({seed: read_grades(path) for seed, path in grades.items()}, tier.evaluate.ks)
     trained = method != BASE
+    varied = f" of {tier.parent(method)}, varied" if method in tier.ablations else ""
     row = Row(
         model=tier.model.name,
         dataset=tier.world.name,
         method=method,
         tier=tier.tier,
         profile=tier.method(method).profile if trained else "",
-        selection=tier.selection if trained else "",
+        selection=tier.selection + varied if trained else "",
         summary=summary,
     )
     with whole_file(out) as partial:

@@ -12,7 +12,7 @@ from iapo_bench import config as configuration
 from iapo_bench import workflow
 from iapo_bench.config import parse_tier, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.report import choose, pick
+from iapo_bench.report import choose, measure, pick
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +28,17 @@ def test_pick_takes_the_best_ratio_that_keeps_accuracy():
 
 def test_pick_takes_the_best_accuracy_when_all_lose_some():
     assert pick([score(0.5, 9.0), score(0.7, 1.0)], floor=0.8) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "selection"),
+    [("base", ""), ("iapo", "validation"), ("iapo_ni", "validation of iapo, varied")],
+)
+def test_a_summary_says_how_its_settings_were_chosen(tmp_path, method, selection):
+    tier = read_tier("micro", {"evaluate": {"ks": [1, 2], "n_samples": 4}})
+    grades = write_grades(tmp_path / "grades.parquet", 1, 20)
+    measure(tier, method, {0: grades}, tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text())["selection"] == selection
 
 
 @pytest.fixture
