@@ -118,8 +118,7 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
                     ax.fill_between(places, low, high, color=style.colour, alpha=0.13, linewidth=0)
             ax.set_xlabel("completions generated")
             ax.set_ylabel(label)
-        handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles.keys(), loc="outside right center")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
@@ -158,7 +157,6 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
     roles = roles.assign(run=_run_names(roles))
     methods = dict(zip(roles["run"], roles["method"], strict=True))
     runs, styles = list(methods), _styles(dict.fromkeys(methods.values()))
-    first = {method: run for run, method in reversed(methods.items())}
     scores = [score for score in SCORE_LABELS if score in set(aucs["score"])]
     with mpl.rc_context(_STYLE):
         title = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}: what tokens tell, and what they are for"
@@ -169,10 +167,9 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
             places = np.arange(len(scores)) + (i - (len(runs) - 1) / 2) * 0.7 / len(runs)
             method = methods[run]
             colour, marker = styles[method].colour, styles[method].marker
-            label = method if first[method] == run else None  # in the legend once
             left.vlines(places, mine["auc_lo"], mine["auc_hi"], color=colour, linewidth=1.2)
             face = "white" if run == BASE else colour
-            left.plot(places, mine["auc"], marker, color=colour, markerfacecolor=face, markersize=5, label=label)
+            left.plot(places, mine["auc"], marker, color=colour, markerfacecolor=face, markersize=5, label=method)
         left.set_xticks(range(len(scores)), [SCORE_LABELS[score] for score in scores])
         left.set_ylabel("AUC, needed against redundant (0.5: chance)")
         left.grid(visible=False, axis="x")
@@ -187,7 +184,9 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
         right.grid(visible=False)
         right.set_xlabel("tokens a completion")
         for ax in (left, right):
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, columnspacing=1.2, handletextpad=0.5)
+            once = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+            place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 4}
+            ax.legend(once.values(), once.keys(), columnspacing=1.2, handletextpad=0.5, **place)
     return figure
 
 

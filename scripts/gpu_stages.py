@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class TableRun:
     def work(self) -> Path:
         return self.out / "table"
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         import yaml
 
@@ -180,10 +181,10 @@ class TableRun:
     def choose_budget(self, train_seconds: float) -> dict[str, Any]:
         """One number of completions for all methods whose pace is known, whole steps."""
         paces = [done["result"] for method in self.methods if (done := self.state.read(f"table-pace.{method}"))]
-        left = MARGIN * train_seconds - sum(pace["once"] for pace in paces)
-        steps = int(left / sum(pace["completion"] for pace in paces) / self._step_size)
-        completions = min(max(1, steps) * self._step_size, self.tier().train.completions)
-        return {"completions": completions, "steps": completions // self._step_size}
+        left, size = MARGIN * train_seconds - sum(pace["once"] for pace in paces), self._step_size
+        steps = int(left / sum(pace["completion"] for pace in paces) / size)
+        completions = min(max(1, steps) * size, self.tier().train.completions)
+        return {"completions": completions, "steps": completions // size}
 
     def train(self, method: str) -> None:
         self._train(method, self._budget, self.runs[method])

@@ -107,15 +107,15 @@ def test_a_wheel_comes_together_from_several_calls(tmp_path, script):
     assert (tmp_path / "out" / "wheels" / name).read_bytes() == content
 
 
-def given(folder: Path) -> list[str]:
+def given(script, folder: Path) -> list[str]:
     """Arguments with a checkpoint and problems that are as good as real ones until somebody opens them."""
-    for name in ("config.json", "gsm8k_train.jsonl", "gsm8k_test.jsonl"):
+    for name in ("config.json", *script.PROBLEMS):
         (folder / name).touch()
     return ["--out", str(folder), "--model", str(folder), "--data", str(folder)]
 
 
 def test_a_method_that_fails_does_not_take_the_table_with_it(tmp_path, script):
-    plan = script.make_plan(script.parse(given(tmp_path)))
+    plan = script.make_plan(script.parse(given(script, tmp_path)))
     table, sample = plan.by_key["table.table"], plan.by_key["table-sample.iapo"]
     assert plan.possible(table, 600)
     assert not plan.possible(table, 10), "no time for what it needs"
@@ -131,7 +131,7 @@ def test_a_method_that_fails_does_not_take_the_table_with_it(tmp_path, script):
 
 
 def test_where_every_method_fails_there_is_no_table(tmp_path, script):
-    plan = script.make_plan(script.parse(given(tmp_path)))
+    plan = script.make_plan(script.parse(given(script, tmp_path)))
     budget, table = plan.by_key["table-pace.budget"], plan.by_key["table.table"]
     for unit in plan.units:
         if unit.stage == "table-pace" and unit is not budget:
@@ -168,7 +168,7 @@ def test_mistakes_are_named_at_once(tmp_path, script, monkeypatch, capsys, argum
 
 def test_what_is_missing_is_named_at_once(tmp_path, script, monkeypatch):
     monkeypatch.setitem(script.NEEDED, "table", "antlr4 no_such_module yaml")
-    arguments = given(tmp_path)
+    arguments = given(script, tmp_path)
     with pytest.raises(SystemExit, match="missing packages: no_such_module; put a folder"):
         script.require_packages(script.make_plan(script.parse(arguments)), from_wheel=False)
     script.require_packages(script.make_plan(script.parse(arguments[:2])), from_wheel=False)
