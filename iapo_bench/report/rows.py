@@ -10,7 +10,7 @@ import pandas as pd
 
 from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.metrics import Summary, read_grades, summarise
+from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file
 from iapo_bench.report.steps import read_json
 
@@ -21,7 +21,8 @@ LABELS = ("model", "dataset", "method", "tier", "profile", "selection")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a method's summary, what it was measured on, and how its settings were chosen."""
+    """One line of the table: a method's summary and its counts by problem, what it was measured on, and how its settings
+    were chosen."""
 
     model: str
     dataset: str
@@ -30,6 +31,7 @@ class Row:
     profile: str
     selection: str
     summary: Summary
+    tally: Tally
 
     @property
     def name(self) -> str:
@@ -38,15 +40,21 @@ class Row:
         return self.method if told else f"{self.method} ({self.profile})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: the labels and the summary on one level."""
+        """Plain values, ready for JSON: the labels and the summary on one level. The counts have a file of their own."""
         return {label: getattr(self, label) for label in LABELS} | self.summary.to_dict()
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
+    def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
         """The inverse of `to_dict`. Raises UserError when a key is missing."""
         if missing := [label for label in LABELS if label not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
-        return cls(**{label: content[label] for label in LABELS}, summary=Summary.from_dict(content))
+        return cls(**{label: content[label] for label in LABELS}, summary=Summary.from_dict(content), tally=tally)
+
+    def write(self, path: Path) -> None:
+        """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
+        with whole_file(path) as summary, whole_file(path.with_suffix(".parquet")) as counts:
+            summary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            self.tally.to_parquet(counts)
 
 
 def split_run(name: str) -> tuple[str, str]:
@@ -58,19 +66,22 @@ def split_run(name: str) -> tuple[str, str]:
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """The rows in summary files, in the order given. Raises UserError, with the path, for a file that holds none."""
+    """The rows in summary files, in the order given, with the counts beside them.
+
+    Raises UserError, with the path, for a file that holds none.
+    """
     rows = []
     for path in paths:
         try:
-            rows.append(Row.from_dict(read_json(path)))
+            rows.append(Row.from_dict(read_json(path), Tally.from_parquet(path.with_suffix(".parquet"))))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return rows
 
 
 def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -> None:
-    """Write one method's summary; `grades` holds its grades by training seed."""
-    summary = summarise({seed: read_grades(path) for seed, path in grades.items()}, tier.evaluate.ks)
+    """Write one method's summary and its counts by problem; `grades` holds its grades by training seed."""
+    samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
     trained = method != BASE
     varied = f" of {tier.parent(method)}, varied" if method in tier.ablations else ""
     row = Row(
@@ -80,10 +91,10 @@ def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -
         tier=tier.tier,
         profile=tier.method(method).profile if trained else "",
         selection=tier.selection + varied if trained else "",
-        summary=summary,
+        summary=samples.summary(tier.evaluate.ks),
+        tally=samples.tally(),
     )
-    with whole_file(out) as partial:
-        partial.write_text(json.dumps(row.to_dict(), indent=2) + "\n")
+    row.write(out)
 
 
 def run_names(table: pd.DataFrame) -> pd.Series:
