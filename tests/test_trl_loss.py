@@ -14,8 +14,8 @@ from baselines.cispo import CISPO
 from baselines.gspo import GSPO
 from iapo_bench.bench.core import trl_python
 from iapo_bench.method import Credit, LossSpec
-from iapo_bench.models import save_model
-from iapo_bench.signals import token_statistics
+from iapo_bench.models.checkpoints import save_model
+from iapo_bench.signals.statistics import token_statistics
 
 PROJECT = Path(__file__).parent.parent
 CASES = {
