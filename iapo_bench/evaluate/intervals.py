@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 POWER = 0.8
-_SMALLEST_LOG_P = -600.0
+_SMALLEST_LOG_P = -300.0
 
 
 @dataclass(frozen=True)

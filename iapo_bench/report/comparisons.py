@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import CONFIDENCE, Estimate, estimate, holm
-from iapo_bench.files import whole_file
-from iapo_bench.report.rows import BASE, Row, read_rows
+from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.rows import Row, caution, read_rows
 from iapo_bench.report.style import INK, STYLE, new_figure, save_figure
 
 ALPHA = 1 - CONFIDENCE
@@ -46,23 +45,22 @@ KINDS = {
 
 
 def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> None:
-    """Write the comparisons of all rows (`out`, CSV, and Markdown beside it) and their figure."""
+    """Write the comparisons of all rows (`out`, CSV, and its other forms beside it) and their figure."""
     rows = read_rows(summaries)
+    if len(rows) < 2:
+        raise UserError("comparisons need two rows: measure another method")
     table = compare(rows)
-    text = comparisons_markdown(table)
-    with whole_file(out) as csv, whole_file(out.with_suffix(".md")) as markdown:
-        table.to_csv(csv, index=False, float_format="%.6g")
-        markdown.write_text(text)
+    write_document(out, table, comparison_blocks(table))
     save_figure(comparisons_figure(table), figure)
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """What pairs are compared by: Pass@1 and at the two largest ks that every row has, length, ratio at the largest k,
-    tokens per correct answer. Raises UserError when the rows share no k."""
+    """What pairs are compared by: Pass@k at the smallest and the two largest ks that all rows have, length, ratio at the
+    largest k, and tokens per correct answer. Raises UserError when the rows share no k."""
     common = sorted(set.intersection(*(set(row.summary.ks) for row in rows)))
     if not common:
         raise UserError("no k was measured for every method: measure them with the same ks")
-    ks = sorted({*common[-2:], *(k for k in common if k == 1)})
+    ks = sorted({common[0], *common[-2:]})
     return [*(f"pass@{k}" for k in ks), "length", f"ratio@{common[-1]}", "tokens_per_correct"]
 
 
@@ -81,7 +79,7 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
         of_measure = []
         for (i, a), (j, b) in itertools.combinations(enumerate(rows), 2):
             fixed = estimate(values[j], values[i], seeds=False)
-            once = any(row.method != BASE and len(row.tally.train_seeds) < 2 for row in (a, b))
+            once = any(row.trained and len(row.tally.train_seeds) < 2 for row in (a, b))
             drawn = None if once else estimate(values[j], values[i], seeds=True)
             line = {"model": a.model, "dataset": a.dataset, "tier": a.tier, "measure": measure}
             line |= {"a": a.name, "b": b.name, "a_value": values[i].mean(), "b_value": values[j].mean()}
@@ -140,10 +138,14 @@ def number(measure: str, value: float, *, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}") if signed else text
 
 
-def comparisons_markdown(table: pd.DataFrame) -> str:
+def comparison_blocks(table: pd.DataFrame) -> list[Block]:
     """The comparisons for readers: a part for each measure."""
     first = table.iloc[0]
-    parts = [f"# {first['model']} on {first['dataset']}: every pair, paired by problem\n", _HOW_TO_READ]
+    blocks: list[Block] = [
+        f"# {first['model']} on {first['dataset']}: every pair, paired by problem",
+        *([f"**{caution(first['tier']).strip()}**"] if caution(first["tier"]) else []),
+        _HOW_TO_READ,
+    ]
     for measure, pairs in table.groupby("measure", sort=False):
         measure = str(measure)
         columns = {
@@ -153,10 +155,8 @@ def comparisons_markdown(table: pd.DataFrame) -> str:
             "these checkpoints": pairs["checkpoints_verdict"].tolist(),
             "these methods": pairs["methods_verdict"].tolist(),
         }
-        parts.append(f"## {label(measure)}\n")
-        parts.append(tabulate(columns, headers="keys", tablefmt="github", disable_numparse=True) + "\n")
-        parts.append(detectable_sentence(table, measure) + "\n")
-    return "\n".join(parts)
+        blocks += [f"## {label(measure)}", Table(columns), detectable_sentence(table, measure)]
+    return blocks
 
 
 def detectable_sentence(table: pd.DataFrame, measure: str) -> str:
@@ -223,7 +223,7 @@ def _columns(statement: str, found: Estimate | None) -> dict[str, float]:
 
 
 def _seeds(row: Row) -> str:
-    return "" if row.method == BASE else " ".join(map(str, row.tally.train_seeds))
+    return " ".join(map(str, row.tally.train_seeds)) if row.trained else ""
 
 
 def _interval_text(measure: str, pair: pd.Series) -> str:

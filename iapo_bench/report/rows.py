@@ -15,13 +15,15 @@ from iapo_bench.files import whole_file
 from iapo_bench.report.steps import read_json
 
 BASE = "base"
+# Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
+CONTROLS = ("base_cut", "base_shortest")
 
 LABELS = ("model", "dataset", "method", "tier", "profile", "selection")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a method's summary and its counts by problem, what it was measured on, and how its settings
+    """One line of the table: a method's summary, its counts by problem, what it was measured on, and how its settings
     were chosen."""
 
     model: str
@@ -32,23 +34,30 @@ class Row:
     selection: str
     summary: Summary
     tally: Tally
+    parent: str = ""  # the method that a variant varies
+
+    @property
+    def trained(self) -> bool:
+        """Whether a method was trained, which the base and its controls were not."""
+        return self.method != BASE and self.method not in CONTROLS
 
     @property
     def name(self) -> str:
         """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
-        told = self.method == BASE or self.profile == "paper" or self.method.endswith(self.profile)
+        told = not self.trained or self.profile == "paper" or self.method.endswith(self.profile)
         return self.method if told else f"{self.method} ({self.profile})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: the labels and the summary on one level. The counts have a file of their own."""
-        return {label: getattr(self, label) for label in LABELS} | self.summary.to_dict()
+        """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
+        return {label: getattr(self, label) for label in (*LABELS, "parent")} | self.summary.to_dict()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
         """The inverse of `to_dict`. Raises UserError when a key is missing."""
-        if missing := [label for label in LABELS if label not in content]:
+        labels = (*LABELS, "parent")
+        if missing := [label for label in labels if label not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
-        return cls(**{label: content[label] for label in LABELS}, summary=Summary.from_dict(content), tally=tally)
+        return cls(**{label: content[label] for label in labels}, summary=Summary.from_dict(content), tally=tally)
 
     def write(self, path: Path) -> None:
         """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
@@ -93,8 +102,19 @@ def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -
         selection=tier.selection + varied if trained else "",
         summary=samples.summary(tier.evaluate.ks),
         tally=samples.tally(),
+        parent=tier.parent(method),
     )
     row.write(out)
+
+
+def parents(rows: Iterable[Row]) -> dict[str, str]:
+    """The method behind each row's name, for `method_styles`."""
+    return {row.name: row.parent or row.method for row in rows}
+
+
+def caution(tier: str) -> str:
+    """What figures and tables of a tier must say first: of a smoke tier, that its numbers mean nothing."""
+    return "Smoke tier: every step is real, but these numbers mean nothing. " if tier.startswith("smoke") else ""
 
 
 def run_names(table: pd.DataFrame) -> pd.Series:
