@@ -20,7 +20,7 @@ from transformers import (
 
 from iapo_bench.architectures import build_random
 from iapo_bench.errors import UserError
-from iapo_bench.models import save_model
+from iapo_bench.models import read_generation_config, save_model, sound_generation_config
 
 WHEEL_PREFIX, RANDOM_PREFIX = "wheel:", "random:"
 
@@ -145,4 +145,6 @@ def _load(
         raise UserError(f"{name} lacks weights ({min(info['missing_keys'])}): {remedy}")
     if not tokenizer("2 + 2", add_special_tokens=False).input_ids:
         raise UserError(f"{name} has no tokenizer: {remedy}")
+    generation = read_generation_config(Path(place))  # None for a hub id
+    model.generation_config = generation or sound_generation_config(model.generation_config, name)
     return model, tokenizer

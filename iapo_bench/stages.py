@@ -28,10 +28,10 @@ from iapo_bench.method import load_method
 from iapo_bench.models import (
     accelerator,
     context_length,
-    eos_ids,
     load_model,
     load_tokenizer,
     save_model,
+    stop_ids,
     torch_dtype,
 )
 from iapo_bench.pretrained import fetch_model
@@ -46,6 +46,7 @@ from iapo_bench.worlds import POSTFIX, SPLITS, THINK_CLOSE, Problem, read_proble
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.overlap import separate
+from iapo_bench.worlds.prompts import Dialogue, completion_texts
 from iapo_bench.worlds.text import TextWorld
 
 # Validation problems on which schooling is watched.
@@ -95,6 +96,7 @@ def make_base(tier: TierConfig, out: Path) -> None:
         _school_fetched(tier, out)
     else:
         revision = fetch_model(tier.model.source, out)
+        load_world(tier.world, tier.seed).dialogue(load_tokenizer(out), tier.prompt).check()
         write_provenance(
             out / "provenance.json",
             config=tier.model.model_dump(),
@@ -136,7 +138,8 @@ def _school_fetched(tier: TierConfig, out: Path) -> None:
         checksums = _weights_checksum(fetched)
         model = load_model(fetched, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
         tokenizer = load_tokenizer(fetched)
-        lessons = encode_lessons(world, taught + held_out, traces, tokenizer, context=context_length(fetched))
+        dialogue = world.dialogue(tokenizer, tier.prompt)
+        lessons = encode_lessons(dialogue, taught + held_out, traces, context=context_length(fetched))
     lessons, measured = lessons[: len(taught)], lessons[len(taught) :]
 
     def measure() -> float | None:
@@ -182,7 +185,8 @@ def train(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = load_tokenizer(base)
-    prompts = encode(problems, world, tokenizer, base, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    prompts = encode(problems, dialogue, base, config.max_tokens)
     reference = None
     if credit.loss.kl_coef:
         reference = model if config.lora else load_model(base, dtype=dtype).to(accelerator())
@@ -206,9 +210,10 @@ def train(
             golds=[problem.answer for problem in problems],
             grade=grader.grade,
             tokenizer=tokenizer,
-            eos_ids=eos_ids(model, tokenizer),
+            eos_ids=stop_ids(model, dialogue),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(config, tokenizer),
+            prefill=dialogue.prefill,
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
         rows = trainer.run(state)
@@ -268,7 +273,9 @@ def sample(
     device = accelerator() if config.engine == "transformers" else torch.device("cpu")
     network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(device)
     tokenizer = load_tokenizer(model)
-    prompts = encode(problems, world, tokenizer, model, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    prompts = encode(problems, dialogue, model, config.max_tokens)
+    stops = stop_ids(network, dialogue)
     engine = make_engine(
         config.engine,
         model,
@@ -282,7 +289,7 @@ def sample(
     def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
         return Sampling(
             max_tokens=max_tokens,
-            eos_ids=eos_ids(network, tokenizer),
+            eos_ids=stops,
             samples_per_prompt=n,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -309,7 +316,7 @@ def sample(
         )
     seconds = time.perf_counter() - warm
     samples = pd.concat(frames, ignore_index=True)
-    samples["text"] = tokenizer.batch_decode(samples["token_ids"].tolist(), skip_special_tokens=True)
+    samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
     timing = {
         "engine": config.engine,
         "hardware": hardware(),
@@ -341,9 +348,11 @@ def grade(tier: TierConfig, *, samples: Path, data: Path, split: str, out: Path)
         frame.drop(columns=["token_ids"]).to_parquet(partial, index=False)
 
 
-def encode(problems: list[Problem], world: Any, tokenizer: Any, model: Path, max_tokens: int) -> list[list[int]]:
-    """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion."""
-    prompts = [world.encode_prompt(problem, tokenizer) for problem in problems]
+def encode(problems: list[Problem], dialogue: Dialogue, model: Path, max_tokens: int) -> list[list[int]]:
+    """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion, and
+    for a tokenizer in which no completion could be right."""
+    dialogue.check()
+    prompts = [dialogue.encode(problem.question) for problem in problems]
     room = context_length(model) - max_tokens
     for problem, prompt in zip(problems, prompts, strict=True):
         if len(prompt) > room:
