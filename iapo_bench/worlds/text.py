@@ -28,7 +28,6 @@ from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config import ExampleConfig, PromptConfig
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.grading import check_gold
 from iapo_bench.worlds import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -39,7 +38,8 @@ from iapo_bench.worlds import (
     Problem,
     read_jsonl,
 )
-from iapo_bench.worlds.prompts import Dialogue, chat_dialogue
+from iapo_bench.worlds.dialogue import Dialogue, chat_dialogue
+from iapo_bench.worlds.grading import check_gold
 
 GSM8K_VALIDATION = 500
 
