@@ -276,6 +276,7 @@ class Trainer:
                 self.method.loss,
                 self.settings.update,
                 temperature=self.settings.temperature,
+                generator=torch_stream(self.settings.seed, "local rows", step),
             )
             self.engine.sync(self.model)
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)
