@@ -9,8 +9,8 @@ import torch
 from iapo_bench.method import Credit, LossSpec, Signal
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
-from iapo_bench.signals import compute_signals, token_statistics
-from iapo_bench.update import UpdateSettings, backward, k3, make_optimizer, surrogate, token_scales, update
+from iapo_bench.signals.statistics import compute_signals, token_statistics
+from iapo_bench.train.update import UpdateSettings, backward, k3, make_optimizer, surrogate, token_scales, update
 
 SPECS = {
     "sequence mean": LossSpec(),

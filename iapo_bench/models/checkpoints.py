@@ -1,0 +1,179 @@
+"""Building, loading and saving the models that are trained and sampled."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from iapo_bench.errors import UserError
+from iapo_bench.files import whole_directory
+from iapo_bench.machine.provenance import checksum
+from iapo_bench.models.lora import merged_state
+from iapo_bench.seeds import stream_seed
+
+
+def build_micro(
+    tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int
+) -> PreTrainedModel:
+    """A Llama decoder with random weights, two query heads to a key head, tied embeddings, a context of 256 tokens.
+
+    Llama and not Qwen2, for which AutoTokenizer insists on a byte-level tokenizer, whatever the checkpoint says.
+    """
+    torch.manual_seed(stream_seed(seed, "initialisation"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def accelerator() -> torch.device:
+    """Where models run: the current GPU if there is one, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that a tier's `model.dtype` names."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model in a checkpoint directory, in evaluation mode.
+
+    Raises UserError when the directory is no checkpoint or its weights do not match its config: transformers would
+    fill the gaps with random numbers and carry on.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not a checkpoint directory (no config.json)")
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := info.get(kind):
+            first = sorted(str(name) for name in names)[0]
+            raise UserError(f"{path}: weights do not match config.json ({kind.replace('_', ' ')}: {first})")
+    return model.eval()
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint directory. Raises UserError when there is none or it cannot pad."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a checkpoint directory")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} has no tokenizer: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a completion: the tokenizer's and those of the generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)}))
+
+
+def context_length(path: Path) -> int:
+    """How many tokens, prompt and completion together, the model at `path` can read."""
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings)
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, notes: dict | None = None
+) -> None:
+    """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them.
+
+    Adapters are added to their weights: what is written is a plain checkpoint.
+    """
+    with whole_directory(path) as partial:
+        model.save_pretrained(partial, state_dict=merged_state(model))
+        tokenizer.save_pretrained(partial)
+        if notes is not None:
+            (partial / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
+
+
+def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.Module]:
+    """The decoder stack and the output layer, for callers that want logits at a few positions only.
+
+    Raises UserError for a model that does more between the two.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
+    return model.get_decoder(), model.get_output_embeddings()
+
+
+def require_plain_attention(model: PreTrainedModel, length: int) -> None:
+    """Raise UserError unless every position of a sequence of `length` tokens attends to all before it, and nothing but
+    its own position turns its keys: what an attention or a cache of ours takes for granted."""
+    name, config = type(model).__name__, model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if odd := kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{name} has layers of {min(odd)}, which is not supported")
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in kinds and window is not None and length > window:
+        raise UserError(f"{name} attends to a window of {window} tokens: {length} are too many here")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            raise UserError(f"{name} turns its keys by the longest sequence ({parameters['rope_type']}): not supported")
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, then every module in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[None]:
+    """`decoder` with the registered attention `name`, then with its own again.
+
+    Raises UserError for an architecture whose attention cannot be replaced.
+    """
+    if not decoder._supports_attention_backend:
+        raise UserError(f"{type(decoder).__name__} does not let its attention be replaced, which is not supported")
+    before = decoder.config._attn_implementation
+    decoder.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = before
+
+
+def weights_checksum(model: Path) -> str:
+    """Of the weights: a run must not be resumed from another base."""
+    return " ".join(checksum(file) for file in sorted(model.glob("*.safetensors")))
