@@ -43,13 +43,16 @@ class IAPO(Method):
     `informativeness`: "answer", the early-exit entropies, or "next_token" (ablation IAPO-NE): e[i,t] = H(o_t | q, o_<t)
     and 0 after the last token, where nothing is left to be generated. alpha = 0 is IAPO-NI.
 
-    The rest are the released code's departures. `smoothing`: s[t] = (e[t-1] + e[t])/2 - e[t+1] with e[-1] = 0.
+    The rest are the released code's departures.
+    `smoothing`: s[t] = (e[t-1] + e[t])/2 - e[t+1] with e[-1] = 0.
     `last_entropy` = "unread": the entropy after the last column of the padded width counts as 0, so a row as wide as
-    that ends in a large value; a shorter row reads its own last entropy. `exploration` = "entropy": c = -H(o_t | q, o_<t)
-    if correct, else +H. `normalisation` = "mean_over_std": x - mean/(std + 1e-8) in place of (x - mean)/std;
-    `signal_ddof`: of that std. `unit_norm`: then divide by the row's Euclidean norm. `reading`: how entropies are read; at padding
-    too, they count in mean, std and norm, and so do the zeros beyond the part's width (exploration by probability, which
-    the released code does not have, leaves padding out). `ddof`, `eps`: of the reward's z-score.
+    that ends in a large value; a shorter row reads its own last entropy.
+    `exploration` = "entropy": c = -H(o_t | q, o_<t) if correct, else +H.
+    `normalisation` = "mean_over_std": x - mean/(std + 1e-8) in place of (x - mean)/std; `signal_ddof`: of that std.
+    `unit_norm`: then divide by the row's Euclidean norm.
+    `reading`: how entropies are read. Read at padding too, they count in mean, std and norm, and so do the zeros beyond
+    the part's width (exploration by probability, which the released code does not have, leaves padding out).
+    `ddof`, `eps`: of the reward's z-score.
     """
 
     name = "iapo"
@@ -130,6 +133,8 @@ class IAPO(Method):
         z_score = self.normalisation == "z_score"
         noise = SIGNAL_NOISE if z_score else 0.0
         mean_B1, std_B1 = masked_moments(values_BT, counted_BT, ddof=self.signal_ddof, noise=noise)
-        centred_BT = (values_BT - mean_B1) / (std_B1 + EPS) if z_score else values_BT - mean_B1 / (std_B1 + RELEASED_EPS)
+        centred_BT = (
+            (values_BT - mean_B1) / (std_B1 + EPS) if z_score else values_BT - mean_B1 / (std_B1 + RELEASED_EPS)
+        )
         centred_BT = torch.where(counted_BT & (std_B1 > 0), centred_BT, 0.0)
         return centred_BT / (centred_BT.norm(dim=1, keepdim=True) + RELEASED_EPS) if self.unit_norm else centred_BT

@@ -8,8 +8,8 @@ from transformers import DynamicCache
 
 from iapo_bench.informativeness import answer_entropies
 from iapo_bench.method import RELEASED_READING, Reading, Signal
-from iapo_bench.padded import padded_entropies, part_widths
-from iapo_bench.signals import compute_signals
+from iapo_bench.signals.padded import padded_entropies, part_widths
+from iapo_bench.signals.statistics import compute_signals
 
 POSTFIX = [5, 6, 7]
 SETTINGS = {"temperature": 0.7, "micro_batch_tokens": 60, "postfix_ids": POSTFIX}
@@ -30,8 +30,8 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def by_padded_caches(model, batch, chunk: int) -> torch.Tensor:
-    """One row after another: cut the cache at the prefix, fill it up with zeros to the longest of the chunk, and let the
-    model decide on positions. (rows, T), where T is the batch's width."""
+    """One row after another: cut the cache at the prefix and fill it up with zeros to the longest of the chunk, after
+    which the postfix stands. (rows, T), where T is the batch's width."""
     P, T = batch.prompt_ids_BP.shape[1], batch.completion_ids_BT.shape[1]
     out = torch.zeros(len(batch.rewards_B), T)
     for row in range(len(out)):
@@ -118,8 +118,9 @@ def test_each_part_is_padded_by_itself(sharp):
         alone = padded_entropies(sharp, batch.rows(rows), Reading(**{**vars(reading), "ranks": 1}), **SETTINGS)
         torch.testing.assert_close(tokens[rows], alone[0])
         torch.testing.assert_close(answers[rows], alone[1])
-        assert (P, T) == (int(batch.prompt_mask_BP[rows].sum(1).max()), int(batch.lengths_B[rows].max()))
-        assert (answers[rows, T + 1 :] == 0).all() and (tokens[rows, T:] == 0).all()
+        assert (int(batch.prompt_mask_BP[rows].sum(1).max()), int(batch.lengths_B[rows].max())) == (P, T)
+        assert (answers[rows, T + 1 :] == 0).all()
+        assert (tokens[rows, T:] == 0).all()
 
 
 def test_a_share_of_the_rows_is_read_with_the_widths_of_all(sharp):
@@ -130,3 +131,14 @@ def test_a_share_of_the_rows_is_read_with_the_widths_of_all(sharp):
     share = padded_entropies(sharp, batch.rows(rows), RELEASED_READING, widths_B2=widths[rows], **SETTINGS)
     torch.testing.assert_close(share[0], tokens[rows], atol=0.02, rtol=0)  # bfloat16 rounds elsewhere
     torch.testing.assert_close(share[1], answers[rows], atol=0.02, rtol=0)
+
+
+def test_a_methods_reading_reaches_its_signals(sharp):
+    batch = ragged_batch()
+    needs = frozenset({Signal.ANSWER_ENTROPY, Signal.OLD_LOGP})
+    reading = Reading(postfix_chunk=4)
+    departed = compute_signals(sharp, batch, needs, entropies=reading, **SETTINGS)
+    _, answers = padded_entropies(sharp, batch, reading, **SETTINGS)
+    assert torch.equal(departed.answer_entropy_BS, answers)
+    assert departed.token_entropy_BT is None
+    assert torch.equal(departed.old_logp_BT, compute_signals(sharp, batch, needs, **SETTINGS).old_logp_BT)

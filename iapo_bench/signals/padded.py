@@ -5,13 +5,15 @@ sees what a mask lets it see of the padding, at the position that it is told. Wi
 are those of `informativeness.answer_entropies`.
 """
 
+from typing import Any
+
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.informativeness import HEAD_ELEMENTS, next_token_statistics
-from iapo_bench.method import Reading, padded_widths
-from iapo_bench.models import decoder_and_head, evaluating, require_plain_attention
+from iapo_bench.method import Reading, Signal, padded_widths
+from iapo_bench.models.checkpoints import decoder_and_head, evaluating, require_plain_attention
+from iapo_bench.signals.informativeness import HEAD_ELEMENTS, next_token_statistics
 
 
 def part_widths(batch: RolloutBatch, reading: Reading) -> torch.Tensor:
@@ -57,6 +59,25 @@ def padded_entropies(
         tokens_BT = torch.where(batch.completion_mask_BT, tokens_BT, 0.0)
         answers_BS = torch.where(steps_S <= batch.lengths_B[:, None], answers_BS, 0.0)
     return tokens_BT, answers_BS
+
+
+def padded_signals(
+    model: PreTrainedModel,
+    batch: RolloutBatch,
+    needs: frozenset[Signal],
+    reading: Reading,
+    *,
+    postfix_ids: list[int],
+    **settings: Any,
+) -> dict[str, torch.Tensor]:
+    """Those of `needs` that are entropies, by `padded_entropies`, under their names in the batch."""
+    asked = needs & {Signal.TOKEN_ENTROPY, Signal.ANSWER_ENTROPY}
+    if not asked:
+        return {}
+    postfix = postfix_ids if Signal.ANSWER_ENTROPY in asked else None
+    tokens_BT, answers_BS = padded_entropies(model, batch, reading, postfix_ids=postfix, **settings)
+    read = {Signal.TOKEN_ENTROPY: tokens_BT, Signal.ANSWER_ENTROPY: answers_BS}
+    return {signal.value: read[signal] for signal in asked}
 
 
 class _Padded:
