@@ -69,7 +69,7 @@ def padded_signals(
     *,
     postfix_ids: list[int],
     **settings: Any,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Those of `needs` that are entropies, by `padded_entropies`, under their names in the batch."""
     asked = needs & {Signal.TOKEN_ENTROPY, Signal.ANSWER_ENTROPY}
     if not asked:

@@ -11,8 +11,9 @@ from iapo_bench.worlds.grading import Outcome
 
 _REPLACED = [("an ", ""), ("a ", ""), (".$", "$"), (r"\$", ""), (r"\ ", ""), (" ", ""), ("mbox", "text")]
 _REPLACED += [(r",\text{and}", ","), (r"\text{and}", ","), (r"\text{m}", r"\text{}")]
-_REMOVED = r"""square ways integers dollars mph inches hours km units \ldots sue points feet minutes digits cents degrees
-cm gm pounds meters meals edges students childrentickets multiples \text{s} \text{.}""".split()
+_WORDS = r"square ways integers dollars mph inches hours km units \ldots sue points feet minutes digits cents degrees"
+_WORDS += r" cm gm pounds meters meals edges students childrentickets multiples \text{s} \text{.}"
+_REMOVED = _WORDS.split()
 _REMOVED += ["\\text{\ns}", r"\text{}^2", r"\text{}^3", "\\text{\n}", r"\text{}", r"\mathrm{th}"]
 _REMOVED += [r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', r"\dots"]
 _UNWRAPPED = [(r".*?\$(.*?)\$.*", r"$\1$"), (r"\\text\{(.*?)\}", r"\1"), (r"\\textbf\{(.*?)\}", r"\1")]
@@ -26,8 +27,10 @@ _ONE_LINE = re.compile(
 
 
 def is_formatted_on_one_line(text: str) -> bool:
-    """Whether the thoughts stand on one line and the answer, in its tags, on the next; any newline else, or none between
-    the two, breaks the format. What stands before the thoughts, on their line, does not."""
+    """Whether the thoughts stand on one line and the answer on the next, each within its tags.
+
+    Any other newline, or none between the two, breaks the format; text before the thoughts, on their line, does not.
+    """
     return _ONE_LINE.fullmatch(text) is not None
 
 
