@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.errors import UserError
-from iapo_bench.method import RELEASED_Z_SCORE, Credit, LossSpec, Method, assign, group_normalise
+from iapo_bench.method import RELEASED_Z_SCORE, Credit, LossSpec, Method, assign, group_normalise, token_limit
 
 
 @dataclass
@@ -44,13 +43,11 @@ class DAPO(Method):
 
     def shape_rewards(self, batch: RolloutBatch) -> torch.Tensor:
         """Raises UserError when Lcache is negative or exceeds Lmax."""
-        rewards_B, limit = super().shape_rewards(batch), batch.max_tokens
+        rewards_B = super().shape_rewards(batch)
         if not self.overlong_cache:
             return rewards_B
-        cache = self.overlong_cache * limit if self.overlong_cache < 1 else self.overlong_cache
-        if not 0 < cache <= limit:
-            raise UserError(f"overlong_cache of dapo must be from 0 to max_tokens = {limit}, is {self.overlong_cache}")
-        return rewards_B + ((limit - cache - batch.lengths_B) / cache).clamp(-1.0, 0.0)
+        cache = token_limit(self.overlong_cache, batch, "overlong_cache of dapo")
+        return rewards_B + ((batch.max_tokens - cache - batch.lengths_B) / cache).clamp(-1.0, 0.0)
 
     def accept_group(self, correct_G: torch.Tensor) -> bool:
         return not self.dynamic_sampling or bool(correct_G.any() and not correct_G.all())

@@ -85,8 +85,12 @@ Reduction = Literal["sequence_mean", "token_mean", "constant"]
 
 @dataclass(frozen=True)
 class LossSpec:
-    """The clipped surrogate around a credit.
+    """The policy-gradient loss around a credit: rho = pi/pi_old, A the advantage, sg stops the gradient.
 
+    `objective`: "clipped" is the clipped surrogate -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A); "cispo"
+    is -sg(min(rho, 1 + clip_high)) * A * log pi, where every token keeps a gradient and `clip_low` has no part.
+    `ratio`: "token", or "sequence" for GSPO's rho_i = exp(mean_t log rho[i,t]) over the row's weighted tokens; each
+    token keeps its own advantage and gradient (GSPO-token, which is GSPO where a row's tokens share one advantage).
     `reduction`: "sequence_mean" averages each row over its weighted tokens, then rows; "token_mean" averages over all
     weighted tokens of the update batch; "constant" divides by rows times the token limit (Dr. GRPO).
     `local_rows`: the token mean is taken over each of the parts of this many rows, drawn at random, and then over the
@@ -98,12 +102,22 @@ class LossSpec:
     kl_coef: float = 0.0  # k3 estimator, to the initial model
     entropy_coef: float = 0.0  # bonus: subtracted from the loss
     reduction: Reduction = "sequence_mean"
+    objective: Literal["clipped", "cispo"] = "clipped"
+    ratio: Literal["token", "sequence"] = "token"
     local_rows: int = 0
 
     def __post_init__(self) -> None:
         _check_options(self, "the loss")
         if self.local_rows < 0 or (self.local_rows and self.reduction != "token_mean"):
             raise UserError("local_rows of the loss goes with reduction token_mean, and is 0 or a number of rows")
+
+    def idle_choices(self, updates_per_rollout: int) -> list[str]:
+        """The settings that change nothing: with one update per rollout rho is 1, so neither clipping nor the
+        objective nor the ratio level can act. Settings at their defaults are not listed."""
+        if updates_per_rollout > 1:
+            return []
+        choices = ("objective", "ratio", "clip_low", "clip_high")
+        return [name for name in choices if getattr(self, name) != getattr(LossSpec, name)]
 
 
 @dataclass(frozen=True)
@@ -149,7 +163,11 @@ class Method:
 
     def shape_rewards(self, batch: RolloutBatch) -> torch.Tensor:
         """Rewards after the method's own terms, float32 (B,)."""
-        return batch.rewards_B + torch.where(batch.formatted_B, self.format_reward, -self.format_reward)
+        return self.with_format(batch.rewards_B, batch)
+
+    def with_format(self, rewards_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
+        """The rewards (B,) plus `format_reward` for keeping to the format, minus it for not, float32 (B,)."""
+        return rewards_B.float() + torch.where(batch.formatted_B, self.format_reward, -self.format_reward)
 
     def accept_group(self, correct_G: torch.Tensor) -> bool:
         """Whether to train on a group (dynamic sampling); `correct_G` is bool (G,)."""
@@ -159,8 +177,11 @@ class Method:
         """Take note of a batch before its credit is assigned."""
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
-        """Assign credit. `batch.rewards_B` holds shaped rewards; `generator` is for a method's own coins."""
-        raise NotImplementedError
+        """Assign credit; by default GRPO's, the z-score of the rewards in the group for every token of a row.
+
+        `batch.rewards_B` holds shaped rewards; `generator` is for a method's own coins.
+        """
+        return assign(group_normalise(batch.rewards_B, batch.group_size), batch)
 
     def state_dict(self) -> dict[str, Any]:
         """What `observe` learnt."""
@@ -174,11 +195,38 @@ def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor 
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
     `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do.
+    Raises ValueError for any other shape.
     """
     mask_BT = batch.completion_mask_BT
+    (B, T), shape = mask_BT.shape, tuple(advantages.shape)
+    if shape not in ((B,), (B, 1), (B, T)):
+        raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
+    if weights is not None and (weights.dtype != torch.bool or tuple(weights.shape) not in ((B, 1), (B, T))):
+        raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
     weights_BT = mask_BT if weights is None else mask_BT & weights
     return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float())
+
+
+def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
+    """The values of a row each as float64 (N, G), a group in each row; a flag becomes 0 or 1.
+
+    Raises UserError for groups of one.
+    """
+    require_groups(batch.group_size)
+    return values_B.view(-1, batch.group_size).double()
+
+
+def token_limit(setting: float, batch: RolloutBatch, option: str) -> float:
+    """A length in tokens from an option that is one or, below 1, a share of `batch.max_tokens`.
+
+    Raises UserError, which calls the setting `option`, for one that is negative or exceeds `batch.max_tokens`.
+    """
+    limit = batch.max_tokens
+    tokens = setting * limit if setting < 1 else setting
+    if not 0 <= tokens <= limit:
+        raise UserError(f"{option} must be from 0 to max_tokens = {limit}, is {setting}")
+    return tokens
 
 
 def signal(batch: RolloutBatch, which: Signal) -> torch.Tensor:

@@ -15,13 +15,15 @@ def message(*args, **options) -> str:
 
 def test_every_file_loads_in_both_profiles():
     names = {"grpo", "dr_grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo"}
+    names |= {"kimi", "efficient", "shorterbetter", "laser", "alp", "dler", "grpo_lead", "gdpo"}
+    names |= {"gspo", "cispo", "random_reward"}
     assert names <= set(list_methods())
     for name in names:
         assert load_method(name).name == load_method(name, "released").name == name
 
 
 def test_an_unknown_name_suggests_and_lists():
-    assert message("dapoo").startswith("unknown method 'dapoo': did you mean 'dapo'? known: dapo, dr_grpo, gfpo")
+    assert message("dapoo").startswith("unknown method 'dapoo': did you mean 'dapo'? known: alp, cispo, dapo")
     assert "did you mean" not in message("xyz")
 
 

@@ -1,4 +1,4 @@
-"""The clipped surrogate loss and the optimiser step, the same for every method."""
+"""The policy-gradient loss and the optimiser step, the same for every method."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -116,11 +116,25 @@ def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return difference.exp() - difference - 1
 
 
+def sequence_log_ratio(log_ratio: torch.Tensor, weights_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The mean of `log_ratio` over its row's weighted tokens, for each token (tokens,), without a gradient.
+
+    `log_ratio`: (tokens,), the real tokens of `mask_BT` in order.
+    """
+    log_ratio_BT = log_ratio.new_zeros(mask_BT.shape).masked_scatter(mask_BT, log_ratio.detach())
+    counted_BT = weights_BT > 0
+    mean_B1 = (log_ratio_BT * counted_BT).sum(dim=1, keepdim=True) / counted_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean_B1.expand(mask_BT.shape)[mask_BT]
+
+
 def surrogate(
     logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, spec: LossSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-min(ratio * A, clip(ratio) * A) a token, and whether clipping cut its gradient."""
+    """The objective of `spec` a token, and whether a bound cut its gradient (or, with "cispo", capped its weight)."""
     ratio = (logp - old_logp).exp()
+    if spec.objective == "cispo":
+        cap = 1 + spec.clip_high
+        return -ratio.detach().clamp(max=cap) * advantages * logp, ratio > cap
     clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
     cut = ((ratio < 1 - spec.clip_low) & (advantages < 0)) | ((ratio > 1 + spec.clip_high) & (advantages > 0))
     return -torch.minimum(ratio * advantages, clipped * advantages), cut
@@ -173,6 +187,9 @@ def backward(
         old_logp = logp.detach() if part.old_logp_BT is None else part.old_logp_BT[mask_BT]
         if importance_cap is not None:
             scales = scales * importance_weights(old_logp, part.sampler_logp_BT[mask_BT], importance_cap)
+        if spec.ratio == "sequence":
+            # Makes logp - old_logp the row's mean, with the gradient of the token's own logp.
+            old_logp = logp.detach() - sequence_log_ratio(logp - old_logp, credit.weights_BT[rows], mask_BT)
         losses, cut = surrogate(logp, old_logp, credit.advantages_BT[rows][mask_BT], spec)
         if spec.kl_coef:
             assert part.ref_logp_BT is not None
