@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import click
 from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config import TierConfig, TrainConfig, digest
@@ -45,6 +46,12 @@ def train(
     world = load_world(tier.world, tier.seed)
     chosen = settings["method"]
     credit = load_method(chosen["name"], chosen["profile"], **chosen["options"])
+    if parallel.is_main() and (idle := credit.loss.idle_choices(config.updates_per_rollout)):
+        click.echo(
+            f"warning: {method}: {', '.join(idle)} of the loss change nothing with train.updates_per_rollout = 1, "
+            "where the policy is the one that sampled: set it to 2 or more",
+            err=True,
+        )
     problems = read_problems(data / "train.jsonl")[: config.problems]
     dtype = torch_dtype(tier.model.dtype)
     model = load_model(base, dtype=dtype).to(accelerator())

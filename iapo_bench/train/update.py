@@ -1,4 +1,4 @@
-"""The clipped surrogate loss and the optimiser step, the same for every method."""
+"""The policy-gradient loss and the optimiser step, the same for every method."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -86,11 +86,22 @@ def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.op
     return FullPrecisionAdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
-def token_scales(weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int) -> torch.Tensor:
+def token_scales(
+    weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """What each token's loss is multiplied by, float32 (B, T), decided over the whole update batch.
 
     The loss is then a plain sum, which no split into micro-batches can change.
+    Raises ValueError when `spec.local_rows` asks for random parts and there is no generator.
     """
+    if spec.local_rows:
+        if generator is None:
+            raise ValueError("local_rows needs a generator for its parts")
+        scales_BT = torch.zeros_like(weights_BT)
+        parts = torch.randperm(len(weights_BT), generator=generator).split(spec.local_rows)
+        for rows in parts:
+            scales_BT[rows] = weights_BT[rows] / weights_BT[rows].sum().clamp(min=1e-12) / len(parts)
+        return scales_BT
     if spec.reduction == "token_mean":
         return weights_BT / weights_BT.sum().clamp(min=1e-12)
     if spec.reduction == "sequence_mean":
@@ -105,11 +116,25 @@ def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     return difference.exp() - difference - 1
 
 
+def sequence_log_ratio(log_ratio: torch.Tensor, weights_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The mean of `log_ratio` over its row's weighted tokens, for each token (tokens,), without a gradient.
+
+    `log_ratio`: (tokens,), the real tokens of `mask_BT` in order.
+    """
+    log_ratio_BT = log_ratio.new_zeros(mask_BT.shape).masked_scatter(mask_BT, log_ratio.detach())
+    counted_BT = weights_BT > 0
+    mean_B1 = (log_ratio_BT * counted_BT).sum(dim=1, keepdim=True) / counted_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean_B1.expand(mask_BT.shape)[mask_BT]
+
+
 def surrogate(
     logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, spec: LossSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """-min(ratio * A, clip(ratio) * A) a token, and whether clipping cut its gradient."""
+    """The objective of `spec` a token, and whether a bound cut its gradient (or, with "cispo", capped its weight)."""
     ratio = (logp - old_logp).exp()
+    if spec.objective == "cispo":
+        cap = 1 + spec.clip_high
+        return -ratio.detach().clamp(max=cap) * advantages * logp, ratio > cap
     clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
     cut = ((ratio < 1 - spec.clip_low) & (advantages < 0)) | ((ratio > 1 + spec.clip_high) & (advantages > 0))
     return -torch.minimum(ratio * advantages, clipped * advantages), cut
@@ -132,16 +157,18 @@ def backward(
     temperature: float,
     micro_batch_tokens: int,
     importance_cap: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> dict[str, float]:
     """Accumulate this rank's part of the gradient of the loss over `batch`, one update batch. Returns sums over its
     tokens. Summed over the ranks, both are those of the whole batch.
 
+    `generator`: for the parts of `spec.local_rows`, in the same state on every rank.
     Where `old_logp_BT` is None the policy is the one that sampled, so the ratio is 1 with a gradient.
     Raises ValueError when the KL term is asked for and the batch has no reference log-probabilities.
     """
     if spec.kl_coef and batch.ref_logp_BT is None:
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
-    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens)
+    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens, generator)
     # Kept on the device until the end: reading a number of a GPU waits for all that it was asked to do.
     sums = {name: torch.zeros((), dtype=torch.float64, device=scales_BT.device) for name in SUMS}
     all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
@@ -160,6 +187,9 @@ def backward(
         old_logp = logp.detach() if part.old_logp_BT is None else part.old_logp_BT[mask_BT]
         if importance_cap is not None:
             scales = scales * importance_weights(old_logp, part.sampler_logp_BT[mask_BT], importance_cap)
+        if spec.ratio == "sequence":
+            # Makes logp - old_logp the row's mean, with the gradient of the token's own logp.
+            old_logp = logp.detach() - sequence_log_ratio(logp - old_logp, credit.weights_BT[rows], mask_BT)
         losses, cut = surrogate(logp, old_logp, credit.advantages_BT[rows][mask_BT], spec)
         if spec.kl_coef:
             assert part.ref_logp_BT is not None
@@ -190,6 +220,7 @@ def update(
     settings: UpdateSettings,
     *,
     temperature: float,
+    generator: torch.Generator | None = None,
 ) -> dict[str, float | None]:
     """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm and sampler/trainer gap.
 
@@ -212,6 +243,7 @@ def update(
             temperature=temperature,
             micro_batch_tokens=settings.micro_batch_tokens,
             importance_cap=settings.importance_cap,
+            generator=generator,
         )
         sums.append(parallel.sum_numbers(part))
         if not sharding.is_sharded(model):
