@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
+ALPHA = 0.05
 POWER = 0.8
 _SMALLEST_LOG_P = -300.0
 
@@ -36,7 +36,7 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """Bounds of the 95% interval."""
-        half = self._half(1 - CONFIDENCE)
+        half = self._half(ALPHA)
         return self.value - half, self.value + half
 
     @property
@@ -54,7 +54,7 @@ class Estimate:
     @property
     def detectable(self) -> float:
         """The true difference that a test at 5% would find with a chance of 80%."""
-        return self._half(1 - CONFIDENCE) + self._half(2 * (1 - POWER))
+        return self._half(ALPHA) + self._half(2 * (1 - POWER))
 
     def _half(self, level: float) -> float:
         """Half the width of the interval that misses with the probability `level`."""

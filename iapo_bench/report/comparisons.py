@@ -16,12 +16,13 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.intervals import CONFIDENCE, Estimate, estimate, holm
+from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import Row, caution, read_rows
 from iapo_bench.report.style import INK, STYLE, new_figure, save_figure
 
-ALPHA = 1 - CONFIDENCE
+_UNITS = {"pass": (100, "points"), "length": (1, "tokens"), "ratio": (1000, "\N{MULTIPLICATION SIGN} 10³")}
+_MOST_NUMBERS = 9  # rows, beyond which numbers of a legible size do not fit the squares
 STATEMENTS = ("checkpoints", "methods")
 NOT_KNOWN, UNDECIDED = "not known", "not told apart"
 
@@ -55,8 +56,8 @@ def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> N
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """What pairs are compared by: Pass@k at the smallest and the two largest ks that all rows have, length, ratio at the
-    largest k, and tokens per correct answer. Raises UserError when the rows share no k."""
+    """What pairs are compared by: Pass@k at the smallest and the two largest ks that all rows have, length, ratio at
+    the largest k, and tokens per correct answer. Raises UserError when the rows share no k."""
     common = sorted(set.intersection(*(set(row.summary.ks) for row in rows)))
     if not common:
         raise UserError("no k was measured for every method: measure them with the same ks")
@@ -76,12 +77,12 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for measure in measures(rows):
         values = [row.tally.values(measure) for row in rows]
-        of_measure = []
+        of_measure: list[dict[str, Any]] = []
         for (i, a), (j, b) in itertools.combinations(enumerate(rows), 2):
             fixed = estimate(values[j], values[i], seeds=False)
             once = any(row.trained and len(row.tally.train_seeds) < 2 for row in (a, b))
             drawn = None if once else estimate(values[j], values[i], seeds=True)
-            line = {"model": a.model, "dataset": a.dataset, "tier": a.tier, "measure": measure}
+            line: dict[str, Any] = {"model": a.model, "dataset": a.dataset, "tier": a.tier, "measure": measure}
             line |= {"a": a.name, "b": b.name, "a_value": values[i].mean(), "b_value": values[j].mean()}
             line |= {"difference": fixed.value, "detectable": fixed.detectable}
             for statement, found in zip(STATEMENTS, (fixed, drawn), strict=True):
@@ -181,7 +182,10 @@ def comparisons_figure(table: pd.DataFrame) -> Figure:
     shown = [measured[0], *(m for m in measured if m.startswith(("length", "ratio")))]
     with mpl.rc_context(STYLE):
         first = table.iloc[0]
-        title = f"{first['model']} on {first['dataset']}: row less column, {first['n_problems']} problems"
+        title = (
+            f"{caution(first['tier'])}{first['model']} on {first['dataset']}, {first['n_problems']} problems: row less "
+            "column; blue: the row is better, vermilion: worse, a point: not told apart (these checkpoints)"
+        )
         figure, axes = new_figure(len(shown), title, height=1.2 + 0.3 * len(names), wide=True)
         for ax, measure in zip(axes, shown, strict=True):
             _draw_matrix(ax, table[table["measure"] == measure], measure, names)
@@ -200,21 +204,20 @@ def _draw_matrix(ax: Any, pairs: pd.DataFrame, measure: str, names: list[str]) -
     reach = max(float(np.nanmax(np.abs(values), initial=0)), 1e-9)
     ax.imshow(np.where(decided, sign * values, np.nan), cmap="RdBu", norm=TwoSlopeNorm(0, -reach, reach), alpha=0.85)
     for (i, j), value in np.ndenumerate(values):
-        if not np.isnan(value):
+        if not np.isnan(value) and (len(names) <= _MOST_NUMBERS or not decided[i, j]):
             strong = decided[i, j] and abs(value) > 0.6 * reach
             text = _short(measure, value) if decided[i, j] else "·"
             ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if strong else INK)
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(names)), names)
-    ax.set_title(label(measure) + (" (points)" if measure.startswith("pass") else ""))
+    ax.set_title(f"{label(measure)} ({_UNITS[measure.partition('@')[0]][1]})")
     ax.grid(visible=False)
     ax.tick_params(length=0)
 
 
 def _short(measure: str, value: float) -> str:
-    scaled = 100 * value if measure.startswith("pass") else value
-    text = f"{scaled:+.1f}" if not measure.startswith("ratio") else f"{1000 * value:+.1f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    scale, _ = _UNITS[measure.partition("@")[0]]
+    return f"{scale * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _columns(statement: str, found: Estimate | None) -> dict[str, float]:

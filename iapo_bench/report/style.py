@@ -25,8 +25,10 @@ DASHES = ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (1, 1)), (0, (7, 1, 1, 1, 1
 NEUTRAL = ("#3D4852", "#7A93AC", "#B3C6D6", "#E3DCCB", "#F4F1EA")
 
 # A method looks the same in every figure; a method that is not listed comes after these.
-_ORDER = ("dapo", "gfpo", "gtpo", "sgrpo", "iapo", "grpo", "dr_grpo", "kimi", "efficient", "shorterbetter", "laser")
-_ORDER += ("alp", "dler", "grpo_lead", "gdpo", "random_reward", "gspo", "cispo")
+_ORDER = (
+    *("dapo", "gfpo", "gtpo", "sgrpo", "iapo", "grpo", "dr_grpo", "kimi", "efficient", "shorterbetter", "laser"),
+    *("alp", "dler", "grpo_lead", "gdpo", "random_reward", "gspo", "cispo"),
+)
 
 STYLE: Any = {
     "font.size": 7.5,
