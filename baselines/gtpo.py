@@ -7,7 +7,6 @@ import torch
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import (
-    SIGNAL_NOISE,
     Credit,
     LossSpec,
     Method,
@@ -92,7 +91,8 @@ class GTPO(Method):
         pool_BT = mask_BT & side_B1 if self.zeros == "exclude" else mask_BT
         pools = len(mask_BT) // batch.group_size if self.scope == "group" else 1
         values = torch.where(side_B1, shaped_BT, 0.0).view(pools, -1)
-        return masked_normalise(values, pool_BT.view(pools, -1), eps=self.eps, noise=SIGNAL_NOISE).view(mask_BT.shape)
+        noise = self.a2 * batch.signal_noise.share
+        return masked_normalise(values, pool_BT.view(pools, -1), eps=self.eps, noise=noise).view(mask_BT.shape)
 
 
 def _share(weight_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:

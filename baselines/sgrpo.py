@@ -45,4 +45,6 @@ class SGRPO(Method):
         if generator is None:
             raise ValueError("sgrpo needs a generator for its coins")
         row_seeds = torch.randint(2**63 - 1, (len(advantages_B),), generator=generator, device=generator.device)
-        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()))
+        # A row whose T_i is empty adds nothing to the sum over G, and still counts in its mean.
+        everyone_B = torch.ones_like(batch.correct_B)
+        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()), counted=everyone_B)

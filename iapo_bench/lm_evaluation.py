@@ -7,7 +7,6 @@ the text of a response only, which vLLM may begin with the blank that parts it f
 """
 
 import difflib
-import json
 import logging
 from functools import cache
 from importlib import metadata
@@ -24,9 +23,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from iapo_bench.config import CONFIG_DIR, TierConfig, WorldConfig
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.grading import Outcome, make_grader
-from iapo_bench.models import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
+from iapo_bench.models import accelerator, eos_ids, load_model, load_tokenizer, stored_dtype, torch_dtype
 from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
 from iapo_bench.stages import encode
 from iapo_bench.worlds import GraderKind, read_problems
@@ -110,8 +109,7 @@ def evaluate(
     }
     with whole_file(out / "results.parquet") as partial:
         responses.to_parquet(partial, index=False)
-    with whole_file(out / "scores.json") as partial:
-        partial.write_text(json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
 
 
 def load_problems(
@@ -198,16 +196,19 @@ def _load_standard(names: list[str]) -> list[Any]:
 def _open(tier: TierConfig, model: Path, backend: str) -> tuple[LM, PreTrainedTokenizerBase]:
     """lm-eval's model and its tokenizer."""
     tokenizer = load_tokenizer(model)
+    dtype = stored_dtype(model, torch_dtype(tier.model.dtype))
+    network = load_model(model, dtype=dtype)
     if backend == "vllm":
+        del network  # it was only a check of the weights
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-            on_gpu = {"dtype": tier.model.dtype, "gpu_memory_utilization": tier.evaluate.engine_memory}
+            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": tier.evaluate.engine_memory}
             return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu)), tokenizer
 
     from lm_eval.models.huggingface import HFLM
 
-    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
+    network.to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
     network.generation_config = GenerationConfig(
         eos_token_id=list(eos_ids(network, tokenizer)), pad_token_id=tokenizer.pad_token_id

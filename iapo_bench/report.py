@@ -1,6 +1,5 @@
 """From grades to what people read: summaries, the table, wall-clock figures, and the choice of hyperparameters."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 from iapo_bench.config import TierConfig, TuneConfig, search_space
 from iapo_bench.errors import UserError
 from iapo_bench.figures import accuracy_length, save_figure, sensitivity_maps, training_curves, wallclock_bars
-from iapo_bench.files import whole_file
+from iapo_bench.files import to_json, whole_file, write_json
 from iapo_bench.metrics import read_grades, summarise
 from iapo_bench.provenance import write_provenance
 from iapo_bench.tables import BASE, Row, read_rows, split_run, wallclock_row, write_table, write_wallclock
@@ -33,8 +32,7 @@ def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -
         selection=tier.selection + varied if trained else "",
         summary=summary,
     )
-    with whole_file(out) as partial:
-        partial.write_text(json.dumps(row.to_dict(), indent=2) + "\n")
+    write_json(out, row.to_dict())
 
 
 def make_table(tier: TierConfig, summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
@@ -103,7 +101,7 @@ def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
         choices[method] = space[chosen]
         for i, (settings, score) in enumerate(zip(space, scores, strict=True)):
             evidence.append(
-                {"method": method, "trial": i, "settings": json.dumps(settings), **score, "chosen": i == chosen}
+                {"method": method, "trial": i, "settings": to_json(settings), **score, "chosen": i == chosen}
             )
     k = tier.tune.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})

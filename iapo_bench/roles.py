@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iapo_bench.batch import SIGNAL_NOISE
 from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.figures import informativeness_roles, save_figure
 from iapo_bench.files import whole_file
-from iapo_bench.method import SIGNAL_NOISE
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.tables import BASE, split_run
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
@@ -102,7 +102,7 @@ def completion_aucs(tokens: pd.DataFrame, column: str, others: Iterable[str]) ->
     """
     needed = Role.NEEDED.value
     kept = tokens[tokens["ranked"] & tokens["role"].isin([needed, *others])]
-    digits = -round(np.log10(SIGNAL_NOISE))
+    digits = -round(np.log10(SIGNAL_NOISE["float32"].nats))
     keys = [kept[key] for key in _COMPLETION]
     ranks = kept[column].astype(float).round(digits).groupby(keys).rank()
     is_needed = kept["role"] == needed

@@ -4,7 +4,6 @@ Every stage checks its input first and writes its output whole or not at all.
 """
 
 import dataclasses
-import json
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from iapo_bench import parallel, sharding
 from iapo_bench.config import TierConfig, TrainConfig, digest
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import whole_directory, whole_file
+from iapo_bench.files import to_json, whole_directory, whole_file, write_json
 from iapo_bench.grading import make_grader
 from iapo_bench.informativeness import AnswerReading
 from iapo_bench.lora import LoraSettings, add_lora
@@ -211,14 +210,14 @@ def train(
             reading=answer_reading(config, tokenizer),
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
-        rows = trainer.run(state)
+        rows = trainer.run(state, broken=out / "broken")
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=settings)
     if not parallel.is_main():
         return
     with whole_file(out / "train.jsonl") as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(to_json(row) + "\n" for row in rows))
     write_provenance(
         out / "provenance.json",
         config=settings,
@@ -322,8 +321,7 @@ def sample(
     }
     with whole_file(out / "samples.parquet") as partial:
         samples.to_parquet(partial, index=False)
-    with whole_file(out / "timing.json") as partial:
-        partial.write_text(json.dumps(timing, indent=2) + "\n")
+    write_json(out / "timing.json", timing)
 
 
 def grade(tier: TierConfig, *, samples: Path, data: Path, split: str, out: Path) -> None:

@@ -8,7 +8,6 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import (
-    SIGNAL_NOISE,
     Credit,
     LossSpec,
     Method,
@@ -74,9 +73,12 @@ class IAPO(Method):
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
         advantages_BT = group_normalise(batch.rewards_B, batch.group_size)[:, None].double()
         if self.alpha:
-            advantages_BT = advantages_BT + self.alpha * self._normalise(self.token_informativeness(batch), batch)
+            s_BT = self.token_informativeness(batch)
+            advantages_BT = advantages_BT + self.alpha * self._normalise(s_BT, batch, batch.signal_noise.nats)
         if self.beta:
-            advantages_BT = advantages_BT + self.beta * self._normalise(self.token_exploration(batch), batch)
+            noise = batch.signal_noise.share if self.exploration == "probability" else batch.signal_noise.nats
+            c_BT = self.token_exploration(batch)
+            advantages_BT = advantages_BT + self.beta * self._normalise(c_BT, batch, noise)
         return assign(advantages_BT, batch)
 
     def token_informativeness(self, batch: RolloutBatch) -> torch.Tensor:
@@ -99,9 +101,9 @@ class IAPO(Method):
             confidence_BT = -signal(batch, Signal.TOKEN_ENTROPY).double()
         return torch.where(batch.correct_B[:, None], confidence_BT, -confidence_BT)
 
-    def _normalise(self, values_BT: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
+    def _normalise(self, values_BT: torch.Tensor, batch: RolloutBatch, noise: float) -> torch.Tensor:
         mask_BT = batch.completion_mask_BT
-        mean_B1, std_B1 = masked_moments(values_BT, mask_BT, noise=SIGNAL_NOISE)
+        mean_B1, std_B1 = masked_moments(values_BT, mask_BT, noise=noise)
         if self.normalisation == "z_score":
             values_BT = (values_BT - mean_B1) / (std_B1 + EPS)
         else:
