@@ -8,8 +8,10 @@ from matplotlib.transforms import Bbox
 from test_tables import STEP, TIMING, make_row
 
 from iapo_bench.errors import UserError
-from iapo_bench.figures import accuracy_length, save_figure, training_curves, wallclock_bars
-from iapo_bench.tables import wallclock_row
+from iapo_bench.report.curves import training_curves
+from iapo_bench.report.style import save_figure
+from iapo_bench.report.table1 import accuracy_length
+from iapo_bench.report.wallclock import wallclock_bars, wallclock_row
 
 METHODS = ["base", "grpo", "dr_grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo", "mine", "a_rather_long_name"]
 

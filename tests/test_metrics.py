@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iapo_bench.errors import UserError
-from iapo_bench.metrics import Summary, first_k, pass_at_k, read_grades, summarise
+from iapo_bench.evaluate.metrics import Summary, first_k, pass_at_k, read_grades, summarise
 
 
 def grades(correct, tokens=10, seeds=(42,), **columns) -> pd.DataFrame:

@@ -5,20 +5,13 @@ import json
 import pandas as pd
 import pytest
 
-from iapo_bench import tables
 from iapo_bench.errors import UserError
-from iapo_bench.metrics import Cell, Summary
-from iapo_bench.tables import (
-    Row,
-    read_rows,
-    split_run,
-    table_frame,
-    table_markdown,
-    wallclock_row,
-    write_table,
-    write_wallclock,
-)
-from iapo_bench.trainer import PHASES
+from iapo_bench.evaluate.metrics import Cell, Summary
+from iapo_bench.report import wallclock
+from iapo_bench.report.rows import Row, read_rows, split_run
+from iapo_bench.report.table1 import table_frame, table_markdown, write_table
+from iapo_bench.report.wallclock import wallclock_row, write_wallclock
+from iapo_bench.train.trainer import PHASES
 
 PUBLISHED_COLUMNS = [
     *("model", "dataset", "method"),
@@ -200,7 +193,7 @@ STEP = {f"seconds_{phase}": float(i) for i, phase in enumerate(PHASES, start=1)}
 
 
 def test_wallclock(tmp_path):
-    assert tables.PHASES == PHASES, "the phases that the trainer writes"
+    assert wallclock.PHASES == PHASES, "the phases that the trainer writes"
     timing, log = tmp_path / "timing.json", tmp_path / "train.jsonl"
     timing.write_text(json.dumps(TIMING))
     log.write_text(2 * (json.dumps(STEP) + "\n"))

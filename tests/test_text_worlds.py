@@ -8,9 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
-from iapo_bench.grading import Outcome, grade_math, is_formatted
 from iapo_bench.worlds import SPLITS, Problem, World, read_jsonl
-from iapo_bench.worlds.micro import build_tokenizer
+from iapo_bench.worlds.datasets.micro import build_tokenizer
+from iapo_bench.worlds.grading import Outcome, grade_math, is_formatted
 from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld, chat_messages
 
 N_TRAIN, N_TEST, N_MATH, N_DAPO = GSM8K_VALIDATION + 40, 7, 60, 400

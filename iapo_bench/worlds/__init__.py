@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import to_json, whole_file
 
 if TYPE_CHECKING:  # grading workers import this package and must start fast
@@ -76,3 +76,10 @@ def read_jsonl(path: Path, required: tuple[str, ...]) -> list[dict]:
     if not rows:
         raise UserError(f"{path} is empty")
     return rows
+
+
+def split_file(data: Path, split: str) -> Path:
+    """The file of a split below `data`. Raises UserError for an unknown one."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return data / f"{split}.jsonl"

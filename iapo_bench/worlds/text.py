@@ -27,7 +27,6 @@ from typing import Any, ClassVar, Literal
 from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.grading import check_gold
 from iapo_bench.worlds import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -38,6 +37,7 @@ from iapo_bench.worlds import (
     Problem,
     read_jsonl,
 )
+from iapo_bench.worlds.grading import check_gold
 
 GSM8K_VALIDATION = 500
 
