@@ -1,6 +1,5 @@
 """Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
-from iapo_bench.files import whole_file
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.report.steps import read_json
 
 BASE = "base"
@@ -61,9 +60,9 @@ class Row:
 
     def write(self, path: Path) -> None:
         """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
-        with whole_file(path) as summary, whole_file(path.with_suffix(".parquet")) as counts:
-            summary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        with whole_file(path.with_suffix(".parquet")) as counts:
             self.tally.to_parquet(counts)
+        write_json(path, self.to_dict())
 
 
 def split_run(name: str) -> tuple[str, str]:
