@@ -79,6 +79,8 @@ rule all:
     input:
         f"{OUT}/table1.csv",
         f"{OUT}/comparisons.csv",
+        f"{OUT}/costs.csv",
+        f"{OUT}/frontier.csv",
         f"{OUT}/wallclock.csv",
         f"{OUT}/figures/accuracy_length.png",
         f"{OUT}/figures/training.png",

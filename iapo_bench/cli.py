@@ -235,10 +235,13 @@ def table(
     make_table(_read(config, overrides), summaries, published=published, out=out, figure=figure)
 
 
-@cli.command()
-@click.option(
+_SUMMARIES = click.option(
     "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
 )
+
+
+@cli.command()
+@_SUMMARIES
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
 @click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
 def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
@@ -256,6 +259,43 @@ _RUNS = click.option(
     metavar="METHOD/SEED=DIR",
     help="A run's method, training seed and directory; base=DIR for the base. Repeat.",
 )
+
+
+@cli.command()
+@_tier_option
+@click.option("--grades", type=FILE, required=True, help="The base's grades.")
+@click.option("--out", type=FILE, required=True, help="Directory for the summaries base_cut and base_shortest.")
+def controls(config: str, overrides: tuple[str, ...], grades: Path, out: Path) -> None:
+    """Shorten the base without training it: cut its samples, or take the shortest of several."""
+    from iapo_bench.report.controls import make_controls
+
+    make_controls(_read(config, overrides), grades, out)
+
+
+@cli.command()
+@_SUMMARIES
+@click.option("--base", type=FILE, required=True, help="The base's grades.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Accuracy against length, without ending.")
+def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -> None:
+    """Say whether any method beats early stopping of the base."""
+    from iapo_bench.report.frontier import make_frontier
+
+    make_frontier(summaries, base, out=out, figure=figure)
+
+
+@cli.command()
+@_tier_option
+@_SUMMARIES
+@_RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def costs(
+    config: str, overrides: tuple[str, ...], summaries: tuple[Path, ...], runs: tuple[str, ...], out: Path
+) -> None:
+    """Say what each row cost and how it answered."""
+    from iapo_bench.report.costs import make_costs
+
+    make_costs(_read(config, overrides), summaries, _named(runs), out=out)
 
 
 @cli.command()

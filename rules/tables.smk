@@ -6,6 +6,9 @@ FOLDERS = {"base": [f"{WORK}/base"]} | {
     for row in [*METHODS, *TIER.ablations]
 }
 SUMMARIES = [f"{WORK}/summaries/{row}.json" for row in ["base", *METHODS]]
+CONTROLS = [f"{WORK}/summaries/{row}.json" for row in ["base_cut", "base_shortest"]]
+if TIER.evaluate.n_samples < 4:
+    CONTROLS = []  # no shortest of four
 
 
 rule metrics:
@@ -37,10 +40,39 @@ rule metrics:
         "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench metrics --method {wildcards.row} {params.grades} {params.seeds} --out {output.summary} 2>&1 | tee {log}"
 
 
+ruleorder: controls > metrics
+
+
+rule controls:
+    input:
+        grades=f"{WORK}/base/test/grades.parquet",
+    output:
+        summaries=expand(
+            f"{WORK}/summaries/{{row}}.{{end}}",
+            row=["base_cut", "base_shortest"],
+            end=["json", "parquet"],
+        ),
+    log:
+        f"{WORK}/logs/controls.log",
+    benchmark:
+        f"{WORK}/benchmarks/controls.tsv"
+    conda:
+        "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
+    params:
+        evaluate=TIER.evaluate.model_dump(),
+        labels=[TIER.model.name, TIER.world.name],
+        code=code_digest("controls"),
+        out=f"{WORK}/summaries",
+    shell:
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench controls --grades {input.grades} --out {params.out} 2>&1 | tee {log}"
+
+
 rule table:
     input:
-        summaries=SUMMARIES,
-        counts=[path.replace(".json", ".parquet") for path in SUMMARIES],
+        summaries=SUMMARIES + CONTROLS,
+        counts=[path.replace(".json", ".parquet") for path in SUMMARIES + CONTROLS],
         published="results/published/table1.csv",
     output:
         csv=report(f"{OUT}/table1.csv", category="Table 1"),
@@ -93,6 +125,62 @@ rule comparisons:
     shell:
         "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench comparisons {params.summaries} --out {output.csv}"
         " --figure {params.stem} 2>&1 | tee {log}"
+
+
+rule frontier:
+    input:
+        summaries=SUMMARIES,
+        counts=[path.replace(".json", ".parquet") for path in SUMMARIES],
+        base=f"{WORK}/base/test/grades.parquet",
+    output:
+        csv=report(f"{OUT}/frontier.csv", category="Early stopping"),
+        forms=multiext(f"{OUT}/frontier", ".md", ".tex", ".html"),
+        png=report(f"{OUT}/figures/frontier.png", category="Early stopping"),
+        svg=f"{OUT}/figures/frontier.svg",
+    log:
+        f"{WORK}/logs/frontier.log",
+    benchmark:
+        f"{WORK}/benchmarks/frontier.tsv"
+    conda:
+        "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
+    params:
+        summaries=lambda wildcards, input: [
+            f"--summary {path}" for path in input.summaries
+        ],
+        code=code_digest("frontier"),
+        stem=lambda wildcards, output: output.png.removesuffix(".png"),
+    shell:
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench frontier {params.summaries} --base {input.base} --out {output.csv}"
+        " --figure {params.stem} 2>&1 | tee {log}"
+
+
+rule costs:
+    input:
+        summaries=SUMMARIES,
+        counts=[path.replace(".json", ".parquet") for path in SUMMARIES],
+        training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
+    output:
+        csv=report(f"{OUT}/costs.csv", category="Costs"),
+        forms=multiext(f"{OUT}/costs", ".md", ".tex", ".html"),
+    log:
+        f"{WORK}/logs/costs.log",
+    benchmark:
+        f"{WORK}/benchmarks/costs.tsv"
+    conda:
+        "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
+    params:
+        summaries=lambda wildcards, input: [
+            f"--summary {path}" for path in input.summaries
+        ],
+        runs=[f"--run {name}={folder}" for name, folder in TRAINED.items()],
+        budget=[TIER.tuned, TIER.train.completions],
+        code=code_digest("costs"),
+    shell:
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench costs {params.summaries} {params.runs} --out {output.csv} 2>&1 | tee {log}"
 
 
 rule wallclock:
