@@ -29,7 +29,9 @@ from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.statistics import compute_signals
+from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.worlds import Problem
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
@@ -61,6 +63,7 @@ class Task:
     eos_ids: tuple[int, ...]
     postfix_ids: list[int]
     reading: AnswerReading = EVERY_PREFIX
+    rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
 
 
 @dataclass
@@ -71,6 +74,8 @@ class _Draw:
     completions: list[Completion]
     correct: list[bool]
     formatted: list[bool]
+    rewards: list[float]
+    paid: list[dict[str, float]]
     outcomes: Counter
     lengths: list[int]
     truncated: int
@@ -98,6 +103,7 @@ class Trainer:
         self.method = method
         self.settings = settings
         self.task = task
+        self.rewards = task.rewards or Rewards([Problem("", "", gold) for gold in task.golds])
         self.model = model
         self.engine = engine
         self.reference = reference
@@ -157,6 +163,7 @@ class Trainer:
             "length": sum(draw.lengths) / len(draw.lengths),
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
+            "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
         }
         if draw.prompts:
             batch = self._batch(draw)
@@ -172,7 +179,7 @@ class Trainer:
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
         settings = self.settings
-        draw = _Draw([], [], [], [], Counter(), [], 0, 0)
+        draw = _Draw([], [], [], [], [], [], Counter(), [], 0, 0)
         while len(draw.prompts) < settings.prompts_per_step and draw.draws < settings.max_draws and not self.finished:
             wanted = settings.prompts_per_step - len(draw.prompts)
             affordable = (settings.completions - self.generated) // settings.group_size
@@ -194,12 +201,15 @@ class Trainer:
                 # Of no rows the tokenizer would make one empty text.
                 decode = self.task.tokenizer.batch_decode
                 texts = decode(token_ids, skip_special_tokens=True) if token_ids else []
-                golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
-                outcomes = parallel.gather(self.task.grade(texts, golds[own]))
+                asked = [p for p in problems for _ in range(settings.group_size)]
+                judged = self.task.grade(texts, [self.task.golds[p] for p in asked[own]])
+                paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
+                outcomes = parallel.gather(judged)
                 formatted = parallel.gather([is_formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
+            draw.paid += paid
             draw.lengths += [len(c.token_ids) for c in completions]
             draw.truncated += sum(c.finish_reason == "length" for c in completions)
             for i, problem in enumerate(problems):
@@ -210,6 +220,7 @@ class Trainer:
                     draw.completions += completions[group]
                     draw.correct += correct
                     draw.formatted += formatted[group]
+                    draw.rewards += [self.rewards.total(each) for each in paid[group]]
         return draw
 
     def _next_problem(self) -> int:
@@ -231,6 +242,7 @@ class Trainer:
             pad_id=int(self.task.tokenizer.pad_token_id),
             device=self.model.device,
         )
+        batch = replace(batch, rewards_B=torch.tensor(draw.rewards, device=batch.rewards_B.device))
         needs = self.method.needs
         if self.settings.update.updates_per_rollout > 1:
             needs = needs | {Signal.OLD_LOGP}
