@@ -26,12 +26,58 @@ PROFILES = ("paper", "released")
 SIGNAL_NOISE = 1e-5
 
 
+def _check_options(options: Any, owner: str) -> None:
+    """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
+    hints = get_type_hints(type(options))
+    for option in dataclasses.fields(options):
+        hint, value = hints[option.name], getattr(options, option.name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
+        # YAML reads 1e-6 as a string: it wants 1.0e-6.
+        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
+            raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
+
+
+# The reward z-score of the released code, which is that of TRL: sample standard deviation, and an eps that shows.
+RELEASED_Z_SCORE = {"ddof": 1, "eps": 1e-4}
+
+
 class Signal(enum.Enum):
     """A quantity that the core computes only when some method asks for it."""
 
     OLD_LOGP = "old_logp_BT"
     TOKEN_ENTROPY = "token_entropy_BT"
     ANSWER_ENTROPY = "answer_entropy_BS"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How entropies are read. The defaults are the definition; each field is a departure of the released code.
+
+    `padding`: at padding too (by default 0 there), which then counts in a method's statistics. The rows lie in `ranks`
+    parts of whole groups, each padded to its own longest prompt and completion, and a completion's last column is the
+    last that is read; beyond the part's width there are zeros.
+    `postfix_chunk`: prefixes are taken in chunks of this many, and the postfix stands where the chunk's longest prefix
+    ends, after a gap in positions; 0: right after its own prefix.
+    `left_padding`: the postfix attends to the padding left of the prompt.
+    `bfloat16`: logits, and the sums over the vocabulary, in bfloat16.
+    """
+
+    padding: bool = False
+    ranks: int = 1
+    postfix_chunk: int = 0
+    left_padding: bool = False
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        _check_options(self, "reading")
+        if self.ranks < 1 or self.postfix_chunk < 0:
+            raise UserError("reading: ranks must be at least 1 and postfix_chunk at least 0")
+
+
+EXACT = Reading()
+# Four processes; chunks of 16 prefixes for the 0.5B and 7B models (36 for 1.5B, and the 7B run has eight processes).
+RELEASED_READING = Reading(padding=True, ranks=4, postfix_chunk=16, left_padding=True, bfloat16=True)
 
 
 Reduction = Literal["sequence_mean", "token_mean", "constant"]
@@ -47,6 +93,8 @@ class LossSpec:
     token keeps its own advantage and gradient (GSPO-token, which is GSPO where a row's tokens share one advantage).
     `reduction`: "sequence_mean" averages each row over its weighted tokens, then rows; "token_mean" averages over all
     weighted tokens of the update batch; "constant" divides by rows times the token limit (Dr. GRPO).
+    `local_rows`: the token mean is taken over each of the parts of this many rows, drawn at random, and then over the
+    parts, as by accumulation over the micro-batches of the released code; 0: over the whole update batch.
     """
 
     clip_low: float = 0.2
@@ -56,9 +104,12 @@ class LossSpec:
     reduction: Reduction = "sequence_mean"
     objective: Literal["clipped", "cispo"] = "clipped"
     ratio: Literal["token", "sequence"] = "token"
+    local_rows: int = 0
 
     def __post_init__(self) -> None:
         _check_options(self, "the loss")
+        if self.local_rows < 0 or (self.local_rows and self.reduction != "token_mean"):
+            raise UserError("local_rows of the loss goes with reduction token_mean, and is 0 or a number of rows")
 
     def idle_choices(self, updates_per_rollout: int) -> list[str]:
         """The settings that change nothing: with one update per rollout rho is 1, so neither clipping nor the
@@ -104,6 +155,11 @@ class Method:
     def needs(self) -> frozenset[Signal]:
         """The signals that `credit` reads."""
         return frozenset()
+
+    @property
+    def reading(self) -> Reading:
+        """How the entropies among them are read."""
+        return EXACT
 
     def shape_rewards(self, batch: RolloutBatch) -> torch.Tensor:
         """Rewards after the method's own terms, float32 (B,)."""
@@ -221,6 +277,12 @@ def group_normalise(values_B: torch.Tensor, group_size: int, *, eps: float = 1e-
     return masked_normalise(values_NG, everyone_NG, eps=eps, ddof=ddof).view(-1).float()
 
 
+def padded_widths(mask_BM: torch.Tensor, group_size: int, ranks: int) -> torch.Tensor:
+    """Real tokens of the longest row in each row's part, int64 (B,): `ranks` near-equal parts of whole groups."""
+    parts = mask_BM.sum(dim=1).view(-1, group_size).tensor_split(ranks)
+    return torch.cat([part.amax().expand(part.numel()) for part in parts if part.numel()])
+
+
 def require_groups(group_size: int) -> None:
     """Raise UserError when a group holds a single completion: every method here compares completions of one prompt."""
     if group_size < 2:
@@ -240,7 +302,7 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
     """The method `name` with its options.
 
     `profile`: "paper" (the equations) or "released" (what the authors' code computes, where it departs).
-    `options` win over the profile; `loss` may be a dict of the fields to change.
+    `options` win over the profile; `loss` and `reading` may be dicts of the fields to change.
     Raises UserError for an unknown name, profile or option, listing what exists.
     """
     paths = list_methods()
@@ -256,30 +318,19 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if option not in known:
                 raise unknown(f"option of {name}", option, known)
         changes = dict(settings)
-        if isinstance(changes.get("loss"), dict):
-            changes["loss"] = _replace_loss(method.loss, changes["loss"])
+        for part in ("loss", "reading"):
+            if isinstance(changes.get(part), dict):
+                changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
     return method
 
 
-def _replace_loss(loss: LossSpec, changes: dict[str, Any]) -> LossSpec:
-    known = {f.name for f in dataclasses.fields(LossSpec)}
+def _replace_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(part)}
     for key in changes:
         if key not in known:
-            raise unknown("loss setting", key, known)
-    return dataclasses.replace(loss, **changes)
-
-
-def _check_options(options: Any, owner: str) -> None:
-    """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
-    hints = get_type_hints(type(options))
-    for option in dataclasses.fields(options):
-        hint, value = hints[option.name], getattr(options, option.name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
-        # YAML reads 1e-6 as a string: it wants 1.0e-6.
-        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
-            raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
+            raise unknown(f"{name} setting", key, known)
+    return dataclasses.replace(part, **changes)
 
 
 def _method_class(name: str, path: Path) -> type[Method]:

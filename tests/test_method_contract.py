@@ -76,7 +76,9 @@ def new(name: str, profile: str, options: dict) -> Method:
 @settings(max_examples=25, deadline=None)
 @given(case=ragged_batches(), right=st.integers(0, 3), left=st.integers(0, 3))
 def test_padding_changes_no_real_token(name, profile, options, case, right, left):
-    plain = assign_credit(new(name, profile, options), batch_of(**case))
+    """Nor what signals hold there, unless the method reads them on purpose: then columns that no row reaches."""
+    junk = 9.0 if new(name, profile, options).reading.padding else 0.0
+    plain = assign_credit(new(name, profile, options), batch_of(**case, junk=junk))
     padded_batch = batch_of(**case, extra_completion=right, extra_prompt=left, junk=9.0)
     padded = assign_credit(new(name, profile, options), padded_batch)
     T, mask_BT = plain.weights_BT.shape[1], padded_batch.completion_mask_BT

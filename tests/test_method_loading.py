@@ -57,7 +57,7 @@ def test_a_number_that_yaml_read_as_text_is_refused():
 
 def test_options_win_over_the_profile_and_keep_the_rest_of_its_loss():
     method = load_method("iapo", "released", loss={"kl_coef": 0.0}, smoothing=False)
-    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.0, reduction="token_mean")
+    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.0, reduction="token_mean", local_rows=4)
     assert (method.smoothing, method.unit_norm) == (False, True)
     assert load_method("grpo", loss=LossSpec(clip_high=0.5)).loss.clip_high == 0.5
 

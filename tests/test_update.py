@@ -152,6 +152,21 @@ def test_token_scales_by_hand():
         assert not torch.isnan(token_scales(torch.zeros(2, 4), spec, 4)).any(), "all tokens filtered out"
 
 
+def test_local_rows_are_means_of_their_own():
+    """Three parts of two rows, each a token mean that counts a third, however many tokens it has."""
+    lengths = torch.tensor([1, 9, 2, 8, 3, 7])
+    weights = (torch.arange(9) < lengths[:, None]).float()
+    spec = LossSpec(reduction="token_mean", local_rows=2)
+    scales = token_scales(weights, spec, 9, torch.Generator().manual_seed(5))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(5))
+    for part in order.view(3, 2):
+        torch.testing.assert_close(scales[part], weights[part] / lengths[part].sum() / 3)
+    drawn_again = token_scales(weights, spec, 9, torch.Generator().manual_seed(6))
+    assert not torch.equal(scales, drawn_again)
+    with pytest.raises(ValueError, match="needs a generator"):
+        token_scales(weights, spec, 9)
+
+
 def test_clipping_by_hand():
     """Clip-higher at 1.28, clip-low at 0.8; a ratio that moves the good way further is cut, the other way is not."""
     spec = LossSpec(clip_high=0.28)

@@ -13,11 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.method import Signal
+from iapo_bench.method import EXACT, Reading, Signal
 from iapo_bench.models.checkpoints import decoder_and_head, evaluating
 from iapo_bench.models.lora import without_lora
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading, next_token_statistics, read_answers
 from iapo_bench.signals.packed import PackedBatch, packed_blocks
+from iapo_bench.signals.padded import padded_signals
 
 CHUNK_TOKENS = 1024
 CHUNK_LOGITS = 2**26  # 256 MiB of float32
@@ -101,14 +102,25 @@ def compute_signals(
     postfix_ids: list[int],
     reference: PreTrainedModel | None = None,
     reading: AnswerReading = EVERY_PREFIX,
+    entropies: Reading = EXACT,
+    widths_B2: torch.Tensor | None = None,
 ) -> RolloutBatch:
     """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one.
 
     `reference`: with its adapters off, so that a model with adapters can be its own.
+    `entropies`: a departure from their definition, if a method asks for one (see `padded.padded_entropies`, also for
+    `widths_B2`); every prefix is then read, whatever `reading` says.
 
     One packed pass of the model serves all its signals: the answer entropies read the keys and values of the pass that
     gives the log-probabilities and token entropies.
     """
+    pass_settings: dict[str, Any] = {"temperature": temperature, "micro_batch_tokens": micro_batch_tokens}
+    departed = (
+        padded_signals(model, batch, needs, entropies, postfix_ids=postfix_ids, widths_B2=widths_B2, **pass_settings)
+        if entropies != EXACT
+        else {}
+    )
+    needs = frozenset(wanted for wanted in needs if wanted.value not in departed)
     T = batch.completion_ids_BT.shape[1]
     answer_BS = batch.completion_mask_BT.new_zeros(len(batch.rewards_B), T + 1, dtype=torch.float32)
     flat: dict[str, list[torch.Tensor]] = {}
@@ -146,4 +158,4 @@ def compute_signals(
     }
     if Signal.ANSWER_ENTROPY in needs:
         filled["answer_entropy_BS"] = answer_BS
-    return replace(batch, **filled)
+    return replace(batch, **filled, **departed)

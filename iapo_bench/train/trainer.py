@@ -28,6 +28,7 @@ from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
+from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals
 from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.update import UpdateSettings, make_optimizer, update
@@ -254,6 +255,7 @@ class Trainer:
         """The batch with its signals, each rank having computed those of its share of the groups."""
         device = batch.rewards_B.device
         rows = torch.arange(len(batch.rewards_B), device=device)[parallel.share(len(batch.rewards_B), batch.group_size)]
+        widths_B2 = part_widths(batch, self.method.reading)
         names = [wanted.value for wanted in needs]
         reference = self.reference if self.method.loss.kl_coef else None
         if reference is not None:
@@ -270,6 +272,8 @@ class Trainer:
                     micro_batch_tokens=self.settings.update.micro_batch_tokens,
                     postfix_ids=self.task.postfix_ids,
                     reading=self.task.reading,
+                    entropies=self.method.reading,
+                    widths_B2=widths_B2[rows],
                     reference=base,
                 )
                 own.append({name: getattr(part, name).cpu() for name in names})
@@ -289,6 +293,7 @@ class Trainer:
                 self.method.loss,
                 self.settings.update,
                 temperature=self.settings.temperature,
+                generator=torch_stream(self.settings.seed, "local rows", step),
             )
             self.engine.sync(self.model)
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)

@@ -86,11 +86,22 @@ def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.op
     return FullPrecisionAdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
-def token_scales(weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int) -> torch.Tensor:
+def token_scales(
+    weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """What each token's loss is multiplied by, float32 (B, T), decided over the whole update batch.
 
     The loss is then a plain sum, which no split into micro-batches can change.
+    Raises ValueError when `spec.local_rows` asks for random parts and there is no generator.
     """
+    if spec.local_rows:
+        if generator is None:
+            raise ValueError("local_rows needs a generator for its parts")
+        scales_BT = torch.zeros_like(weights_BT)
+        parts = torch.randperm(len(weights_BT), generator=generator).split(spec.local_rows)
+        for rows in parts:
+            scales_BT[rows] = weights_BT[rows] / weights_BT[rows].sum().clamp(min=1e-12) / len(parts)
+        return scales_BT
     if spec.reduction == "token_mean":
         return weights_BT / weights_BT.sum().clamp(min=1e-12)
     if spec.reduction == "sequence_mean":
@@ -146,16 +157,18 @@ def backward(
     temperature: float,
     micro_batch_tokens: int,
     importance_cap: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> dict[str, float]:
     """Accumulate this rank's part of the gradient of the loss over `batch`, one update batch. Returns sums over its
     tokens. Summed over the ranks, both are those of the whole batch.
 
+    `generator`: for the parts of `spec.local_rows`, in the same state on every rank.
     Where `old_logp_BT` is None the policy is the one that sampled, so the ratio is 1 with a gradient.
     Raises ValueError when the KL term is asked for and the batch has no reference log-probabilities.
     """
     if spec.kl_coef and batch.ref_logp_BT is None:
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
-    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens)
+    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens, generator)
     # Kept on the device until the end: reading a number of a GPU waits for all that it was asked to do.
     sums = {name: torch.zeros((), dtype=torch.float64, device=scales_BT.device) for name in SUMS}
     all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
@@ -207,6 +220,7 @@ def update(
     settings: UpdateSettings,
     *,
     temperature: float,
+    generator: torch.Generator | None = None,
 ) -> dict[str, float | None]:
     """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm and sampler/trainer gap.
 
@@ -229,6 +243,7 @@ def update(
             temperature=temperature,
             micro_batch_tokens=settings.micro_batch_tokens,
             importance_cap=settings.importance_cap,
+            generator=generator,
         )
         sums.append(parallel.sum_numbers(part))
         if not sharding.is_sharded(model):
