@@ -9,6 +9,7 @@ from test_trainer import SETTINGS, coin_grade, make_trainer  # noqa: F401
 from iapo_bench import plugins
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
+from iapo_bench.rollout import Completion
 from iapo_bench.train.rewards import Rewards, load_reward
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.grading import Outcome
@@ -97,10 +98,8 @@ def test_training_on_rewards_logs_each_apart_beside_the_tasks_metric(make_traine
     by_prompt = {tuple(prompt): problem for prompt, problem in zip(trainer.task.prompts, problems, strict=True)}
     row = trainer.step()
     (batch,) = seen
-    texts = trainer.task.tokenizer.batch_decode(
-        [ids[mask] for ids, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)],
-        skip_special_tokens=True,
-    )
+    rows = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)]
+    texts = trainer.task.texts([Completion(tuple(ids), (0.0,) * len(ids), "stop") for ids in rows])
     expected = []
     for i, text in enumerate(texts):
         problem = by_prompt[tuple(batch.prompt_ids_BP[i][batch.prompt_mask_BP[i]].tolist())]
