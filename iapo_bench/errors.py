@@ -28,8 +28,9 @@ _HINTS = {
 
 
 @contextmanager
-def blamed(file: str | Path, what: str) -> Iterator[None]:
-    """Make one line of whatever goes wrong inside: a UserError with the file, the last of its lines reached, `what`."""
+def blamed(file: str | Path, owner: str, part: str) -> Iterator[None]:
+    """Make one line of whatever goes wrong inside: a UserError with the owner of `file`, the last line reached in it,
+    the part of the owner that was at work, and what most likely helps."""
     try:
         yield
     except Exception as error:
@@ -37,4 +38,4 @@ def blamed(file: str | Path, what: str) -> Iterator[None]:
         kind = "" if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: "
         hints = [hint for words, hint in _HINTS.items() if words in str(error)]
         place = f"{file}:{lines[-1]}" if lines else f"{file}"
-        raise UserError(": ".join([place, what, f"{kind}{error}", *hints[:1]])) from error
+        raise UserError(": ".join([f"{owner} ({place})", part, f"{kind}{error}", *hints[:1]])) from error

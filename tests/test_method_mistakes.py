@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import make_batch
-from test_method_contract import VARIANTS, batch_of, new
+from test_method_contract import SMALL, VARIANTS, batch_of, new
 from test_trainer import SETTINGS, make_trainer  # noqa: F401
 
 from iapo_bench import method as method_module
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
-from iapo_bench.train.trial import more_padding, require_rewards_read, try_method
+from iapo_bench.train.trial import more_padding, try_method
 
 HEAD = """\
 from dataclasses import dataclass
@@ -93,9 +93,17 @@ def test_a_mistake_is_one_line_that_names_file_and_line(make_trainer, write_meth
 
 
 LOADING = {
-    "syntax": ("    def credit(self, batch:\n", HEAD, r"mine\.py: .*SyntaxError: .*line 9"),
-    "import": ("", "import nothing_of_this_name\n" + HEAD, r"mine\.py:1: .*No module named 'nothing_of_this_name'"),
-    "no hook of a method": ("    def credits(self, batch): ...\n", HEAD, r"mine\.py: Mine overrides no hook .*credit"),
+    "syntax": ("    def credit(self, batch:\n", HEAD, r"mine\.py\): import: SyntaxError: .*line 9"),
+    "import": (
+        "",
+        "import nothing_of_this_name\n" + HEAD,
+        r"mine\.py:1\): import: .*No module named 'nothing_of_this_name'",
+    ),
+    "a hook misspelt": (
+        REWARDS.replace("shape_rewards", "shape_reward") + "1\n",
+        HEAD,
+        r"mine\.py: Mine\.shape_reward is never called: did you mean 'shape_rewards'\?",
+    ),
     "no @dataclass": (
         "    strength: float = 1.0\n" + CREDIT + "None\n",
         HEAD.replace("@dataclass\n", ""),
@@ -117,7 +125,7 @@ def test_a_file_that_is_no_method_is_named(write_method, mistake):
 @pytest.mark.parametrize(("name", "profile", "options"), VARIANTS)
 def test_no_method_here_fails_the_trial(name, profile, options):
     batch = batch_of([4, 1, 6, 2, 3, 3], [1, 0, 1, 0, 1, 0], group_size=3, truncated=[0, 0, 1, 0, 0, 0])
-    try_method(new(name, profile, options), batch, lambda: torch.Generator().manual_seed(0))
+    try_method(new(name, profile, options), batch, seed=0)
 
 
 def test_more_padding_leaves_real_tokens_alone():
@@ -134,11 +142,7 @@ def test_more_padding_leaves_real_tokens_alone():
 @pytest.mark.parametrize("name", ["kimi", "alp", "gtpo", "random_reward", "gdpo"])
 def test_rewards_of_ones_own_go_with_methods_that_read_them(name):
     batch = batch_of([4, 1, 6, 2, 3, 3], [1, 0, 1, 0, 1, 0], group_size=3)
-
-    def make_generator():
-        return torch.Generator().manual_seed(0)
-
     with pytest.raises(UserError, match=f"{name} makes its own reward, so train.rewards would change nothing"):
-        require_rewards_read(load_method(name), batch, make_generator)
+        try_method(load_method(name), batch, 0, own_rewards=True)
     for reading in ("grpo", "dapo", "iapo", "sgrpo", "gspo"):
-        require_rewards_read(load_method(reading), batch, make_generator)
+        try_method(load_method(reading, **SMALL.get(reading, {})), batch, 0, own_rewards=True)

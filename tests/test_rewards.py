@@ -62,11 +62,11 @@ def test_a_reward_that_fails_is_blamed_by_file_and_line(write_reward):
         return Rewards(PROBLEMS, {name: 1.0}).pay([0], ["five"], [(1,)], [Outcome.CORRECT])
 
     path = write_reward("late", "pass\n    return 1 / (len(text) - 4)")
-    assert message(pay, "late") == f"{path}:3: reward late: ZeroDivisionError: division by zero"
+    assert message(pay, "late") == f"reward late ({path}:3): reward: ZeroDivisionError: division by zero"
     path = write_reward("endless", "return float('nan')")
-    assert message(pay, "endless") == f"{path}: reward endless: nan for 'five', must be finite"
+    assert message(pay, "endless") == f"reward endless ({path}): reward: nan for 'five', must be finite"
     path = write_reward("silent", "pass")
-    assert message(pay, "silent").startswith(f"{path}: reward silent: TypeError: float() argument must be")
+    assert message(pay, "silent").startswith(f"reward silent ({path}): reward: TypeError: float() argument must be")
     path = write_reward("nameless", "pass").replace("nameless", "other")
     (plugins.REWARD_DIRS[0] / "other.py").write_text("def pay(): ...\n")
     assert message(pay, "other") == f"{path} has no function `reward`"
@@ -97,7 +97,7 @@ def test_training_on_rewards_logs_each_apart_beside_the_tasks_metric(make_traine
     spy(trainer.method, seen)
     by_prompt = {tuple(prompt): problem for prompt, problem in zip(trainer.task.prompts, problems, strict=True)}
     row = trainer.step()
-    (batch,) = seen
+    batch = seen[0]  # later ones are the trial of the first step
     rows = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)]
     texts = trainer.task.texts([Completion(tuple(ids), (0.0,) * len(ids), "stop") for ids in rows])
     expected = []
@@ -121,3 +121,10 @@ def test_without_rewards_of_ones_own_training_is_on_the_tasks(make_trainer, worl
     assert rows[0]["rewards"] == rows[1]["rewards"] == {"correct": pytest.approx(2 * rows[0]["correct"] - 1)}
     for a, b in zip(plain.model.parameters(), named.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_rewards_that_a_method_would_not_see_are_refused_before_the_first_update(make_trainer, world):  # noqa: F811
+    trainer = make_trainer("kimi", options={}, rewards=Rewards(world.load("train"), {"correct": 2.0}))
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    assert "kimi makes its own reward, so train.rewards would change nothing" in message(trainer.step)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))

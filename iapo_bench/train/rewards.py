@@ -47,7 +47,7 @@ class Rewards:
         return [{name: self._pay(name, *row) for name in self._functions} for row in rows]
 
     def _pay(self, name: str, problem: int, text: str, token_ids: Sequence[int], outcome: Outcome) -> float:
-        with blamed(self._paths[name], f"reward {name}"):
+        with blamed(self._paths[name], f"reward {name}", "reward"):
             value = float(self._functions[name](self.problems[problem], text, token_ids, outcome))
             if not math.isfinite(value):
                 raise ValueError(f"{value} for {text[:80]!r}, must be finite")

@@ -9,48 +9,49 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
-from iapo_bench.method import Credit, Method
+from iapo_bench.method import Credit, Method, visible
+from iapo_bench.seeds import torch_stream
 
 EXTRA_COLUMNS = 3
 JUNK = 9.0  # what signals are made to hold at padding
 
 
-def try_method(method: Method, batch: RolloutBatch, make_generator: Callable[[], torch.Generator]) -> None:
-    """Raise UserError, naming file and line, when what stands at padding, or how much there is, changes the method's
-    rewards or its credit. `batch`: before `shape_rewards`.
+def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
+    """Raise UserError when padding changes a method's rewards or credit, naming file and line, or (with `own_rewards`)
+    when rewards do not change its credit. `batch`: before `shape_rewards`.
 
     Entropies that are read at padding on purpose (`Reading.padding`) are let be.
     """
-    if method.reading.padding:
-        return
-    padded = more_padding(batch)
-    rewards = [method.shape_rewards(each) for each in (batch, padded)]
-    if not _alike(*rewards):
+    batch = visible(batch, method)
+    if not method.reading.padding:
+        _require_no_padding_read(method, batch, seed)
+    if own_rewards:
+        _require_rewards_read(method, batch, seed)
+
+
+def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
+    padded, mask_BT = more_padding(batch), batch.completion_mask_BT
+    if not _alike(method.shape_rewards(batch), method.shape_rewards(padded)):
         raise _blame(method.shape_rewards, "the rewards change with padding")
-    plain, other = (
-        method.credit(replace(each, rewards_B=rewards_B), make_generator())
-        for each, rewards_B in zip((batch, padded), rewards, strict=True)
-    )
-    mask_BT = batch.completion_mask_BT
+    plain, other = _credit(method, batch, seed), _credit(method, padded, seed)
     for name in ("advantages_BT", "weights_BT"):
-        values = [getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other)]
-        if not _alike(*values):
+        if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
             raise _blame(method.credit, f"{name} change with padding")
 
 
-def require_rewards_read(method: Method, batch: RolloutBatch, make_generator: Callable[[], torch.Generator]) -> None:
-    """Raise UserError when the method's credit is the same whatever `batch.rewards_B` is before `shape_rewards`."""
-
-    def credit(rewards_B: torch.Tensor) -> Credit:
-        given = replace(batch, rewards_B=rewards_B)
-        return method.credit(replace(given, rewards_B=method.shape_rewards(given)), make_generator())
-
-    others_B = torch.arange(len(batch.rewards_B), dtype=torch.float32, device=batch.rewards_B.device)
-    if torch.equal(credit(batch.rewards_B).advantages_BT, credit(others_B).advantages_BT):
+def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> None:
+    others_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).float()
+    plain, other = _credit(method, batch, seed), _credit(method, replace(batch, rewards_B=others_B), seed)
+    if torch.equal(plain.advantages_BT, other.advantages_BT):
         raise UserError(
             f"{method.name} makes its own reward, so train.rewards would change nothing: drop them, or train a method "
             "that reads batch.rewards_B, such as grpo"
         )
+
+
+def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
+    shaped = replace(batch, rewards_B=method.shape_rewards(batch))
+    return method.credit(shaped, torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:
