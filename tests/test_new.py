@@ -1,6 +1,7 @@
-"""`iapo-bench new`: what it writes passes as it is, and nothing is written over."""
+"""`iapo-bench new`, and the worked examples of docs/: what they give passes as it is, and nothing is written over."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from iapo_bench.new.write import write_new
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("iapo_bench", "methods", "baselines", "rewards", "configs", "pyproject.toml", "tests")
+PAGES = tuple(ROOT / "docs" / f"your-{kind}.md" for kind in KINDS)
 FOLDERS = {"method": "methods", "reward": "rewards"}
 SLIPS = {"method": ("* share_NG", "* length_NG"), "reward": ("BUDGET / len(token_ids)", "len(token_ids) / BUDGET")}
 
@@ -32,7 +34,15 @@ def checkout(tmp_path_factory) -> Path:
         done = call(folder, "iapo_bench", "new", kind, f"my_{kind}")
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith(f"run: python -m pytest {folder}/tests/test_my_{kind}.py\n")
+    for page in PAGES:
+        for path, text in listings(page).items():
+            (folder / path).write_text(text)
     return folder
+
+
+def listings(page: Path) -> dict[str, str]:
+    """The listings of a page that begin with the comment `# PATH`, by path."""
+    return dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", page.read_text(), re.DOTALL))
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,12 +57,15 @@ def pytest_in(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def test_what_is_written_passes_its_tests_and_the_linter(checkout):
-    """A new method also keeps every promise of a method."""
-    tests = [f"tests/test_my_{kind}.py" for kind in KINDS]
-    done = pytest_in(checkout, *tests, "tests/test_method_contract.py", "-k", "my_")
+    """A method also keeps every promise of a method. So do the worked examples of the pages."""
+    shown = [path for page in PAGES for path in listings(page)]
+    tests = [f"tests/test_my_{kind}.py" for kind in KINDS] + [path for path in shown if path.startswith("tests/")]
+    assert len(tests) == 2 * len(KINDS)
+    names = " or ".join(re.findall(r"test_(\w+)\.py", " ".join(tests)))
+    done = pytest_in(checkout, *tests, "tests/test_method_contract.py", "-k", names)
     assert done.returncode == 0, done.stdout
-    assert int(done.stdout.rsplit(" passed", 1)[0].rsplit(maxsplit=1)[-1]) > 2 * len(tests) + 10
-    files = [f"{FOLDERS[kind]}/my_{kind}.py" for kind in KINDS]
+    assert int(done.stdout.rsplit(" passed", 1)[0].rsplit(maxsplit=1)[-1]) > 4 * 5 + len(tests)
+    files = [f"{FOLDERS[kind]}/my_{kind}.py" for kind in KINDS] + [path for path in shown if path not in tests]
     for command in (["check"], ["format", "--check"]):
         done = call(checkout, "ruff", *command, "--no-cache", *files, *tests)
         assert done.returncode == 0, done.stdout
