@@ -401,12 +401,25 @@ def informativeness(
 
 
 @cli.command()
-def doctor() -> None:
-    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works."""
-    from iapo_bench.doctor import examine, show
+@_tier_option
+@click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
+@click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
+def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset: str | None) -> None:
+    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works.
 
-    rows, works = examine()
-    click.echo(show(rows))
+    With --model: the exact prompt, the tokens that stop a completion, and whether a perfect completion would be graded
+    right and well formed; exit code 1 when not, 2 when the model's chat template cannot be used.
+    """
+    from iapo_bench import doctor
+
+    if model is not None:
+        text, works = doctor.examine_model(_read(config, overrides), model, dataset)
+        click.echo(text)
+    else:
+        if dataset:
+            raise UserError("--dataset needs --model DIR: which model should be asked?")
+        rows, works = doctor.examine()
+        click.echo(doctor.show(rows))
     if not works:
         sys.exit(1)
 

@@ -1,15 +1,18 @@
 """Building, loading and saving the models that are trained and sampled."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -21,6 +24,9 @@ from iapo_bench.files import whole_directory
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.models.lora import merged_state
 from iapo_bench.seeds import stream_seed
+from iapo_bench.worlds.dialogue import Dialogue
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def build_micro(
@@ -65,6 +71,7 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a checkpoint directory (no config.json)")
+    generation = read_generation_config(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
@@ -75,7 +82,56 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
         if names := info.get(kind):
             first = sorted(str(name) for name in names)[0]
             raise UserError(f"{path}: weights do not match config.json ({kind.replace('_', ' ')}: {first})")
+    model.generation_config = generation or sound_generation_config(model.generation_config, path)
     return model.eval()
+
+
+def load_skeleton(path: Path) -> PreTrainedModel:
+    """The model in a checkpoint directory without its weights: for its configs. Raises UserError when it has none."""
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not a checkpoint directory (no config.json)")
+    generation = read_generation_config(path)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    model.generation_config = generation or sound_generation_config(model.generation_config, path)
+    return model
+
+
+def read_generation_config(path: Path) -> GenerationConfig | None:
+    """The generation config of a checkpoint directory, as `sound_generation_config` leaves it; None without a file.
+
+    Raises UserError for one that cannot be read: transformers would pass over it, and over the stops that it names.
+    """
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+        config = GenerationConfig.from_pretrained(path, local_files_only=True)
+        ids = [i for name in _TOKEN_IDS for i in _as_list(getattr(config, name))]
+        if not all(type(i) is int for i in ids):
+            raise ValueError("its token ids are not whole numbers")
+    except Exception as error:  # transformers checks no types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be used ({reason}): correct or remove it") from None
+    return sound_generation_config(config, path)
+
+
+def sound_generation_config(config: GenerationConfig, name: str | Path) -> GenerationConfig:
+    """The config itself, or where transformers would refuse to save it, its token ids alone, which is all that sampling
+    here takes from it; then one line says so of the checkpoint `name`."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        keys = ", ".join(re.findall(r"^- `(\w+)`", str(error), re.MULTILINE))
+        click.echo(
+            f"warning: {name}: the generation config contradicts itself ({keys}): only its token ids are kept", err=True
+        )
+        return GenerationConfig(**{name: getattr(config, name) for name in _TOKEN_IDS})
+    return config
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -94,10 +150,21 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends a completion: the tokenizer's and those of the generation config."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({tokenizer.eos_token_id, *(i for i in ids if i is not None)}))
+    """Every end of sequence: those of the tokenizer, the generation config and the config."""
+    text = model.config.get_text_config()
+    named = [source.eos_token_id for source in (tokenizer, model.generation_config, model.config, text) if source]
+    ids = {i for value in named for i in _as_list(value)}
+    # Some configs have a default that is no token of their model.
+    return tuple(sorted(i for i in ids if 0 <= i < text.vocab_size))
+
+
+def stop_ids(model: PreTrainedModel, dialogue: Dialogue) -> tuple[int, ...]:
+    """Every token that ends a completion: the ends of sequence, and what the chat template ends a turn with."""
+    return tuple(sorted({*eos_ids(model, dialogue.tokenizer), *dialogue.turn_ends}))
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def context_length(path: Path) -> int:

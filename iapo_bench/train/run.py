@@ -15,10 +15,10 @@ from iapo_bench.method import load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
     accelerator,
-    eos_ids,
     load_model,
     load_tokenizer,
     save_model,
+    stop_ids,
     torch_dtype,
     weights_checksum,
 )
@@ -60,7 +60,8 @@ def train(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = load_tokenizer(base)
-    prompts = encode(problems, world, tokenizer, base, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    prompts = encode(problems, dialogue, base, config.max_tokens)
     reference = None
     if credit.loss.kl_coef:
         reference = model if config.lora else load_model(base, dtype=dtype).to(accelerator())
@@ -84,9 +85,10 @@ def train(
             golds=[problem.answer for problem in problems],
             grade=grader.grade,
             tokenizer=tokenizer,
-            eos_ids=eos_ids(model, tokenizer),
+            eos_ids=stop_ids(model, dialogue),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(config, tokenizer),
+            prefill=dialogue.prefill,
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
         rows = trainer.run(state)

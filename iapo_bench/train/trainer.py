@@ -31,6 +31,7 @@ from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals
 from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
@@ -53,7 +54,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """Encoded training problems and the way to judge their completions."""
+    """Encoded training problems and the way to judge their completions.
+
+    `prefill`: what the prompts already say of the completion, such as `<think>`.
+    """
 
     prompts: list[list[int]]
     golds: list[str]
@@ -62,6 +66,12 @@ class Task:
     eos_ids: tuple[int, ...]
     postfix_ids: list[int]
     reading: AnswerReading = EVERY_PREFIX
+    prefill: str = ""
+
+    def texts(self, completions: list[Completion]) -> list[str]:
+        """What is graded of each completion."""
+        token_ids = [completion.token_ids for completion in completions]
+        return completion_texts(token_ids, self.tokenizer, stop_ids=self.eos_ids, prefill=self.prefill)
 
 
 @dataclass
@@ -191,10 +201,7 @@ class Trainer:
                 prompts = [self.task.prompts[p] for p in problems[parallel.share(len(problems))]]
                 completions = parallel.gather(self.engine.generate(prompts, sampling))
             with self._phase("grade"):
-                token_ids = [completion.token_ids for completion in completions[own]]
-                # Of no rows the tokenizer would make one empty text.
-                decode = self.task.tokenizer.batch_decode
-                texts = decode(token_ids, skip_special_tokens=True) if token_ids else []
+                texts = self.task.texts(completions[own])
                 golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
                 outcomes = parallel.gather(self.task.grade(texts, golds[own]))
                 formatted = parallel.gather([is_formatted(text) for text in texts])
