@@ -7,8 +7,13 @@ defaults are the setting that its paper publishes.
 import dataclasses
 import enum
 import importlib.util
+import inspect
+import math
 import sys
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -21,10 +26,6 @@ METHOD_DIRS = tuple(Path(__file__).parent.parent / folder for folder in ("method
 
 PROFILES = ("paper", "released")
 
-# A spread below this share of the signal (or of 1, if that is more) is the rounding of a float32 forward pass, which a
-# z-score would blow up to full size. Signals are nats and probabilities, so of order one.
-SIGNAL_NOISE = 1e-5
-
 
 def _check_options(options: Any, owner: str) -> None:
     """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
@@ -36,6 +37,9 @@ def _check_options(options: Any, owner: str) -> None:
         # YAML reads 1e-6 as a string: it wants 1.0e-6.
         if hint in (bool, int, float) and not isinstance(value, (int, hint)):
             raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{option.name} of {owner} must be finite, is {value!r}")
 
 
 # The reward z-score of the released code, which is that of TRL: sample standard deviation, and an eps that shows.
@@ -125,11 +129,31 @@ class Credit:
     """Advantages and loss weights, float32 (B, T).
 
     A token with weight 0 leaves both the loss and its normaliser; one with weight 1 and advantage 0 stays in the
-    normaliser.
+    normaliser. `counted_B`: bool, the rows that a mean over rows counts; without it, those with any weight, so that
+    rows which a method drops leave the mean.
     """
 
     advantages_BT: torch.Tensor
     weights_BT: torch.Tensor
+    counted_B: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> "Credit":
+        """The credit of the rows `index`."""
+        counted_B = None if self.counted_B is None else self.counted_B[index]
+        return Credit(self.advantages_BT[index], self.weights_BT[index], counted_B)
+
+    def validate(self, batch: RolloutBatch) -> "Credit":
+        """Check type, shape, dtype, device and finiteness against the batch; return self. Raises ValueError."""
+        mask_BT = batch.completion_mask_BT
+        for name in ("advantages_BT", "weights_BT"):
+            _require_tensor(name, getattr(self, name), mask_BT.shape, torch.float32, mask_BT.device)
+        if (self.weights_BT < 0).any():
+            raise ValueError("weights_BT holds a negative number")
+        if self.weights_BT[~mask_BT].any():
+            raise ValueError("weights_BT is not 0 at padding")
+        if self.counted_B is not None:
+            _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
+        return self
 
 
 @dataclass
@@ -191,11 +215,17 @@ class Method:
         """Take up what `state_dict` gave."""
 
 
-def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor | None = None) -> Credit:
+def assign(
+    advantages: torch.Tensor,
+    batch: RolloutBatch,
+    weights: torch.Tensor | None = None,
+    *,
+    counted: torch.Tensor | None = None,
+) -> Credit:
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
-    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do.
-    Raises ValueError for any other shape.
+    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do. `counted`: see
+    `Credit.counted_B`. Raises ValueError for any other shape.
     """
     mask_BT = batch.completion_mask_BT
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
@@ -205,7 +235,72 @@ def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor 
         raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
     weights_BT = mask_BT if weights is None else mask_BT & weights
-    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float())
+    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
+
+
+def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, is {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    if value.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, is {value.dtype}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, the batch on {device}")
+    if value.requires_grad:
+        raise ValueError(f"{name} has a gradient: detach it")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds a number that is not finite")
+
+
+@contextmanager
+def _blamed(method: "Method", hook: str) -> Iterator[None]:
+    """Whatever goes wrong in a method's hook as a line that names the method, the hook and the file's line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{_place(method)}: {hook}: {error}") from error
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{_place(method, error)}: {hook}: {kind}{error}") from error
+
+
+def _place(method: "Method", error: BaseException | None = None) -> str:
+    """Method and file, with the line of the file in which `error` was raised, if it was."""
+    path = inspect.getfile(type(method))
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f"method {method.name} ({path}{f':{lines[-1]}' if lines else ''})"
+
+
+def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
+    """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
+    float32 (B,)."""
+    with _blamed(method, "shape_rewards"):
+        rewards_B = method.shape_rewards(batch)
+        _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
+    return replace(batch, rewards_B=rewards_B)
+
+
+def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
+    """Whether the method trains on a group. Raises UserError, naming method and file, unless it says yes or no."""
+    with _blamed(method, "accept_group"):
+        verdict = method.accept_group(correct_G)
+        if not isinstance(verdict, bool):
+            raise ValueError(f"the result must be bool, is {type(verdict).__name__}")
+    return verdict
+
+
+def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Generator) -> Credit:
+    """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
+    fails or is not what `Credit.validate` asks for."""
+    with _blamed(method, "observe"):
+        method.observe(batch)
+    with _blamed(method, "credit"):
+        credit = method.credit(batch, generator)
+        if not isinstance(credit, Credit):
+            raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
+        return credit.validate(batch)
 
 
 def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Summary, read_grades, summarise
-from iapo_bench.files import whole_file
+from iapo_bench.files import write_json
 from iapo_bench.report.steps import read_json
 
 BASE = "base"
@@ -82,8 +81,7 @@ def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -
         selection=tier.selection + varied if trained else "",
         summary=summary,
     )
-    with whole_file(out) as partial:
-        partial.write_text(json.dumps(row.to_dict(), indent=2) + "\n")
+    write_json(out, row.to_dict())
 
 
 def run_names(table: pd.DataFrame) -> pd.Series:
