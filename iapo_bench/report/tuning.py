@@ -62,6 +62,6 @@ def pick(scores: Sequence[dict[str, float]], floor: float) -> int:
 
 
 def _score(grades: Path, config: TuneConfig) -> dict[str, Any]:
-    summary = summarise({0: read_grades(grades)}, [config.k], bootstrap=1)
+    summary = summarise({0: read_grades(grades)}, [config.k])
     measured = {measure: summary.cells[f"{measure}@{config.k}"].mean for measure in ("pass", "length", "ratio")}
     return {"accuracy": summary.accuracy, **measured}
