@@ -4,7 +4,7 @@ Published numbers are means and population standard deviations over three sampli
 are judged by Welch's test on them. Measured ones are paired by problem. Numbers at second hand stand apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -19,7 +19,7 @@ from scipy.stats import ttest_ind_from_stats
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import Row, read_rows
+from iapo_bench.report.rows import BASE, Row, read_rows
 
 RUNS = 3  # behind a published mean
 ALPHA = 0.05
@@ -29,6 +29,7 @@ WORDS = {
     "published": ("supported", "contradicted", "not shown"),
     "same": ("reproduced", "not reproduced", "undecided"),
     "other": ("holds here", "does not hold here", "undecided here"),
+    "units": ("comparable", "units differ", ""),
 }
 NO_NUMBERS = "no numbers"
 
@@ -125,7 +126,9 @@ class Numbers(Protocol):
 
     def methods(self) -> list[str]: ...
 
-    def has(self, measure: str) -> bool: ...
+    def has(self, *methods: str) -> bool: ...
+
+    def measures(self, measure: str) -> bool: ...
 
     def value(self, method: str, measure: str) -> float: ...
 
@@ -141,7 +144,10 @@ class Published:
     def methods(self) -> list[str]:
         return list(self._rows.index)
 
-    def has(self, measure: str) -> bool:
+    def has(self, *methods: str) -> bool:
+        return set(methods) <= set(self._rows.index)
+
+    def measures(self, measure: str) -> bool:
         return measure in self._rows
 
     def value(self, method: str, measure: str) -> float:
@@ -162,33 +168,39 @@ class Published:
         sample = np.sqrt(RUNS / (RUNS - 1))
         name, _, k = measure.partition("@")
         if name != "ratio":
-            return float(self._rows.loc[method, f"{measure}_std"] * sample)  # type: ignore[operator]
-        relative = [self._std(method, part) / self.value(method, part) for part in (f"pass@{k}", f"length@{k}")]
-        return float(self.value(method, measure) * np.hypot(*relative))
+            return float(self._rows.loc[method, f"{measure}_std"] * sample)
+        passed, length = (self._std(method, m) / self.value(method, m) for m in (f"pass@{k}", f"length@{k}"))
+        return float(self.value(method, measure) * np.hypot(passed, length))
 
 
 class Measured:
-    """The rows that a tier measured, by their summaries."""
+    """The rows that a tier measured. Its length is that of all samples, whatever the k."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = {row.name: row for row in rows}
+        self.rows = {row.method: row for row in rows}
 
     def methods(self) -> list[str]:
-        return list(self.rows)
+        """The rows that a table of methods has: neither the base's controls nor variants of a method."""
+        return [name for name, row in self.rows.items() if name == BASE or (row.trained and row.parent in ("", name))]
 
-    def has(self, measure: str) -> bool:
-        k = int(measure.partition("@")[2])
-        return all(k <= row.tally.n_samples for row in self.rows.values())
+    def has(self, *methods: str) -> bool:
+        return set(methods) <= set(self.rows)
+
+    def measures(self, measure: str) -> bool:
+        return all(int(measure.partition("@")[2]) <= row.tally.n_samples for row in self.rows.values())
 
     def value(self, method: str, measure: str) -> float:
-        return float(self.rows[method].tally.values(measure).mean())
+        return float(self._values(method, measure).mean())
 
     def difference(self, a: str, b: str, measure: str) -> Difference:
         first, second = (self.rows[name] for name in (a, b))
         seeds = all(not row.trained or len(row.tally.train_seeds) > 1 for row in (first, second))
-        found = estimate(first.tally.values(measure), second.tally.values(measure), seeds=seeds)
+        found = estimate(self._values(a, measure), self._values(b, measure), seeds=seeds)
         lo, hi = found.interval
         return Difference(self.value(a, measure), self.value(b, measure), found.value, lo, hi, found.p)
+
+    def _values(self, method: str, measure: str) -> np.ndarray:
+        return self.rows[method].tally.values("length" if measure.startswith("length") else measure)
 
 
 # Whether a claim holds (None: not to be told) and why, in words.
@@ -231,20 +243,19 @@ def check_no_loss(check: NoLoss, numbers: Numbers) -> Finding:
 
 
 def _told(a: str, b: str, found: Difference) -> str:
-    return (
-        f"{a} {found.a:.4g}, {b} {found.b:.4g}: {found.value:+.3g} [{found.lo:+.3g}, {found.hi:+.3g}], p = {found.p:.2g}"
-    ).replace("-", "\N{MINUS SIGN}")
+    interval = f"{found.value:+.3g} [{found.lo:+.3g}, {found.hi:+.3g}]"
+    return f"{a} {found.a:.4g}, {b} {found.b:.4g}: {interval}, p = {found.p:.2g}".replace("-", "\N{MINUS SIGN}")
 
 
 def check_numbers(check: Check, numbers: Numbers) -> Finding | None:
     """The finding of a check on rows that can be compared; None where a row or the measure is missing."""
-    against = {"change": lambda c: c.against, "no_loss": lambda c: [c.against]}.get(check.kind, lambda _: [])(check)
-    measure = getattr(check, "measure", None)
-    wanted = {getattr(check, "method", None), *against}
-    if measure is None or not wanted <= set(numbers.methods()) or not numbers.has(measure):
-        return None
-    checks: dict[str, Callable[..., Finding]] = {"best": check_best, "change": check_change, "no_loss": check_no_loss}
-    return checks[check.kind](check, numbers) if check.kind in checks else None
+    if isinstance(check, Best) and numbers.has(check.method) and numbers.measures(check.measure):
+        return check_best(check, numbers)
+    if isinstance(check, Change) and numbers.has(check.method, *check.against) and numbers.measures(check.measure):
+        return check_change(check, numbers)
+    if isinstance(check, NoLoss) and numbers.has(check.method, check.against) and numbers.measures(check.measure):
+        return check_no_loss(check, numbers)
+    return None
 
 
 def check_anchor(check: Anchor, numbers: Published, anchors: pd.DataFrame) -> Finding | None:
@@ -326,16 +337,18 @@ def _on_published(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     rows = []
     for model in claim.published:
         own = evidence.published[evidence.published["model"] == model]
+        found: Finding | None = None
         if isinstance(claim.check, Units):
-            found: Finding | None = check_units(claim.check)
+            found = check_units(claim.check)
         elif own.empty:
-            found = None
+            pass
         elif isinstance(claim.check, Anchor):
             anchors = evidence.second_hand[evidence.second_hand["model"] == model]
             found = check_anchor(claim.check, Published(own), anchors)
         else:
             found = check_numbers(claim.check, Published(own))
-        rows.append(_row(claim, "published", found, "snakemake claims", "published", model=model, dataset="gsm8k"))
+        words = "units" if isinstance(claim.check, Units) else "published"
+        rows.append(_row(claim, "published", found, "snakemake claims", words, model=model, dataset="gsm8k"))
     return rows
 
 
@@ -359,9 +372,7 @@ def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(
-    claim: Claim, numbers: str, found: Finding | None, command: str, words: str, **labels: str
-) -> dict[str, Any]:
+def _row(claim: Claim, numbers: str, found: Finding | None, command: str, words: str, **labels: str) -> dict[str, Any]:
     holds, text = found if found is not None else (None, "")
     yes, no, unknown = WORDS[words]
     verdict = NO_NUMBERS if found is None else unknown if holds is None else yes if holds else no

@@ -4,7 +4,7 @@ Compared are, over all real tokens: the advantage; the gradient's weight, which 
 multiplies a token by; and of IAPO each of the two terms that it adds to the reward's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,9 @@ class Credits:
         self._settings = signal_settings
         self._signals: dict[tuple[int, Reading], RolloutBatch] = {}
 
-    def measure(self, name: str, options: dict[str, Any], departure: Departure | None = None) -> dict[str, torch.Tensor]:
+    def measure(
+        self, name: str, options: dict[str, Any], departure: Departure | None = None
+    ) -> dict[str, torch.Tensor]:
         """What is compared, for a method with `options` and a departure's changes on top: float64 (tokens,) each."""
         changes = departure.options if departure else {}
         settings = departure.train if departure else {}

@@ -116,8 +116,11 @@ def ranking_chances(candidates: Mapping[str, Sequence[Counted]], k: int, draws: 
 
 def first_chances(rankings: pd.DataFrame) -> dict[str, float]:
     """The chance of each method to come out first."""
-    first = rankings["method"].str.split(" > ").str[0]
-    return rankings["chance"].groupby(first).sum().to_dict()
+    chances: dict[str, float] = {}
+    for text, chance in zip(rankings["method"], rankings["chance"], strict=True):
+        first = text.split(" > ")[0]
+        chances[first] = chances.get(first, 0.0) + chance
+    return chances
 
 
 def order_chances(rankings: pd.DataFrame) -> dict[tuple[str, str], float]:
@@ -132,29 +135,29 @@ def order_chances(rankings: pd.DataFrame) -> dict[tuple[str, str], float]:
 def protocol_blocks(cells: pd.DataFrame, rankings: pd.DataFrame) -> list[Block]:
     """The table for readers."""
     k = cells["k"].iloc[0]
-    ratio = cells.pivot(index="protocol", columns="method", values="ratio").loc[cells["protocol"].unique()]
-    rank = cells.pivot(index="protocol", columns="method", values="rank")
-    methods = list(cells["method"].unique())
-    columns = {"protocol": list(ratio.index)} | {
-        method: [f"{ratio.loc[p, method]:#.3g} ({rank.loc[p, method]})" for p in ratio.index] for method in methods
+    methods, protocols = list(cells["method"].unique()), list(cells["protocol"].unique())
+    found = cells.set_index(["protocol", "method"])
+    columns = {"protocol": protocols} | {
+        method: [f"{found.loc[(p, method), 'ratio']:#.3g} ({found.loc[(p, method), 'rank']})" for p in protocols]
+        for method in methods
     }
     first = first_chances(rankings)
     top = rankings.head(10)
-    likeliest = f"{len(rankings)} rankings came out of 15 problems; the likeliest of them {top['chance'].iloc[0]:.1%} of "
+    chances = ", ".join(f"{method} {first.get(method, 0.0):.0%}" for method in methods)
     return [
         f"# What the protocol of evaluation does, Ratio@{k} and rank",
         _HOW_TO_READ,
         Table(columns),
         "## Rankings under 15 problems",
-        likeliest + "the draws. The chance to be first: "
-        + ", ".join(f"{method} {first.get(method, 0.0):.0%}" for method in methods) + ".",
+        f"{len(rankings)} rankings came out, the likeliest in {top['chance'].iloc[0]:.1%} of the draws. "
+        f"The chance to be first: {chances}.",
         Table({"ranking": list(top["method"]), "chance": [f"{chance:.1%}" for chance in top["chance"]]}),
     ]
 
 
 _HOW_TO_READ = """\
 The same checkpoints and completions under both protocols. Each line puts one part of the released protocol in place of
-ours, the last all of them. Ours: Pass@k without bias over all problems and samples, graded as mathematics, the mean over
-training seeds. Chosen on the reported problems: the best of a method's candidates (training seeds, and IAPO's grid of
-weights if there is one) by the ratio that is reported.
+ours, the last all of them. Ours: Pass@k without bias over all problems and samples, graded as mathematics, the mean
+over training seeds. Chosen on the reported problems: the best of a method's candidates (training seeds, and IAPO's grid
+of weights if there is one) by the ratio that is reported.
 """
