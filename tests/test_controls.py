@@ -87,10 +87,10 @@ def test_controls_are_rows(tmp_path):
     assert shortest_row.summary.cells["length@1"].mean < summarise({0: base_grades()}, [1]).cells["length@1"].mean
 
 
-def method_of(frame: pd.DataFrame, name: str):
+def method_of(frame: pd.DataFrame, name: str, ks=(1, 8)):
     samples = Samples.of({0: frame})
     row = make_row(name, (1, 8), train_seeds=[0])
-    return replace(row, summary=samples.summary([1, 8]), tally=samples.tally())
+    return replace(row, summary=samples.summary(ks), tally=samples.tally())
 
 
 def test_methods_against_early_stopping():
@@ -99,8 +99,8 @@ def test_methods_against_early_stopping():
     better = frame.assign(n_tokens=(frame["n_tokens"] * 0.6).astype(int), outcome="CORRECT")
     worse = frame.assign(n_tokens=np.maximum(frame["n_tokens"] // 2, 12), outcome="WRONG")
     speechless = frame.assign(n_tokens=1)
-    rows = [method_of(f, n) for f, n in ((better, "better"), (shortest_like(frame), "same"), (worse, "worse"))]
-    table = against_controls([*rows, method_of(speechless, "speechless")], curve, values)
+    made = {"better": better, "same": shortest(frame, 8), "worse": worse, "speechless": speechless}
+    table = against_controls([method_of(frame, name, [1]) for name, frame in made.items()], curve, values)
     assert table["verdict"].tolist() == [
         "beats early stopping",
         "not told apart from early stopping",
@@ -108,16 +108,11 @@ def test_methods_against_early_stopping():
         "not known",
     ]
     assert (table["control_length"] <= table["length"])[:3].all()
+    assert table["control"].iloc[1] == "base, the shortest of 8"
     found = table.iloc[0]
     able = curve[curve["length"] <= found["length"]]
     assert found["control_pass@1"] == able["pass@1"].max()
     assert found["difference"] == pytest.approx(1 - found["control_pass@1"])
-
-
-def shortest_like(frame: pd.DataFrame) -> pd.DataFrame:
-    """Grades of a method that does what taking the shorter of two does, on other samples."""
-    other = shortest(base_grades(problems=100, samples=16, seed=1), 2)
-    return other.assign(formatted=True)
 
 
 def test_frontier_files(tmp_path):

@@ -100,7 +100,7 @@ def frontier_blocks(rows: Sequence[Row], table: pd.DataFrame) -> list[Block]:
         Table(columns, "Difference in Pass@1, paired by problem, with its 95% interval; p corrected by Holm, 5%."),
         "Controls are made of the base's own samples. Cut: a completion of more than L tokens stops there, unanswered "
         "and so wrong. Shortest: of n samples the shortest is taken; all n have to be started, so its length is what a "
-        "reader waits for and not what is generated. A control is chosen on the same samples, which flatters it a little.",
+        "reader waits for and not what is generated. It is chosen on the same samples, which flatters it a little.",
     ]
 
 
@@ -118,7 +118,8 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
         ax.annotate(
             f"shortest of n = {shortest['parameter']:.0f}, ..., 1",
             (shortest["length"], shortest["pass@1"]),
-            xytext=(2, 5),
+            xytext=(-4, -2),
+            ha="right",
             textcoords="offset points",
             fontsize=7,
             color=GREY,
