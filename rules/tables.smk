@@ -23,6 +23,8 @@ rule metrics:
         f"{WORK}/logs/metrics/{{row}}.log",
     benchmark:
         f"{WORK}/benchmarks/metrics/{{row}}.tsv"
+    wildcard_constraints:
+        row="(?!base_)[a-z][a-z0-9_]*",  # the controls have a rule of their own
     conda:
         "../configs/environment.yaml"
     resources:
@@ -38,9 +40,6 @@ rule metrics:
         code=code_digest("metrics"),
     shell:
         "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench metrics --method {wildcards.row} {params.grades} {params.seeds} --out {output.summary} 2>&1 | tee {log}"
-
-
-ruleorder: controls > metrics
 
 
 rule controls:

@@ -139,7 +139,7 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
             look, length_TP, passes_TP = styles[row.name], row.tally.values("length"), row.tally.values("pass@1")
             ax.vlines(length_TP.mean(), *estimate(passes_TP, seeds=True).interval, color=look.colour, linewidth=0.8)
             ax.hlines(passes_TP.mean(), *estimate(length_TP, seeds=True).interval, color=look.colour, linewidth=0.8)
-            point = {"color": look.colour, "markerfacecolor": look.face, "linestyle": "", "zorder": 3}
+            point: Any = {"color": look.colour, "markerfacecolor": look.face, "linestyle": "", "zorder": 3}
             ax.plot(length_TP.mean(), passes_TP.mean(), look.marker, label=row.name, **point)
         ax.set_xlabel("Length (tokens)")
         ax.set_ylabel("Pass@1")
