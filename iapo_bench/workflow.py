@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-from iapo_bench.config import CONFIG_DIR, TierConfig, digest, merge, parse_tier, read_tier
+from iapo_bench.config.reading import CONFIG_DIR, merge
+from iapo_bench.config.section import digest
+from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file
 from iapo_bench.machine.code import code_digest as digest_of_code

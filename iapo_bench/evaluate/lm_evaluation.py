@@ -22,7 +22,9 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from iapo_bench.config import CONFIG_DIR, TierConfig, WorldConfig
+from iapo_bench.config.lm_eval import LmEvalJob
+from iapo_bench.config.reading import CONFIG_DIR
+from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
@@ -37,40 +39,31 @@ _SAMPLERS_TEXT = {"skip_special_tokens": True, "spaces_between_special_tokens": 
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 
 
-def evaluate(
-    tier: TierConfig,
-    *,
-    model: Path,
-    data: Path,
-    out: Path,
-    tasks: list[str] | None = None,
-    limit: int | None = None,
-    backend: str | None = None,
-) -> None:
+def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     """Write `out/scores.json` and, a row for each problem, `out/results.parquet` of the checkpoint `model`.
 
-    The tier's own task is always among the tasks; `tasks` (standard ones), `limit` and `backend` (`hf` or `vllm`) are
-    by default the tier's. Raises UserError, before anything is generated, for a model, data, a task or a backend that
-    is not there, and for a standard task whose dataset cannot be fetched.
+    The dataset's own task is always among the tasks. Raises UserError, before anything is
+    generated, for a model, data, a task or a backend that is not there, and for a standard task whose dataset cannot be
+    fetched.
     """
-    own = f"iapo_{tier.world.name}"
-    settings = tier.lm_eval
-    names = [name for name in dict.fromkeys(settings.tasks if tasks is None else tasks) if name != own]
-    limit, backend = limit or settings.limit, backend or settings.backend
+    own = f"iapo_{job.world.name}"
+    settings = job.lm_eval
+    names = [name for name in dict.fromkeys(settings.tasks) if name != own]
+    limit, backend = settings.limit, settings.backend
     if backend == "vllm":
         import_vllm()
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is not a checkpoint directory (no config.json)")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default
     what = {
-        **{"model": str(model), "data": str(data), "world": tier.world.model_dump(), "seed": tier.seed},
-        **{"max_tokens": tier.evaluate.max_tokens, "problems": tier.evaluate.problems},
+        **{"model": str(model), "data": str(data), "world": job.world.model_dump(), "seed": job.world_seed},
+        **{"max_tokens": job.evaluate.max_tokens, "problems": job.evaluate.problems},
     }
     manager = TaskManager(include_path=CONFIG_DIR / "lm_eval", include_defaults=False, metadata=what)
     ours = list(manager.load([own])["tasks"].values())
     standard = _load_standard(names)
 
-    lm, tokenizer = _open(tier, model, backend)
+    lm, tokenizer = _open(job, model, backend)
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
     results = [
@@ -79,8 +72,8 @@ def evaluate(
             tasks=ours,
             task_manager=manager,  # or it would read the thousands of its own
             limit=limit,
-            gen_kwargs={"max_gen_toks": tier.evaluate.max_tokens, **(_SAMPLERS_TEXT if backend == "vllm" else {})},
-            batch_size=tier.evaluate.batch_size,
+            gen_kwargs={"max_gen_toks": job.evaluate.max_tokens, **(_SAMPLERS_TEXT if backend == "vllm" else {})},
+            batch_size=job.evaluate.batch_size,
         )
     ]
     if standard:
@@ -195,24 +188,24 @@ def _load_standard(names: list[str]) -> list[Any]:
     return tasks
 
 
-def _open(tier: TierConfig, model: Path, backend: str) -> tuple[LM, PreTrainedTokenizerBase]:
+def _open(job: LmEvalJob, model: Path, backend: str) -> tuple[LM, PreTrainedTokenizerBase]:
     """lm-eval's model and its tokenizer."""
     tokenizer = load_tokenizer(model)
     if backend == "vllm":
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-            on_gpu = {"dtype": tier.model.dtype, "gpu_memory_utilization": tier.evaluate.engine_memory}
+            on_gpu = {"dtype": job.dtype, "gpu_memory_utilization": job.evaluate.engine_memory}
             return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu)), tokenizer
 
     from lm_eval.models.huggingface import HFLM
 
-    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
+    network = load_model(model, dtype=torch_dtype(job.dtype)).to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
     network.generation_config = GenerationConfig(
         eos_token_id=list(eos_ids(network, tokenizer)), pad_token_id=tokenizer.pad_token_id
     )
-    return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size), tokenizer
+    return HFLM(network, tokenizer=tokenizer, batch_size=job.evaluate.batch_size), tokenizer
 
 
 def _vllm_class() -> type[LM]:

@@ -15,7 +15,7 @@ With N weights that multiply every token (`Architecture.matrix_parameters`, the 
 import math
 from dataclasses import dataclass, replace
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import Signal, load_method
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.signals.statistics import CHUNK_LOGITS

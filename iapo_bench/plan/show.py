@@ -7,7 +7,7 @@ from typing import Any
 from tabulate import tabulate
 from transformers import AutoConfig
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture
 from iapo_bench.plan import costs

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import RowJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Summary, read_grades, summarise
 from iapo_bench.files import whole_file
@@ -68,22 +68,14 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     return rows
 
 
-def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -> None:
-    """Write one method's summary; `grades` holds its grades by training seed."""
-    summary = summarise({seed: read_grades(path) for seed, path in grades.items()}, tier.evaluate.ks)
-    trained = method != BASE
-    varied = f" of {tier.parent(method)}, varied" if method in tier.ablations else ""
+def measure(job: RowJob, grades: dict[int, Path], out: Path) -> None:
+    """Write one row's summary; `grades` holds its grades by training seed."""
+    summary = summarise({seed: read_grades(path) for seed, path in grades.items()}, job.ks)
     row = Row(
-        model=tier.model.name,
-        dataset=tier.world.name,
-        method=method,
-        tier=tier.tier,
-        profile=tier.method(method).profile if trained else "",
-        selection=tier.selection + varied if trained else "",
-        summary=summary,
+        **job.labels.model_dump(), method=job.method, profile=job.profile, selection=job.selection, summary=summary
     )
     with whole_file(out) as partial:
-        partial.write_text(json.dumps(row.to_dict(), indent=2) + "\n")
+        partial.write_text(json.dumps({**row.to_dict(), "settings": job.settings}, indent=2) + "\n")
 
 
 def run_names(table: pd.DataFrame) -> pd.Series:

@@ -1,5 +1,6 @@
 """The table, for machines (CSV) and for readers (Markdown), and accuracy against length."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import MEASURES, Cell
 from iapo_bench.files import whole_file
@@ -23,16 +23,18 @@ from iapo_bench.worlds.grading import Outcome
 _PUBLISHED_KS = (16, 32)
 
 
-def make_table(tier: TierConfig, summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
+def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
     """Write the table (`out`, and Markdown beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
     write_table(rows, out, out.with_suffix(".md"), published)
     save_figure(accuracy_length(rows), figure)
     write_provenance(
         out.with_suffix(".provenance.json"),
-        config=tier.model_dump(mode="json"),
+        config={
+            row.name: json.loads(path.read_text()).get("settings") for row, path in zip(rows, summaries, strict=True)
+        },
         inputs=list(summaries),
-        seeds={"data": tier.seed, "train": tier.train.seeds, "sampling": tier.evaluate.seeds},
+        seeds={row.name: {"train": row.summary.train_seeds, "sampling": row.summary.sampling_seeds} for row in rows},
         extra={
             "outcomes": {row.name: row.summary.outcomes for row in rows},
             "truncated": {row.name: row.summary.truncated for row in rows},

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
 from iapo_bench.method import Method, Signal, require_groups
@@ -29,25 +30,10 @@ from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.statistics import compute_signals
-from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.train.update import make_optimizer, update
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The tier's `train` section as it applies to one method, and the run's seed."""
-
-    completions: int
-    prompts_per_step: int
-    group_size: int
-    max_tokens: int
-    temperature: float
-    max_draws: int
-    checkpoint_every: int
-    update: UpdateSettings
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -84,24 +70,26 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        settings: TrainSettings,
+        config: TrainConfig,
+        seed: int,
         task: Task,
         model: PreTrainedModel,
         engine: RolloutEngine,
         reference: PreTrainedModel | None = None,
     ) -> None:
-        require_groups(settings.group_size)
+        require_groups(config.group_size)
         if not task.prompts:
             raise UserError("there are no training problems")
         if method.loss.kl_coef and reference is None:
             raise ValueError("a KL term needs the reference model")
         self.method = method
-        self.settings = settings
+        self.config = config
+        self.seed = seed
         self.task = task
         self.model = model
         self.engine = engine
         self.reference = reference
-        self.optimizer = make_optimizer(model, settings.update)
+        self.optimizer = make_optimizer(model, config.lr)
         self.cursor = 0  # problems drawn so far, over all epochs
         self.generated = 0  # completions so far
         self.rows: list[dict[str, Any]] = []
@@ -111,7 +99,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the budget leaves no room for another group."""
-        return self.generated + self.settings.group_size > self.settings.completions
+        return self.generated + self.config.group_size > self.config.completions
 
     def run(self, state: Path | None = None) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
@@ -124,7 +112,7 @@ class Trainer:
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
         bar = tqdm(
-            total=self.settings.completions,
+            total=self.config.completions,
             initial=self.generated,
             desc=self.method.name,
             unit="completion",
@@ -136,7 +124,7 @@ class Trainer:
             row = self.step()
             bar.update(self.generated - before)
             bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}")
-            if state is not None and len(self.rows) % self.settings.checkpoint_every == 0:
+            if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
                 self._save(state)
         bar.close()
         return self.rows
@@ -171,19 +159,19 @@ class Trainer:
 
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
-        settings = self.settings
+        config = self.config
         draw = _Draw([], [], [], [], Counter(), [], 0, 0)
-        while len(draw.prompts) < settings.prompts_per_step and draw.draws < settings.max_draws and not self.finished:
-            wanted = settings.prompts_per_step - len(draw.prompts)
-            affordable = (settings.completions - self.generated) // settings.group_size
+        while len(draw.prompts) < config.prompts_per_step and draw.draws < config.max_draws and not self.finished:
+            wanted = config.prompts_per_step - len(draw.prompts)
+            affordable = (config.completions - self.generated) // config.group_size
             problems = [self._next_problem() for _ in range(min(wanted, affordable))]
-            own = parallel.share(len(problems) * settings.group_size, settings.group_size)
+            own = parallel.share(len(problems) * config.group_size, config.group_size)
             sampling = Sampling(
-                max_tokens=settings.max_tokens,
+                max_tokens=config.max_tokens,
                 eos_ids=self.task.eos_ids,
-                samples_per_prompt=settings.group_size,
-                temperature=settings.temperature,
-                seed=stream_seed(settings.seed, "sampling", step, draw.draws),
+                samples_per_prompt=config.group_size,
+                temperature=config.temperature,
+                seed=stream_seed(self.seed, "sampling", step, draw.draws),
                 first_index=own.start,
             )
             with self._phase("rollout"):
@@ -194,7 +182,7 @@ class Trainer:
                 # Of no rows the tokenizer would make one empty text.
                 decode = self.task.tokenizer.batch_decode
                 texts = decode(token_ids, skip_special_tokens=True) if token_ids else []
-                golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
+                golds = [self.task.golds[p] for p in problems for _ in range(config.group_size)]
                 outcomes = parallel.gather(self.task.grade(texts, golds[own]))
                 formatted = parallel.gather([is_formatted(text) for text in texts])
             draw.draws += 1
@@ -203,7 +191,7 @@ class Trainer:
             draw.lengths += [len(c.token_ids) for c in completions]
             draw.truncated += sum(c.finish_reason == "length" for c in completions)
             for i, problem in enumerate(problems):
-                group = slice(i * settings.group_size, (i + 1) * settings.group_size)
+                group = slice(i * config.group_size, (i + 1) * config.group_size)
                 correct = [outcome is Outcome.CORRECT for outcome in outcomes[group]]
                 if self.method.accept_group(torch.tensor(correct)):
                     draw.prompts.append(self.task.prompts[problem])
@@ -215,7 +203,7 @@ class Trainer:
     def _next_problem(self) -> int:
         epoch, place = divmod(self.cursor, len(self.task.prompts))
         if self._epoch[0] != epoch:
-            order = numpy_stream(self.settings.seed, "data", epoch).permutation(len(self.task.prompts))
+            order = numpy_stream(self.seed, "data", epoch).permutation(len(self.task.prompts))
             self._epoch = (epoch, order.tolist())
         self.cursor += 1
         return self._epoch[1][place]
@@ -226,13 +214,13 @@ class Trainer:
             draw.completions,
             draw.correct,
             draw.formatted,
-            group_size=self.settings.group_size,
-            max_tokens=self.settings.max_tokens,
+            group_size=self.config.group_size,
+            max_tokens=self.config.max_tokens,
             pad_id=int(self.task.tokenizer.pad_token_id),
             device=self.model.device,
         )
         needs = self.method.needs
-        if self.settings.update.updates_per_rollout > 1:
+        if self.config.updates_per_rollout > 1:
             needs = needs | {Signal.OLD_LOGP}
         with self._phase("signals"):
             batch = self._signals(batch, needs)
@@ -254,8 +242,8 @@ class Trainer:
                     model,
                     batch.rows(rows),
                     needs,
-                    temperature=self.settings.temperature,
-                    micro_batch_tokens=self.settings.update.micro_batch_tokens,
+                    temperature=self.config.temperature,
+                    micro_batch_tokens=self.config.micro_batch_tokens,
                     postfix_ids=self.task.postfix_ids,
                     reading=self.task.reading,
                     reference=base,
@@ -267,7 +255,7 @@ class Trainer:
 
     def _learn(self, batch: RolloutBatch, step: int) -> dict[str, Any]:
         self.method.observe(batch)
-        credit = self.method.credit(batch, torch_stream(self.settings.seed, "method", step))
+        credit = self.method.credit(batch, torch_stream(self.seed, "method", step))
         with self._phase("update"):
             stats = update(
                 self.model,
@@ -275,8 +263,7 @@ class Trainer:
                 batch,
                 credit,
                 self.method.loss,
-                self.settings.update,
-                temperature=self.settings.temperature,
+                self.config,
             )
             self.engine.sync(self.model)
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)
