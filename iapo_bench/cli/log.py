@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def logged(path: str, what: str) -> Iterator[None]:
-    """Send standard output and error, those of child processes too, to `path`; then say on the terminal how it ended."""
+    """Send standard output and error, those of child processes too, to `path`; say on the terminal how it ended."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     terminal = os.dup(2)

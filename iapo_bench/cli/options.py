@@ -76,7 +76,7 @@ def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str)
 
 
 def read_job(path: Path, kind: type[BaseModel]) -> Any:
-    """The settings of a job from the file that the workflow wrote. Raises UserError when they are not those of `kind`."""
+    """The settings of a job, from a file of the workflow. Raises UserError when they are not those of `kind`."""
     content, _ = read_yaml(path)
     try:
         return kind.model_validate(content.get("job"))

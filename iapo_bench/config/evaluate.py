@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from iapo_bench.config.model import Dtype
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
 from iapo_bench.config.train import Engine
 from iapo_bench.config.world import WorldConfig
@@ -50,5 +51,6 @@ class SampleJob(Section):
     evaluate: EvalConfig = Field(description="how it is sampled")
     world: WorldConfig = Field(description="the problems' world, for prompts")
     world_seed: int = Field(description="seed of the world and its splits")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     dtype: Dtype = Field(description="of weights")
     split: str = Field(default="test", description="train, validation or test")

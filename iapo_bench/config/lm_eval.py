@@ -6,6 +6,7 @@ from pydantic import Field
 
 from iapo_bench.config.evaluate import EvalConfig
 from iapo_bench.config.model import Dtype
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
 from iapo_bench.config.world import WorldConfig
 
@@ -30,4 +31,5 @@ class LmEvalJob(Section):
     evaluate: EvalConfig = Field(description="limits of the tier's own task")
     world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
     world_seed: int = Field(description="seed of the world and its splits")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     dtype: Dtype = Field(description="of weights")

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import Section
 from iapo_bench.config.world import WorldConfig
 
@@ -41,6 +42,7 @@ class BaseJob(Section):
 
     model: ModelConfig = Field(description="where the base model comes from")
     world: WorldConfig = Field(description="the problems whose solutions are learnt")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     seed: int = Field(description="seed of initialisation and of the order of examples")
     files: dict[str, str] = Field(
         default={}, description="SHA-256 of each file of model.source, where it is a directory"

@@ -21,6 +21,7 @@ class RowJob(Section):
 
     labels: Labels = Field(description="what all rows share")
     method: str = Field(description="the row's name: a method, a variant, or 'base'")
+    parent: str = Field(description="the method behind a variant; otherwise the row's own")
     profile: str = Field(default="", description="the method's profile; empty for the base")
     selection: str = Field(default="", description="how the row's settings were chosen; empty for the base")
     settings: dict[str, Any] = Field(default={}, description="what decided the row's training, but for its seeds")

@@ -15,6 +15,7 @@ from iapo_bench.config.job import JobConfig
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
 from iapo_bench.config.model import BaseJob, ModelConfig
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
 from iapo_bench.config.report import Labels, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
@@ -47,6 +48,7 @@ class TierConfig(Section):
         default={},
         description="what goes with a choice of world.name, laid over the file; results are then kept by dataset",
     )
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to a chat model")
     train: TrainConfig = Field(description="how every method is trained")
     evaluate: EvalConfig = Field(description="how checkpoints are sampled and measured")
     lm_eval: LmEvalConfig = Field(default=LmEvalConfig(), description="what is measured through lm-eval")
@@ -162,7 +164,7 @@ class TierConfig(Section):
 
     def base_job(self) -> BaseJob:
         """The settings of `base`."""
-        return BaseJob(model=self.model, world=self.world, seed=self.seed)
+        return BaseJob(model=self.model, world=self.world, prompt=self.prompt, seed=self.seed)
 
     def train_job(
         self, name: str, seed: int, *, trial: int | None = None, options: dict[str, Any] | None = None
@@ -176,6 +178,7 @@ class TierConfig(Section):
             ),
             train=self.train.model_copy(update=changes),
             world=self.world,
+            prompt=self.prompt,
             dtype=self.model.dtype,
             world_seed=self.seed,
             seed=seed,
@@ -188,7 +191,14 @@ class TierConfig(Section):
         if split != "test" and self.tune:
             changes = {"n_samples": self.tune.n_samples, "seeds": [self.tune.seed], "ks": [self.tune.k]}
             evaluate = EvalConfig(**{**evaluate.model_dump(), **changes})
-        return SampleJob(evaluate=evaluate, world=self.world, world_seed=self.seed, dtype=self.model.dtype, split=split)
+        return SampleJob(
+            evaluate=evaluate,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+            split=split,
+        )
 
     def grade_job(self, split: str) -> GradeJob:
         """The settings of `grade`."""
@@ -200,6 +210,7 @@ class TierConfig(Section):
             lm_eval=self.lm_eval,
             evaluate=self.evaluate,
             world=self.world,
+            prompt=self.prompt,
             world_seed=self.seed,
             dtype=self.model.dtype,
         )
@@ -207,11 +218,12 @@ class TierConfig(Section):
     def row_job(self, name: str) -> RowJob:
         """The settings of the summary of a row: an entry, or the base."""
         if name == BASE:
-            return RowJob(labels=self.labels, method=BASE, ks=self.evaluate.ks)
+            return RowJob(labels=self.labels, method=BASE, parent=BASE, ks=self.evaluate.ks)
         settings = identity(self.train_job(name, self.train.seeds[0]))
         return RowJob(
             labels=self.labels,
             method=name,
+            parent=self.parent(name),
             profile=self.method(name).profile,
             selection=self.selection_of(name),
             settings={key: settings[key] for key in ("method", "train")},

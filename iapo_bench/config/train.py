@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from iapo_bench.config.model import Dtype
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
 from iapo_bench.config.world import WorldConfig
 
@@ -106,6 +107,7 @@ class TrainJob(Section):
     method: MethodChoice = Field(description="what is trained")
     train: TrainConfig = Field(description="how it is trained")
     world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     dtype: Dtype = Field(description="of weights and gradients")
     world_seed: int = Field(description="seed of the world and its splits")
     seed: int = Field(description="seed of data order, sampling and the method's own coins")

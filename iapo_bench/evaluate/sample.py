@@ -1,6 +1,5 @@
 """Sample completions of a checkpoint."""
 
-import json
 import time
 from pathlib import Path
 
@@ -8,14 +7,15 @@ import pandas as pd
 import torch
 
 from iapo_bench.config.evaluate import SampleJob
-from iapo_bench.files import whole_file
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.provenance import hardware
-from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
+from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.seeds import stream_seed
 from iapo_bench.worlds import read_problems, split_file
+from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
 
@@ -28,7 +28,9 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     device = accelerator() if config.engine == "transformers" else torch.device("cpu")
     network = load_model(model, dtype=torch_dtype(job.dtype)).to(device)
     tokenizer = load_tokenizer(model)
-    prompts = encode(problems, world, tokenizer, model, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, job.prompt)
+    prompts = encode(problems, dialogue, model, config.max_tokens)
+    stops = stop_ids(network, dialogue)
     engine = make_engine(
         config.engine,
         model,
@@ -42,7 +44,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
         return Sampling(
             max_tokens=max_tokens,
-            eos_ids=eos_ids(network, tokenizer),
+            eos_ids=stops,
             samples_per_prompt=n,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -69,7 +71,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
         )
     seconds = time.perf_counter() - warm
     samples = pd.concat(frames, ignore_index=True)
-    samples["text"] = tokenizer.batch_decode(samples["token_ids"].tolist(), skip_special_tokens=True)
+    samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
     timing = {
         "engine": config.engine,
         "hardware": hardware(),
@@ -82,5 +84,4 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     }
     with whole_file(out / "samples.parquet") as partial:
         samples.to_parquet(partial, index=False)
-    with whole_file(out / "timing.json") as partial:
-        partial.write_text(json.dumps(timing, indent=2) + "\n")
+    write_json(out / "timing.json", timing)

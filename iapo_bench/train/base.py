@@ -40,7 +40,10 @@ def make_base(job: BaseJob, out: Path) -> None:
     elif job.model.sft:
         _tune_fetched(job, out)
     else:
-        revision = fetch_model(job.model.source, out)
+        world = load_world(job.world, job.seed)
+        revision = fetch_model(
+            job.model.source, out, check=lambda tokenizer: world.dialogue(tokenizer, job.prompt).check()
+        )
         write_provenance(
             out / "provenance.json",
             config=identity(job),
@@ -82,7 +85,9 @@ def _tune_fetched(job: BaseJob, out: Path) -> None:
         checksums = weights_checksum(fetched)
         model = load_model(fetched, dtype=torch_dtype(job.model.dtype)).to(accelerator())
         tokenizer = load_tokenizer(fetched)
-        examples = encode_examples(world, taught + held_out, traces, tokenizer, context=context_length(fetched))
+        dialogue = world.dialogue(tokenizer, job.prompt)
+        dialogue.check()
+        examples = encode_examples(dialogue, taught + held_out, traces, context=context_length(fetched))
     examples, measured = examples[: len(taught)], examples[len(taught) :]
 
     def measure() -> float | None:

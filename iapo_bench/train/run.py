@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.train import TrainConfig, TrainJob
-from iapo_bench.files import whole_file
+from iapo_bench.files import to_json, whole_file, write_json
 from iapo_bench.machine import parallel
 from iapo_bench.machine.code import code_digest, differences, source_if_unknown
 from iapo_bench.machine.provenance import checksum, write_provenance
@@ -23,10 +23,10 @@ from iapo_bench.method import Method, list_methods, load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
     accelerator,
-    eos_ids,
     load_model,
     load_tokenizer,
     save_model,
+    stop_ids,
     torch_dtype,
     weights_checksum,
 )
@@ -49,10 +49,17 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     config = job.train
     world = load_world(job.world, job.world_seed)
     method = load_method(job.method.name, job.method.profile, **job.method.options)
+    if parallel.is_main() and (idle := method.loss.idle_choices(config.updates_per_rollout)):
+        click.echo(
+            f"warning: {job.method.name}: {', '.join(idle)} of the loss change nothing with "
+            "train.updates_per_rollout = 1, where the policy is the one that sampled: set it to 2 or more",
+            err=True,
+        )
     problems = read_problems(data / "train.jsonl")[: config.problems]
     model, reference = _load_models(job, method, base)
     tokenizer = load_tokenizer(base)
-    prompts = encode(problems, world, tokenizer, base, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, job.prompt)
+    prompts = encode(problems, dialogue, base, config.max_tokens)
     run = run_identity(job, base, data)
     engine = make_engine(
         config.engine,
@@ -69,19 +76,20 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
             golds=[problem.answer for problem in problems],
             grade=grader.grade,
             tokenizer=tokenizer,
-            eos_ids=eos_ids(model, tokenizer),
+            eos_ids=stop_ids(model, dialogue),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(config, tokenizer),
+            prefill=dialogue.prefill,
         )
         trainer = Trainer(method, config, job.seed, task, model, engine, reference)
-        rows = trainer.run(_own_state(out / "resume", run))
+        rows = trainer.run(_own_state(out / "resume", run), broken=out / "broken")
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=job.model_dump(mode="json"))
     if not parallel.is_main():
         return
     with whole_file(out / "train.jsonl") as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(to_json(row) + "\n" for row in rows))
     write_provenance(
         out / "provenance.json",
         config=job.model_dump(mode="json"),
@@ -135,8 +143,7 @@ def _own_state(folder: Path, run: dict[str, Any]) -> Path:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             click.echo(f"starts anew, {differences(before, run)}; the old checkpoint is set aside in {aside}", err=True)
-        with whole_file(note) as partial:
-            partial.write_text(json.dumps(run, indent=2) + "\n")
+        write_json(note, run)
     parallel.gather([])
     return folder / "state.pt"
 

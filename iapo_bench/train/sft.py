@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import build_micro, decoder_and_head
+from iapo_bench.models.checkpoints import build_micro, decoder_and_head, disable_dropout
+from iapo_bench.progress import progress
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.signals.statistics import CHUNK_LOGITS
 from iapo_bench.train.update import FullPrecisionAdamW
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.datasets.micro import MicroWorld
-from iapo_bench.worlds.text import TextWorld
+from iapo_bench.worlds.dialogue import Dialogue
 
 IGNORED = -100
 
@@ -66,22 +66,14 @@ def teach_micro(
 
 
 def encode_examples(
-    world: TextWorld,
-    problems: Sequence[Problem],
-    traces: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    context: int,
+    dialogue: Dialogue, problems: Sequence[Problem], traces: Sequence[str], *, context: int
 ) -> list[Example]:
     """The chat prompt of every problem, and its trace with the end of the turn.
 
     Raises UserError where they have more than `context` tokens.
     """
     examples = [
-        (
-            world.encode_prompt(problem, tokenizer),
-            [*tokenizer(trace, add_special_tokens=False).input_ids, tokenizer.eos_token_id],
-        )
+        (dialogue.encode(problem.question), dialogue.encode_reply(trace))
         for problem, trace in zip(problems, traces, strict=True)
     ]
     for problem, (prompt, completion) in zip(problems, examples, strict=True):
@@ -99,6 +91,7 @@ def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT
 
     The learning rate warms up over a twentieth of the steps, then falls. The model is left in evaluation mode.
     """
+    disable_dropout(model)
     model.train()
     optimizer = FullPrecisionAdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
     warmup = max(1, settings.steps // 20)
@@ -114,7 +107,7 @@ def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT
     lengths = [len(prompt) + len(completion) for prompt, completion in examples]
     batches = [[order[i] for i in batch] for batch in _batches([lengths[i] for i in order], settings)]
     log = []
-    bar = trange(settings.steps, desc="SFT", unit="step", mininterval=1)
+    bar = progress(range(settings.steps), desc="SFT", unit="step")
     for step in bar:
         optimizer.zero_grad()
         loss = backward(
@@ -125,7 +118,7 @@ def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT
         schedule.step()
         if step % 10 == 0 or step == settings.steps - 1:
             log.append({"step": step, "loss": round(loss, 5)})
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     optimizer.zero_grad()
     model.eval()
     return log

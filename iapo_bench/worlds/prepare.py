@@ -1,14 +1,14 @@
-"""Write the problems of every split, checked, without the training problems that another split has too."""
+"""The problems of every split, checked, without the training problems that another split has too."""
 
 from pathlib import Path
 
 import click
 
-from iapo_bench.config.section import identity
+from iapo_bench.config.section import digest, identity
 from iapo_bench.config.world import PrepareJob
 from iapo_bench.files import whole_directory
 from iapo_bench.machine.provenance import write_provenance
-from iapo_bench.worlds import SPLITS, write_problems
+from iapo_bench.worlds import SPLITS, Problem, write_problems
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.overlap import separate
 
@@ -19,11 +19,8 @@ def prepare(job: PrepareJob, out: Path) -> None:
     Training problems that validation, test or a held-out benchmark has too are left out (of the published splits they
     are only counted); provenance says how many.
     """
-    world = load_world(job.world, job.seed)
     honest = job.world.splits == "honest"
-    splits, overlap, repeats = separate(
-        {split: world.load(split) for split in SPLITS}, load_held_out(job.world), remove=honest
-    )
+    splits, overlap, repeats = _split(job)
     if repeats:
         fate = "removed from training" if honest else "left in training, as published"
         click.echo(
@@ -43,3 +40,25 @@ def prepare(job: PrepareJob, out: Path) -> None:
                 "removed_from_train": repeats if honest else 0,
             },
         )
+
+
+def split_digests(job: PrepareJob) -> dict[str, dict[str, str]]:
+    """For every split a digest of its questions and one of its golds, to tell what a change of the data changes."""
+    splits, _, _ = _split(job)
+    return {
+        split: {
+            "questions": digest([(problem.id, problem.question) for problem in problems]),
+            "golds": digest([problem.answer for problem in problems]),
+        }
+        for split, problems in splits.items()
+    }
+
+
+def _split(job: PrepareJob) -> tuple[dict[str, list[Problem]], dict[str, int], int]:
+    """Problems by split, what was found twice, and how many training problems that were."""
+    world = load_world(job.world, job.seed)
+    return separate(
+        {split: world.load(split) for split in SPLITS},
+        load_held_out(job.world),
+        remove=job.world.splits == "honest",
+    )

@@ -12,16 +12,17 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.seeds import stream_seed
-from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, THINK_CLOSE, THINK_OPEN, GraderKind, Problem
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, TAGS, THINK_CLOSE, THINK_OPEN, GraderKind, Problem
+from iapo_bench.worlds.dialogue import Dialogue
 
 if TYPE_CHECKING:  # grading imports this file and must start fast
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 DIGITS = tuple("0123456789")
 OPERATORS = ("+", "-", "*")
 FILLERS = ("so", "now", "well", "okay", "hmm", "then", "let", "me", "see", "right", "next", "just")
@@ -112,7 +113,17 @@ class MicroWorld:
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Token ids of the bare question: the model was taught to answer with a trace."""
-        return tokenizer(problem.question, add_special_tokens=False).input_ids
+        return self.dialogue(tokenizer).encode(problem.question)
+
+    def dialogue(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig | None = None) -> Dialogue:
+        """The bare question. Raises UserError for settings of a prompt."""
+        if prompt not in (None, PromptConfig()):
+            raise UserError("the micro world asks the bare question: leave 'prompt' out")
+        return Dialogue(tokenizer, render=str)
+
+    def perfect_reply(self, problem: Problem) -> str:
+        """A completion that is right and well formed."""
+        return f"{THINK_OPEN} {THINK_CLOSE} {ANSWER_OPEN} {' '.join(problem.answer)} {ANSWER_CLOSE}"
 
     def write_trace(self, question: str, rng: random.Random) -> list[tuple[str, Role]]:
         """A trace for the question, as a human might write it: every word (the end of sequence too) with its role.
