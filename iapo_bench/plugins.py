@@ -3,15 +3,17 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from iapo_bench.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 METHOD_DIRS = (ROOT / "methods", ROOT / "baselines")
 DATASET_DIRS = (ROOT / "iapo_bench" / "worlds" / "datasets",)
+REWARD_DIRS = (ROOT / "rewards",)
 
 
 def find_files(folders: Sequence[Path]) -> dict[str, Path]:
@@ -32,6 +34,19 @@ def list_methods() -> dict[str, Path]:
 def list_datasets() -> dict[str, Path]:
     """Every dataset's file by name."""
     return find_files(DATASET_DIRS)
+
+
+def list_rewards() -> dict[str, Path]:
+    """Every reward's file by name."""
+    return find_files(REWARD_DIRS)
+
+
+def load_function(path: Path, name: str) -> Callable[..., Any]:
+    """The function `name` of a file. Raises UserError when there is none."""
+    function = getattr(_module(path), name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function `{name}`")
+    return function
 
 
 def load_class(path: Path, base: type, name: str) -> type:

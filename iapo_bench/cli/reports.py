@@ -58,6 +58,19 @@ def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure
 
 
 @click.command()
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
+def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
+    from iapo_bench.report.comparisons import make_comparisons
+
+    make_comparisons(summaries, out=out, figure=figure)
+
+
+@click.command()
 @with_job(Labels, _labels)
 @RUNS
 @click.option("--out", type=FILE, required=True, help="CSV file.")
@@ -127,4 +140,4 @@ def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, fi
     make_role_tables(job, named(runs), informativeness=out, roles=roles, figure=figure)
 
 
-COMMANDS = (metrics, table, wallclock, curves, tune, sensitivity, lm_eval_table, role_tables)
+COMMANDS = (metrics, table, comparisons, wallclock, curves, tune, sensitivity, lm_eval_table, role_tables)

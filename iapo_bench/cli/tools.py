@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, read_options, tier_options
+from iapo_bench.errors import UserError
+from iapo_bench.new import KINDS, Kind
 from iapo_bench.worlds import POSTFIX
 
 
@@ -43,14 +45,43 @@ def informativeness(
 
 
 @click.command()
-def doctor() -> None:
-    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works."""
-    from iapo_bench.doctor import examine, show
+@tier_options
+@click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
+@click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
+def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset: str | None) -> None:
+    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works.
 
-    rows, works = examine()
-    click.echo(show(rows))
+    With --model: the exact prompt, the tokens that stop a completion, and whether a perfect completion would be graded
+    right and well formed; exit code 1 when not, 2 when the model's chat template cannot be used.
+    """
+    from iapo_bench import doctor
+
+    if model is not None:
+        text, works = doctor.examine_model(read_options(config, overrides), model, dataset)
+        click.echo(text)
+    else:
+        if dataset:
+            raise UserError("--dataset needs --model DIR: which model should be asked?")
+        rows, works = doctor.examine()
+        click.echo(doctor.show(rows))
     if not works:
         sys.exit(1)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("name")
+def new(kind: Kind, name: str) -> None:
+    """Write a commented file to start from, and its test: both pass as they are.
+
+    \b
+      iapo-bench new method NAME   methods/NAME.py
+      iapo-bench new reward NAME   rewards/NAME.py
+    """
+    from iapo_bench.new.write import write_new
+
+    code, test = write_new(kind, name)
+    click.echo(f"wrote {code} and {test}; run: python -m pytest {test}")
 
 
 @click.command()
@@ -79,4 +110,4 @@ def plan(
     click.echo(make_plan(tiers, device=device, gpus=gpus, length=length, calibrate=calibrate))
 
 
-COMMANDS = (informativeness, doctor, plan)
+COMMANDS = (informativeness, doctor, plan, new)
