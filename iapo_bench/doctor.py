@@ -96,7 +96,7 @@ def _world_config(tier: TierConfig, dataset: str | None) -> WorldConfig:
     known = get_args(WorldConfig.model_fields["name"].annotation)
     if dataset not in known:
         raise unknown("dataset", str(dataset), known)
-    return WorldConfig(name=dataset, data_dir=tier.world.data_dir)  # type: ignore[arg-type]
+    return WorldConfig(name=dataset, data_dir=tier.world.data_dir)
 
 
 def _version(name: str) -> str | None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 # Marks a setting that bounds memory, time or what is kept, and changes no result: it belongs to no run's identity.
-FREE = {"changes_result": False}
+FREE: dict[str, Any] = {"changes_result": False}
 
 
 class Section(BaseModel):

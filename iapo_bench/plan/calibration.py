@@ -41,7 +41,7 @@ class Rates:
         one = flops(size, work)
         return work.completions * (self.other + sum(one[phase] / self._rate(phase) for phase in PHASES))
 
-    def schooling(self, size: Architecture, work: Work) -> float:
+    def sft(self, size: Architecture, work: Work) -> float:
         """Predicted seconds."""
         return work.completions * flops(size, work)["update"] / self._rate("update")
 

@@ -54,7 +54,7 @@ def split_digests(job: PrepareJob) -> dict[str, dict[str, str]]:
     }
 
 
-def _split(job: PrepareJob) -> tuple[dict[str, list[Problem]], dict[str, int], int]:
+def _split(job: PrepareJob) -> tuple[dict[str, list[Problem]], dict[str, dict[str, int]], int]:
     """Problems by split, what was found twice, and how many training problems that were."""
     world = load_world(job.world, job.seed)
     return separate(
