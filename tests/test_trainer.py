@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iapo_bench.config import read_tier
+from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro
