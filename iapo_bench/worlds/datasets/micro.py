@@ -115,7 +115,7 @@ class MicroWorld:
         """Token ids of the bare question: the model was taught to answer with a trace."""
         return self.dialogue(tokenizer).encode(problem.question)
 
-    def dialogue(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig | None = None) -> Dialogue:
+    def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig | None = None) -> Dialogue:
         """The bare question. Raises UserError for settings of a prompt."""
         if prompt not in (None, PromptConfig()):
             raise UserError("the micro world asks the bare question: leave 'prompt' out")
