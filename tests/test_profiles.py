@@ -94,7 +94,7 @@ def test_the_learning_rate_falls_to_zero_over_the_run(make_trainer):
 
 def test_a_lower_learning_rate_moves_less(make_trainer):
     def moved(trainer: Trainer) -> list[float]:
-        before = [weight.clone() for weight in trainer.model.parameters()]
+        before = [weight.detach().clone() for weight in trainer.model.parameters()]
         sizes = []
         for _ in range(3):
             trainer.step()
