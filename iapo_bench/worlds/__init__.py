@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # grading workers import this package and must start fast
 THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<answer>", "</answer>"
 POSTFIX = THINK_CLOSE + ANSWER_OPEN
 SPLITS = ("train", "validation", "test")
-GraderKind = Literal["integer", "math"]
+GraderKind = Literal["digits", "integer", "math"]
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.worlds import SPLITS, write_problems
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.overlap import separate
+from iapo_bench.worlds.text import TextWorld
 
 
 def prepare(tier: TierConfig, out: Path) -> None:
     """Write the problems of every split to `out/<split>.jsonl`, their golds checked.
 
     Training problems that validation, test or a held-out benchmark has too are left out (of the published splits they
-    are only counted); provenance says how many.
+    are only counted), and so are problems whose golds float64 has rounded; provenance says how many.
     """
     world = load_world(tier.world, tier.seed)
     honest = tier.world.splits == "honest"
@@ -28,6 +29,9 @@ def prepare(tier: TierConfig, out: Path) -> None:
         click.echo(
             f"warning: {repeats} training problems are also validation, test or held-out problems: {fate}", err=True
         )
+    left_out = world.left_out() if isinstance(world, TextWorld) else []
+    if left_out:
+        click.echo(f"warning: {len(left_out)} problems are left out, float64 has rounded their golds", err=True)
     with whole_directory(out) as partial:
         for split, problems in splits.items():
             write_problems(partial / f"{split}.jsonl", problems)
@@ -40,5 +44,6 @@ def prepare(tier: TierConfig, out: Path) -> None:
                 "problems": {split: len(problems) for split, problems in splits.items()},
                 "overlap": overlap,
                 "removed_from_train": repeats if honest else 0,
+                "left_out": left_out,
             },
         )

@@ -67,7 +67,7 @@ class MicroWorld:
     seed: int = 0
 
     name: ClassVar[str] = "micro"
-    grader: ClassVar[GraderKind] = "integer"
+    grader: ClassVar[GraderKind] = "digits"
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms:
