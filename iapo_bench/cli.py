@@ -235,6 +235,19 @@ def table(
     make_table(_read(config, overrides), summaries, published=published, out=out, figure=figure)
 
 
+@cli.command()
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
+def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
+    from iapo_bench.report.comparisons import make_comparisons
+
+    make_comparisons(summaries, out=out, figure=figure)
+
+
 _RUNS = click.option(
     "--run",
     "runs",
@@ -401,12 +414,25 @@ def informativeness(
 
 
 @cli.command()
-def doctor() -> None:
-    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works."""
-    from iapo_bench.doctor import examine, show
+@_tier_option
+@click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
+@click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
+def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset: str | None) -> None:
+    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works.
 
-    rows, works = examine()
-    click.echo(show(rows))
+    With --model: the exact prompt, the tokens that stop a completion, and whether a perfect completion would be graded
+    right and well formed; exit code 1 when not, 2 when the model's chat template cannot be used.
+    """
+    from iapo_bench import doctor
+
+    if model is not None:
+        text, works = doctor.examine_model(_read(config, overrides), model, dataset)
+        click.echo(text)
+    else:
+        if dataset:
+            raise UserError("--dataset needs --model DIR: which model should be asked?")
+        rows, works = doctor.examine()
+        click.echo(doctor.show(rows))
     if not works:
         sys.exit(1)
 

@@ -2,13 +2,14 @@
 
 Our task (`configs/lm_eval/`) is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
 limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
-takes prompts as text and tokenizes them itself: each is checked to come back as the ids that it stands for. It keeps
-the text of a response only, which vLLM may begin with the blank that parts it from the prompt.
+takes prompts as text and tokenizes them itself: each is checked to come back as the ids that it stands for. The text of
+a response is made of its tokens by the function that makes our samples' (`completion_texts`).
 """
 
 import difflib
-import json
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,18 +23,25 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from iapo_bench.config import CONFIG_DIR, TierConfig, WorldConfig
+from iapo_bench.config import CONFIG_DIR, PromptConfig, TierConfig, WorldConfig
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
-from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
+from iapo_bench.files import whole_file, write_json
+from iapo_bench.models.checkpoints import (
+    accelerator,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    stop_ids,
+    stored_dtype,
+    torch_dtype,
+)
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
 from iapo_bench.worlds import GraderKind, read_problems
+from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, make_grader
 from iapo_bench.worlds.load import load_world
 
-# How our sampler makes text of tokens, which is how lm-eval does with hf, but not with vllm.
-_SAMPLERS_TEXT = {"skip_special_tokens": True, "spaces_between_special_tokens": True}
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 
 
@@ -64,25 +72,34 @@ def evaluate(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default
     what = {
         **{"model": str(model), "data": str(data), "world": tier.world.model_dump(), "seed": tier.seed},
+        "prompt": tier.prompt.model_dump(),
         **{"max_tokens": tier.evaluate.max_tokens, "problems": tier.evaluate.problems},
     }
     manager = TaskManager(include_path=CONFIG_DIR / "lm_eval", include_defaults=False, metadata=what)
     ours = list(manager.load([own])["tasks"].values())
     standard = _load_standard(names)
 
-    lm, tokenizer = _open(tier, model, backend)
+    tokenizer = load_tokenizer(model)
+    dialogue = load_world(tier.world, tier.seed).dialogue(tokenizer, tier.prompt)
+    stops = stop_ids(load_skeleton(model), dialogue)
+    lm = _open(tier, model, backend, tokenizer, stops)
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
-    results = [
-        simple_evaluate(
-            lm,
-            tasks=ours,
-            task_manager=manager,  # or it would read the thousands of its own
-            limit=limit,
-            gen_kwargs={"max_gen_toks": tier.evaluate.max_tokens, **(_SAMPLERS_TEXT if backend == "vllm" else {})},
-            batch_size=tier.evaluate.batch_size,
-        )
-    ]
+    with _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)):
+        results = [
+            simple_evaluate(
+                lm,
+                tasks=ours,
+                task_manager=manager,  # or it would read the thousands of its own
+                limit=limit,
+                gen_kwargs={
+                    "max_gen_toks": tier.evaluate.max_tokens,
+                    # With hf they are in the model's generation config.
+                    **({"stop_token_ids": list(stops)} if backend == "vllm" else {}),
+                },
+                batch_size=tier.evaluate.batch_size,
+            )
+        ]
     if standard:
         lm.add_bos_token = None
         if backend == "hf":
@@ -110,8 +127,7 @@ def evaluate(
     }
     with whole_file(out / "results.parquet") as partial:
         responses.to_parquet(partial, index=False)
-    with whole_file(out / "scores.json") as partial:
-        partial.write_text(json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
 
 
 def load_problems(
@@ -122,6 +138,7 @@ def load_problems(
     seed: int,
     max_tokens: int,
     problems: int | None,
+    prompt: dict[str, Any],
     **_: Any,
 ) -> dict[str, Dataset]:
     """The test problems as lm-eval's dataset: `id`, `prompt` (text), `answer`. It passes the task's metadata by name.
@@ -131,7 +148,8 @@ def load_problems(
     """
     chosen = read_problems(Path(data) / "test.jsonl")[:problems]
     tokenizer = load_tokenizer(Path(model))
-    prompts = encode(chosen, load_world(WorldConfig(**world), seed), tokenizer, Path(model), max_tokens)
+    dialogue = load_world(WorldConfig(**world), seed).dialogue(tokenizer, PromptConfig(**prompt))
+    prompts = encode(chosen, dialogue, Path(model), max_tokens)
     rows = [
         {"id": problem.id, "prompt": as_text(ids, tokenizer), "answer": problem.answer}
         for problem, ids in zip(chosen, prompts, strict=True)
@@ -195,24 +213,48 @@ def _load_standard(names: list[str]) -> list[Any]:
     return tasks
 
 
-def _open(tier: TierConfig, model: Path, backend: str) -> tuple[LM, PreTrainedTokenizerBase]:
-    """lm-eval's model and its tokenizer."""
-    tokenizer = load_tokenizer(model)
+@contextmanager
+def _our_text(lm: LM, read: Callable[[list[list[int]]], list[str]]) -> Iterator[None]:
+    """Let `lm`, of either backend, make the text of a response with `read`."""
+    name = "_model_generate" if hasattr(lm, "lora_request") else "tok_decode"
+    theirs = getattr(lm, name)
+
+    def hf(tokens: list[int], skip_special_tokens: bool = True) -> str:
+        return read([tokens])[0] if skip_special_tokens else theirs(tokens, skip_special_tokens=False)
+
+    def vllm(*arguments: Any, **options: Any) -> Any:
+        outputs = theirs(*arguments, **options)
+        for output in outputs if options.get("generate") else ():
+            output.outputs[0].text = read([output.outputs[0].token_ids])[0]
+        return outputs
+
+    setattr(lm, name, hf if name == "tok_decode" else vllm)
+    try:
+        yield
+    finally:
+        delattr(lm, name)
+
+
+def _open(
+    tier: TierConfig, model: Path, backend: str, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]
+) -> LM:
+    """lm-eval's model."""
+    dtype = stored_dtype(model, torch_dtype(tier.model.dtype))
+    network = load_model(model, dtype=dtype)
     if backend == "vllm":
+        del network  # it was only a check of the weights
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-            on_gpu = {"dtype": tier.model.dtype, "gpu_memory_utilization": tier.evaluate.engine_memory}
-            return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu)), tokenizer
+            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": tier.evaluate.engine_memory}
+            return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu))
 
     from lm_eval.models.huggingface import HFLM
 
-    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
+    network.to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
-    network.generation_config = GenerationConfig(
-        eos_token_id=list(eos_ids(network, tokenizer)), pad_token_id=tokenizer.pad_token_id
-    )
-    return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size), tokenizer
+    network.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
+    return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size)
 
 
 def _vllm_class() -> type[LM]:

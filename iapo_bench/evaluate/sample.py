@@ -1,6 +1,5 @@
 """Sample completions of a checkpoint."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +8,15 @@ import pandas as pd
 import torch
 
 from iapo_bench.config import TierConfig
-from iapo_bench.files import whole_file
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.provenance import hardware
-from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer, torch_dtype
+from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.seeds import stream_seed
 from iapo_bench.worlds import read_problems, split_file
+from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
 
@@ -31,7 +31,9 @@ def sample(
     device = accelerator() if config.engine == "transformers" else torch.device("cpu")
     network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(device)
     tokenizer = load_tokenizer(model)
-    prompts = encode(problems, world, tokenizer, model, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    prompts = encode(problems, dialogue, model, config.max_tokens)
+    stops = stop_ids(network, dialogue)
     engine = make_engine(
         config.engine,
         model,
@@ -45,7 +47,7 @@ def sample(
     def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
         return Sampling(
             max_tokens=max_tokens,
-            eos_ids=eos_ids(network, tokenizer),
+            eos_ids=stops,
             samples_per_prompt=n,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -72,7 +74,7 @@ def sample(
         )
     seconds = time.perf_counter() - warm
     samples = pd.concat(frames, ignore_index=True)
-    samples["text"] = tokenizer.batch_decode(samples["token_ids"].tolist(), skip_special_tokens=True)
+    samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
     timing = {
         "engine": config.engine,
         "hardware": hardware(),
@@ -85,5 +87,4 @@ def sample(
     }
     with whole_file(out / "samples.parquet") as partial:
         samples.to_parquet(partial, index=False)
-    with whole_file(out / "timing.json") as partial:
-        partial.write_text(json.dumps(timing, indent=2) + "\n")
+    write_json(out / "timing.json", timing)

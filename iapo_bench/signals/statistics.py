@@ -12,12 +12,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from iapo_bench.batch import RolloutBatch
-from iapo_bench.method import Signal
+from iapo_bench.batch import SIGNAL_NOISE, Noise, RolloutBatch, as_mask
+from iapo_bench.method import EXACT, Reading, Signal
 from iapo_bench.models.checkpoints import decoder_and_head, evaluating
 from iapo_bench.models.lora import without_lora
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading, next_token_statistics, read_answers
 from iapo_bench.signals.packed import PackedBatch, packed_blocks
+from iapo_bench.signals.padded import padded_signals
 
 CHUNK_TOKENS = 1024
 CHUNK_LOGITS = 2**26  # 256 MiB of float32
@@ -30,6 +31,8 @@ def left_align(
     completion_mask_BT: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of real tokens followed by padding, int64 (B, L), and prompt lengths, int64 (B,)."""
+    prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
+    completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
     ids = torch.cat([prompt_ids_BP, completion_ids_BT], dim=1)
     mask = torch.cat([prompt_mask_BP, completion_mask_BT], dim=1)
     order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
@@ -67,7 +70,7 @@ def token_statistics(
         chosen = logp.gather(1, targets[:, None])[:, 0]
         return chosen, -(logp.exp() * logp).sum(dim=-1) if entropy else torch.zeros_like(chosen)
 
-    chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // model.config.vocab_size))
+    chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // model.config.get_text_config().vocab_size))
     parts = [
         checkpoint(statistics, hidden, targets, use_reentrant=False)
         if torch.is_grad_enabled()
@@ -76,6 +79,11 @@ def token_statistics(
     ]
     logp_N = torch.cat([part[0] for part in parts])
     return logp_N, torch.cat([part[1] for part in parts]) if entropy else None
+
+
+def signal_noise(model: PreTrainedModel) -> Noise:
+    """The rounding in the signals that `model` computes: see `SIGNAL_NOISE`."""
+    return SIGNAL_NOISE[str(model.dtype).removeprefix("torch.")]
 
 
 def micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[torch.Tensor]:
@@ -101,14 +109,25 @@ def compute_signals(
     postfix_ids: list[int],
     reference: PreTrainedModel | None = None,
     reading: AnswerReading = EVERY_PREFIX,
+    entropies: Reading = EXACT,
+    widths_B2: torch.Tensor | None = None,
 ) -> RolloutBatch:
     """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one.
 
     `reference`: with its adapters off, so that a model with adapters can be its own.
+    `entropies`: a departure from their definition, if a method asks for one (see `padded.padded_entropies`, also for
+    `widths_B2`); every prefix is then read, whatever `reading` says.
 
     One packed pass of the model serves all its signals: the answer entropies read the keys and values of the pass that
     gives the log-probabilities and token entropies.
     """
+    pass_settings: dict[str, Any] = {"temperature": temperature, "micro_batch_tokens": micro_batch_tokens}
+    departed = (
+        padded_signals(model, batch, needs, entropies, postfix_ids=postfix_ids, widths_B2=widths_B2, **pass_settings)
+        if entropies != EXACT
+        else {}
+    )
+    needs = frozenset(wanted for wanted in needs if wanted.value not in departed)
     T = batch.completion_ids_BT.shape[1]
     answer_BS = batch.completion_mask_BT.new_zeros(len(batch.rewards_B), T + 1, dtype=torch.float32)
     flat: dict[str, list[torch.Tensor]] = {}
@@ -146,4 +165,4 @@ def compute_signals(
     }
     if Signal.ANSWER_ENTROPY in needs:
         filled["answer_entropy_BS"] = answer_BS
-    return replace(batch, **filled)
+    return replace(batch, signal_noise=signal_noise(model), **filled, **departed)

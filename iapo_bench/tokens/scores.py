@@ -52,7 +52,7 @@ def score_tokens(
     asked = [problems[i] for i in frame["problem_id"]]
     postfix = tokenizer(POSTFIX, add_special_tokens=False).input_ids
     longest = max(map(len, words))
-    prompts = encode(asked, world, tokenizer, model, longest + len(postfix))
+    prompts = encode(asked, world.dialogue(tokenizer), model, longest + len(postfix))
     with make_grader(world.grader) as grader:
         outcomes = grader.grade(frame["text"].tolist(), [problem.answer for problem in asked])
     correct = [outcome is Outcome.CORRECT for outcome in outcomes]

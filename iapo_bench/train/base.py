@@ -39,7 +39,10 @@ def make_base(tier: TierConfig, out: Path) -> None:
     elif tier.model.warm_start:
         _school_fetched(tier, out)
     else:
-        revision = fetch_model(tier.model.source, out)
+        world = load_world(tier.world, tier.seed)
+        revision = fetch_model(
+            tier.model.source, out, check=lambda tokenizer: world.dialogue(tokenizer, tier.prompt).check()
+        )
         write_provenance(
             out / "provenance.json",
             config=tier.model.model_dump(),
@@ -81,7 +84,9 @@ def _school_fetched(tier: TierConfig, out: Path) -> None:
         checksums = weights_checksum(fetched)
         model = load_model(fetched, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
         tokenizer = load_tokenizer(fetched)
-        lessons = encode_lessons(world, taught + held_out, traces, tokenizer, context=context_length(fetched))
+        dialogue = world.dialogue(tokenizer, tier.prompt)
+        dialogue.check()
+        lessons = encode_lessons(dialogue, taught + held_out, traces, context=context_length(fetched))
     lessons, measured = lessons[: len(taught)], lessons[len(taught) :]
 
     def measure() -> float | None:

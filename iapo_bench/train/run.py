@@ -1,23 +1,23 @@
 """One training run, from files to files."""
 
-import json
 import shutil
 from pathlib import Path
 
+import click
 from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config import TierConfig, TrainConfig, digest
-from iapo_bench.files import whole_file
+from iapo_bench.files import to_json, whole_file
 from iapo_bench.machine import parallel
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.method import load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
     accelerator,
-    eos_ids,
     load_model,
     load_tokenizer,
     save_model,
+    stop_ids,
     torch_dtype,
     weights_checksum,
 )
@@ -45,6 +45,12 @@ def train(
     world = load_world(tier.world, tier.seed)
     chosen = settings["method"]
     credit = load_method(chosen["name"], chosen["profile"], **chosen["options"])
+    if parallel.is_main() and (idle := credit.loss.idle_choices(config.updates_per_rollout)):
+        click.echo(
+            f"warning: {method}: {', '.join(idle)} of the loss change nothing with train.updates_per_rollout = 1, "
+            "where the policy is the one that sampled: set it to 2 or more",
+            err=True,
+        )
     problems = read_problems(data / "train.jsonl")[: config.problems]
     dtype = torch_dtype(tier.model.dtype)
     model = load_model(base, dtype=dtype).to(accelerator())
@@ -53,7 +59,8 @@ def train(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tokenizer = load_tokenizer(base)
-    prompts = encode(problems, world, tokenizer, base, config.max_tokens)
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    prompts = encode(problems, dialogue, base, config.max_tokens)
     reference = None
     if credit.loss.kl_coef:
         reference = model if config.lora else load_model(base, dtype=dtype).to(accelerator())
@@ -77,19 +84,20 @@ def train(
             golds=[problem.answer for problem in problems],
             grade=grader.grade,
             tokenizer=tokenizer,
-            eos_ids=eos_ids(model, tokenizer),
+            eos_ids=stop_ids(model, dialogue),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(config, tokenizer),
+            prefill=dialogue.prefill,
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
-        rows = trainer.run(state)
+        rows = trainer.run(state, broken=out / "broken")
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=settings)
     if not parallel.is_main():
         return
     with whole_file(out / "train.jsonl") as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(to_json(row) + "\n" for row in rows))
     write_provenance(
         out / "provenance.json",
         config=settings,

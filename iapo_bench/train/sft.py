@@ -10,13 +10,13 @@ from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import build_micro, decoder_and_head
+from iapo_bench.models.checkpoints import build_micro, decoder_and_head, disable_dropout
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.signals.statistics import CHUNK_LOGITS
 from iapo_bench.train.update import FullPrecisionAdamW
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.datasets.micro import MicroWorld
-from iapo_bench.worlds.text import TextWorld
+from iapo_bench.worlds.dialogue import Dialogue
 
 IGNORED = -100
 
@@ -66,22 +66,14 @@ def warm_start(
 
 
 def encode_lessons(
-    world: TextWorld,
-    problems: Sequence[Problem],
-    traces: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    context: int,
+    dialogue: Dialogue, problems: Sequence[Problem], traces: Sequence[str], *, context: int
 ) -> list[Lesson]:
     """The chat prompt of every problem, and its trace with the end of the turn.
 
     Raises UserError where they have more than `context` tokens.
     """
     lessons = [
-        (
-            world.encode_prompt(problem, tokenizer),
-            [*tokenizer(trace, add_special_tokens=False).input_ids, tokenizer.eos_token_id],
-        )
+        (dialogue.encode(problem.question), dialogue.encode_reply(trace))
         for problem, trace in zip(problems, traces, strict=True)
     ]
     for problem, (prompt, completion) in zip(problems, lessons, strict=True):
@@ -99,6 +91,7 @@ def teach(model: PreTrainedModel, lessons: Sequence[Lesson], settings: Schooling
 
     The learning rate warms up over a twentieth of the steps, then falls. The model is left in evaluation mode.
     """
+    disable_dropout(model)
     model.train()
     optimizer = FullPrecisionAdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
     warmup = max(1, settings.steps // 20)

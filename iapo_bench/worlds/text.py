@@ -1,14 +1,14 @@
 """Worlds of real text: GSM8K, MATH-500 and DAPO-Math-17k, from a local directory or from the Hugging Face hub.
 
 Every split is fixed: it depends on the problems' text alone, neither on a seed nor on the order of rows. Problems that
-differ only in whitespace count once, with the first gold. Near repeats may still fall on both sides: `prepare` takes
-them out of training. Sizes before that:
+differ only in whitespace count once, with the first gold. Problems whose gold float64 has rounded are left out: five of
+DAPO's. Near repeats may still fall on both sides: `prepare` takes them out of training. Sizes before that:
 
 | name    | train | validation | test | how                                                                           |
 |---------|-------|------------|------|-------------------------------------------------------------------------------|
 | gsm8k   |  6973 |        500 | 1319 | the official test set; validation: the official training rows of lowest hash  |
 | math500 |   255 |         49 |  196 | by hash, about 50 : 10 : 40                                                   |
-| dapo    | 16173 |        496 |  519 | by hash, about 94 : 3 : 3; integers, about a fifth in Chinese                 |
+| dapo    | 16169 |        496 |  518 | by hash, about 94 : 3 : 3; integers, about a fifth in Chinese                 |
 
 Those are the `honest` splits. The `published` ones, for comparison only, are those of the IAPO authors' code
 (`get_dataset`): GSM8K's own; 80 : 20 by a shuffle with seed 42 of MATH-500 and of the first 7,000 rows of
@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from iapo_bench.config import ExampleConfig, PromptConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.worlds import (
     ANSWER_CLOSE,
@@ -37,6 +38,7 @@ from iapo_bench.worlds import (
     Problem,
     read_jsonl,
 )
+from iapo_bench.worlds.dialogue import Dialogue, chat_dialogue
 from iapo_bench.worlds.grading import check_gold, is_rounded
 
 GSM8K_VALIDATION = 500
@@ -46,10 +48,10 @@ Solve the problem that the user gives you. Reason first, then answer, in exactly
 <think> your reasoning </think> <answer> the final answer </answer>
 Write nothing before, between or after the two parts."""
 _INTEGER = " The answer must be a single integer."
-_EXAMPLE = [
-    {"role": "user", "content": "What is 2+2?"},
-    {"role": "assistant", "content": "<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>"},
-]
+_EXAMPLE = ExampleConfig(
+    question="What is 2+2?",
+    reply="<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>",
+)
 
 
 # A question, its gold answer, and a worked solution, empty if there is none.
@@ -180,13 +182,23 @@ class TextWorld:
         return problems
 
     def encode_prompt(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids of the chat prompt. Raises UserError for a tokenizer without a chat template."""
-        if tokenizer.chat_template is None:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; {self.name} needs a chat model"
-            )
-        messages = chat_messages(problem, self.name)
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        """Token ids of the chat prompt. Raises UserError for a template that cannot carry it."""
+        return self.dialogue(tokenizer).encode(problem.question)
+
+    def dialogue(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig | None = None) -> Dialogue:
+        """The chat that asks for a solution: instructions, a worked example as an earlier turn, the problem; `prompt`
+        changes parts of it. Raises UserError for a template that cannot carry it."""
+        prompt = prompt or PromptConfig()
+        system = _INSTRUCTION if self.name == "math500" else _INSTRUCTION + _INTEGER
+        own = {"system": system, "example": _EXAMPLE}
+        return chat_dialogue(
+            prompt.model_copy(update={key: text for key, text in own.items() if getattr(prompt, key) is None}),
+            tokenizer,
+        )
+
+    def perfect_reply(self, problem: Problem) -> str:
+        """A completion that is right and well formed."""
+        return f"{THINK_OPEN} Let us see. {THINK_CLOSE} {ANSWER_OPEN} {problem.answer} {ANSWER_CLOSE}"
 
     def write_traces(self, problems: list[Problem]) -> list[str]:
         """A completion for each of the problems: the dataset's own worked solution in the prompt's format.
@@ -278,12 +290,6 @@ class TextWorld:
             raise UserError(
                 f"cannot get {table.hub[0]} from the hub ({reason}): set data_dir to a directory with {files}"
             ) from error
-
-
-def chat_messages(problem: Problem, dataset: str) -> list[dict[str, str]]:
-    """The conversation that asks for a solution: instructions, a worked example as an earlier turn, the problem."""
-    instruction = _INSTRUCTION if dataset == "math500" else _INSTRUCTION + _INTEGER
-    return [{"role": "system", "content": instruction}, *_EXAMPLE, {"role": "user", "content": problem.question}]
 
 
 def _digest(question: str) -> str:

@@ -14,12 +14,13 @@ from typing import ClassVar
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from iapo_bench.config import PromptConfig
 from iapo_bench.errors import UserError
 from iapo_bench.seeds import stream_seed
-from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, THINK_CLOSE, THINK_OPEN, GraderKind, Problem
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, TAGS, THINK_CLOSE, THINK_OPEN, GraderKind, Problem
+from iapo_bench.worlds.dialogue import Dialogue
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 DIGITS = tuple("0123456789")
 OPERATORS = ("+", "-", "*")
 FILLERS = ("so", "now", "well", "okay", "hmm", "then", "let", "me", "see", "right", "next", "just")
@@ -100,7 +101,17 @@ class MicroWorld:
 
     def encode_prompt(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the bare question: the model was taught to answer with a trace."""
-        return tokenizer(problem.question, add_special_tokens=False).input_ids
+        return self.dialogue(tokenizer).encode(problem.question)
+
+    def dialogue(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig | None = None) -> Dialogue:
+        """The bare question. Raises UserError for settings of a prompt."""
+        if prompt not in (None, PromptConfig()):
+            raise UserError("the micro world asks the bare question: leave 'prompt' out")
+        return Dialogue(tokenizer, render=str)
+
+    def perfect_reply(self, problem: Problem) -> str:
+        """A completion that is right and well formed."""
+        return f"{THINK_OPEN} {THINK_CLOSE} {ANSWER_OPEN} {' '.join(problem.answer)} {ANSWER_CLOSE}"
 
     def write_trace(self, question: str, rng: random.Random) -> list[tuple[str, Role]]:
         """A trace for the question, as a human might write it: every word (the end of sequence too) with its role.

@@ -61,7 +61,9 @@ def _same(found: Answer, wanted: Answer) -> bool:
         wanted = wanted.parts[0]
     if wanted.kind == "words":
         # A choice's letter is a scalar.
-        return (found.label if found.kind == "words" else "".join(map(str, found.parts)).strip("( )").lower()) == wanted.label
+        return (
+            found.label if found.kind == "words" else "".join(map(str, found.parts)).strip("( )").lower()
+        ) == wanted.label
     if found.kind != wanted.kind:
         return False
     if wanted.kind == "scalar":
