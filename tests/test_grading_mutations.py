@@ -7,13 +7,13 @@ datasets in DIR, some minutes.
 import random
 import re
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 
+from iapo_bench.config.world import WorldConfig
 from iapo_bench.worlds import SPLITS
 from iapo_bench.worlds.grading import Outcome, make_grader
-from iapo_bench.worlds.text import TextWorld
+from iapo_bench.worlds.load import load_world
 
 SHAPES = {
     "integer": ["18", "0", "-7", "1234", "850000", "20922789888256", "-12"],
@@ -229,6 +229,6 @@ def test_golds_of_every_shape_stay_right_in_every_dress_and_no_twist_of_them_pas
 def test_the_same_holds_of_a_datasets_own_golds(name, request):
     if (folder := request.config.getoption("--data-dir")) is None:
         pytest.skip("--data-dir names no directory with the datasets")
-    world = TextWorld(name, Path(folder))
+    world = load_world(WorldConfig(name=name, data_dir=folder), 0)
     golds = {problem.answer for split in SPLITS for problem in world.load(split)}
     print(name, check(world.grader, sorted(golds)))

@@ -11,7 +11,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.worlds import SPLITS, Problem, World, read_jsonl
 from iapo_bench.worlds.datasets.micro import build_tokenizer
-from iapo_bench.worlds.grading import Outcome, is_formatted, make_grader
+from iapo_bench.worlds.grading import Outcome, grade_math, is_formatted
 from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld
 
 N_TRAIN, N_TEST, N_MATH, N_DAPO = GSM8K_VALIDATION + 40, 7, 60, 400
@@ -195,26 +195,12 @@ def test_a_bad_row_is_named(data_dir, row, complaint):
 
 
 @pytest.mark.parametrize(("name", "file"), [("math500", "math500.jsonl"), ("dapo", "dapo_math_17k.jsonl")])
-@pytest.mark.parametrize("gold", ["?!", "null", "None", "NaN", "[1]", "</answer>", None, True, 1.5, [1], float("nan")])
-def test_a_gold_that_data_spoiled_is_named(data_dir, name, file, gold):
-    write_rows(data_dir / file, [{"problem": "Why?", "answer": "4"}, {"problem": "How?", "answer": gold}])
-    with pytest.raises(UserError, match=f"{file}:2: the gold answer .* (correct or remove it)"):
+def test_a_gold_that_is_no_mathematics_is_named(data_dir, name, file):
+    write_rows(data_dir / file, [{"problem": "Why?", "answer": "4"}, {"problem": "How?", "answer": "?!"}])
+    with pytest.raises(
+        UserError, match=f"{file}:2: the gold answer '\\?!' (cannot be read as mathematics|is not an int)"
+    ):
         TextWorld(name, data_dir).load("train")
-
-
-def test_problems_whose_golds_float64_has_rounded_are_left_out_with_a_count(data_dir):
-    path = data_dir / "dapo_math_17k.jsonl"
-    before = [problem for split in SPLITS for problem in TextWorld("dapo", data_dir).load(split)]
-    rounded = ["105263157894736848", "20000000000000000000000", "22099999999999998951424"]
-    exact = ["105263157894736842", "19999999999999999999999"]
-    with path.open("a") as file:
-        for gold in rounded + exact:
-            file.write(json.dumps({"problem": f"Find ${gold}$.", "answer": gold}) + "\n")
-    world = TextWorld("dapo", data_dir)
-    after = [problem for split in SPLITS for problem in world.load(split)]
-    assert {problem.answer for problem in after} - {problem.answer for problem in before} == set(exact)
-    assert world.left_out() == [f"{path}:{N_DAPO + i}: {gold}" for i, gold in enumerate(rounded, start=1)]
-    assert TextWorld("gsm8k", data_dir).left_out() == []
 
 
 def test_damaged_and_empty_files_are_refused(data_dir):
@@ -277,8 +263,8 @@ def test_traces_are_the_datasets_own_solutions_in_the_prompts_format(data_dir):
         traces = world.write_traces(problems)
         assert len(traces) == len(problems)
         assert all(map(is_formatted, traces))
-        with make_grader(world.grader) as grader:
-            assert set(grader.grade(traces, [problem.answer for problem in problems])) == {Outcome.CORRECT}
+        graded = [grade_math(trace, problem.answer) for trace, problem in zip(traces, problems, strict=True)]
+        assert set(graded) == {Outcome.CORRECT}
         for trace, problem in zip(traces, problems, strict=True):
             sold = int(problem.answer) // 3 if name == "gsm8k" else 0
             assert trace == form.format(a=2 * sold, b=sold, c=problem.answer)

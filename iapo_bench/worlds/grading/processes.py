@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
-from tqdm import tqdm
+
+from iapo_bench.progress import progress as progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Judges:
             for i in order
         }
         outcomes = {}
-        for i, future in tqdm(futures.items(), desc="grading", unit="answer", disable=not progress):
+        for i, future in progress_bar(futures.items(), desc="grading", unit="answer", disable=not progress):
             try:
                 while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
                     # A pool that breaks can forget tasks that still queue.
