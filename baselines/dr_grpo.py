@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.method import Credit, LossSpec, Method, assign, require_groups
+from iapo_bench.method import Credit, LossSpec, Method, assign, per_group
 
 
 @dataclass
@@ -20,6 +20,5 @@ class DrGRPO(Method):
     loss: LossSpec = field(default_factory=lambda: LossSpec(reduction="constant"))
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
-        require_groups(batch.group_size)
-        rewards_NG = batch.rewards_B.view(-1, batch.group_size).double()
+        rewards_NG = per_group(batch.rewards_B, batch)
         return assign((rewards_NG - rewards_NG.mean(dim=1, keepdim=True)).view(-1), batch)

@@ -1,5 +1,6 @@
 """GTPO: Group Token Policy Optimization (Tan et al. 2025, arXiv 2508.04349; not Simoni et al., arXiv 2508.03772)."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -7,10 +8,13 @@ import torch
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import (
-    SIGNAL_NOISE,
+    EXACT,
+    RELEASED_READING,
+    RELEASED_Z_SCORE,
     Credit,
     LossSpec,
     Method,
+    Reading,
     Signal,
     assign,
     group_normalise,
@@ -33,26 +37,35 @@ class GTPO(Method):
     where some are 0 they take the whole share of 1/H. Loss: token mean, clip-higher, no KL penalty.
 
     `scope`: R+- are the shaped rewards of the real tokens of the "group" or the "batch"; `zeros`: "include" those that
-    are 0 because they belong to the other side, or "exclude" them. `eps`: added to the standard deviation.
-    `bonus_scale`: "running" (d_t, h_t) or the row's own "length". `bonus_to`: "reward", as above, or "advantage": added
-    to A_i = norm(r_i, r_group), unnormalised.
+    are 0 because they belong to the other side, or "exclude" them. `ddof`, `eps`: of the standard deviation.
+
+    The rest are the released code's departures. `bonus_scale`: "running" (d_t, h_t) or the row's own "length".
+    `bonus_to`: "reward", as above, or "advantage": added to A_i = norm(r_i, r_group), unnormalised. `share_eps`: added
+    to every H and to every sum. `reading`: how entropies are read; at padding too, a row that has ended goes on taking
+    its share.
     """
 
     name = "gtpo"
     released: ClassVar[dict[str, Any]] = {
         "bonus_scale": "length",
         "bonus_to": "advantage",
+        "share_eps": 1e-8,
         "format_reward": 0.5,
-        "loss": {"clip_high": 0.2, "kl_coef": 0.001},
+        "reading": {**dataclasses.asdict(RELEASED_READING), "postfix_chunk": 0, "left_padding": False},
+        "loss": {"clip_high": 0.2, "kl_coef": 0.001, "local_rows": 4},
+        **RELEASED_Z_SCORE,
     }
     loss: LossSpec = field(default_factory=lambda: LossSpec(clip_low=0.2, clip_high=0.28, reduction="token_mean"))
     a1: float = 1.0
     a2: float = 0.1
     scope: Literal["group", "batch"] = "group"
     zeros: Literal["include", "exclude"] = "include"
+    ddof: Literal[0, 1] = 0
     eps: float = 1e-6
     bonus_scale: Literal["running", "length"] = "running"
     bonus_to: Literal["reward", "advantage"] = "reward"
+    share_eps: float = 0.0
+    reading: Reading = EXACT
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -69,17 +82,21 @@ class GTPO(Method):
         lengths_NG1 = batch.lengths_B.view(-1, batch.group_size, 1)
         entropy_NGT = signal(batch, Signal.TOKEN_ENTROPY).double().clamp(min=0.0).view(grouped)
         bonus_NGT = torch.zeros_like(entropy_NGT)
-        for side_NGT, sign in ((mask_NGT & correct_NG1, 1.0), (mask_NGT & ~correct_NG1, -1.0)):
-            weight_NGT = entropy_NGT if sign > 0 else _inverse(entropy_NGT, side_NGT)
-            scale = lengths_NG1 if self.bonus_scale == "length" else side_NGT.sum(dim=1, keepdim=True)
-            bonus_NGT += sign * self.a2 * _share(weight_NGT, side_NGT) * scale
-        return bonus_NGT.view(mask_BT.shape)
+        sharing_NGT = torch.ones_like(mask_NGT) if self.reading.padding else mask_NGT
+        for side_NG1, sign in ((correct_NG1, 1.0), (~correct_NG1, -1.0)):
+            side_NGT = sharing_NGT & side_NG1
+            weight_NGT = entropy_NGT if sign > 0 else self._inverse(entropy_NGT, side_NGT)
+            running_N1T = (mask_NGT & side_NG1).sum(dim=1, keepdim=True)
+            scale = lengths_NG1 if self.bonus_scale == "length" else running_N1T
+            bonus_NGT += sign * self.a2 * self._share(weight_NGT, side_NGT) * scale
+        return torch.where(mask_NGT, bonus_NGT, 0.0).view(mask_BT.shape)
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
         require_groups(batch.group_size)
         bonus_BT = self.bonuses(batch)
         if self.bonus_to == "advantage":
-            return assign(group_normalise(batch.rewards_B, batch.group_size)[:, None] + bonus_BT, batch)
+            advantages_B = group_normalise(batch.rewards_B, batch.group_size, eps=self.eps, ddof=self.ddof)
+            return assign(advantages_B[:, None] + bonus_BT, batch)
         correct_B1 = batch.correct_B[:, None]
         shaped_BT = torch.where(correct_B1, self.a1, -self.a1) + bonus_BT
         positive_BT = self._normalise(shaped_BT, correct_B1, batch)
@@ -92,18 +109,19 @@ class GTPO(Method):
         pool_BT = mask_BT & side_B1 if self.zeros == "exclude" else mask_BT
         pools = len(mask_BT) // batch.group_size if self.scope == "group" else 1
         values = torch.where(side_B1, shaped_BT, 0.0).view(pools, -1)
-        return masked_normalise(values, pool_BT.view(pools, -1), eps=self.eps, noise=SIGNAL_NOISE).view(mask_BT.shape)
+        pool, noise = pool_BT.view(pools, -1), self.a2 * batch.signal_noise.share
+        normal = masked_normalise(values, pool, eps=self.eps, ddof=self.ddof, noise=noise)
+        return normal.view(mask_BT.shape)
 
+    def _share(self, weight_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:
+        """Each row's part of the weights at its step, 0 outside the side; uniform where all weights are 0."""
+        weight_NGT = torch.where(side_NGT, weight_NGT, 0.0)
+        total_N1T = weight_NGT.sum(dim=1, keepdim=True) + self.share_eps
+        uniform_NGT = side_NGT.double() / side_NGT.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.where(total_N1T > 0, weight_NGT / total_N1T, uniform_NGT)
 
-def _share(weight_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:
-    """Each row's part of the weights at its step, 0 outside the side; uniform where all weights are 0."""
-    weight_NGT = torch.where(side_NGT, weight_NGT, 0.0)
-    total_N1T = weight_NGT.sum(dim=1, keepdim=True)
-    uniform_NGT = side_NGT.double() / side_NGT.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(total_N1T > 0, weight_NGT / total_N1T, uniform_NGT)
-
-
-def _inverse(entropy_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:
-    """1/H up to a factor that shares do not see: the smallest H over H, which is finite where H is 0."""
-    least_N1T = entropy_NGT.masked_fill(~side_NGT, torch.inf).amin(dim=1, keepdim=True)
-    return torch.where(entropy_NGT > 0, least_N1T / entropy_NGT, 1.0)
+    def _inverse(self, entropy_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:
+        """1/H up to a factor that shares do not see: the smallest H over H, which is finite where H is 0."""
+        entropy_NGT = entropy_NGT + self.share_eps
+        least_N1T = entropy_NGT.masked_fill(~side_NGT, torch.inf).amin(dim=1, keepdim=True)
+        return torch.where(entropy_NGT > 0, least_N1T / entropy_NGT, 1.0)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.method import Credit, LossSpec, Method, assign, group_normalise
+from iapo_bench.method import RELEASED_Z_SCORE, Credit, LossSpec, Method, assign, group_normalise
 from iapo_bench.seeds import row_uniforms
 
 
@@ -19,16 +19,28 @@ class SGRPO(Method):
 
     `budget`: the condition is |T_i| < k ("selected") or, as the IAPO authors' code has it, |o_i| < k ("length": a
     completion of k tokens or more gets no random tokens, a shorter one no cap).
+    `coins`: each "row" has its own or, in the authors' code, they are "shared": every micro-batch, on every process,
+    throws the same ones, for its rows that need any, one after another. `local_rows`: rows of a micro-batch.
+    `ddof`, `eps`: of the reward's z-score.
     """
 
     name = "sgrpo"
-    released: ClassVar[dict[str, Any]] = {"budget": "length", "format_reward": 0.5}
+    released: ClassVar[dict[str, Any]] = {
+        "budget": "length",
+        "coins": "shared",
+        "format_reward": 0.5,
+        **RELEASED_Z_SCORE,
+    }
     # a, k and p are the released code's and the KL coefficient is the IAPO paper's: those of this paper are not known.
     loss: LossSpec = field(default_factory=lambda: LossSpec(kl_coef=0.001))
     a: int = 150
     k: int = 341
     p: float = 0.5
     budget: Literal["selected", "length"] = "selected"
+    coins: Literal["row", "shared"] = "row"
+    local_rows: int = 4
+    ddof: Literal[0, 1] = 0
+    eps: float = 1e-6
 
     def select(self, batch: RolloutBatch, row_seeds: list[int]) -> torch.Tensor:
         """T_i as bool (B, T). A row's coins depend on its seed only, not on padding or other rows."""
@@ -41,8 +53,20 @@ class SGRPO(Method):
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
         """Raises ValueError without a generator: coins from a fixed seed would fall alike at every step."""
-        advantages_B = group_normalise(batch.rewards_B, batch.group_size)
+        advantages_B = group_normalise(batch.rewards_B, batch.group_size, eps=self.eps, ddof=self.ddof)
         if generator is None:
             raise ValueError("sgrpo needs a generator for its coins")
         row_seeds = torch.randint(2**63 - 1, (len(advantages_B),), generator=generator, device=generator.device)
-        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()))
+        if self.coins == "shared":
+            row_seeds = row_seeds[self._seats(batch, generator)]
+        # A row whose T_i is empty adds nothing to the sum over G, and still counts in its mean.
+        everyone_B = torch.ones_like(batch.correct_B)
+        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()), counted=everyone_B)
+
+    def _seats(self, batch: RolloutBatch, generator: torch.Generator) -> torch.Tensor:
+        """Which row of coins each row gets, int64 (B,): its place among those of its micro-batch that need coins."""
+        tossing_B = batch.lengths_B < self.k if self.budget == "length" else batch.lengths_B > 0
+        seats_B = torch.zeros(len(tossing_B), dtype=torch.long)
+        for part in torch.randperm(len(seats_B), generator=generator).split(self.local_rows):
+            seats_B[part] = (tossing_B[part].cumsum(0) - 1).clamp(min=0).cpu()
+        return seats_B

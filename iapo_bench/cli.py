@@ -69,8 +69,8 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
       iapo-bench table      --summary iapo/summary.json --out table1.csv --figure accuracy_length
     """
     if gpus:
-        from iapo_bench import parallel
-        from iapo_bench.gpu_lease import lease_gpus
+        from iapo_bench.machine import parallel
+        from iapo_bench.machine.gpu_lease import lease_gpus
 
         if not parallel.is_started():
             context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
@@ -85,9 +85,9 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
 @click.option("--out", type=FILE, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
 def prepare(config: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write the tier's problems, every gold answer checked."""
-    from iapo_bench import stages
+    from iapo_bench.worlds.prepare import prepare as run_prepare
 
-    stages.prepare(_read(config, overrides), out)
+    run_prepare(_read(config, overrides), out)
 
 
 @cli.command("warm-start")
@@ -98,9 +98,9 @@ def warm_start(config: str, overrides: tuple[str, ...], out: Path) -> None:
 
     A fetched one is then taught the training split's worked solutions where the tier has a model.warm_start.
     """
-    from iapo_bench import stages
+    from iapo_bench.train.base import make_base as run_make_base
 
-    stages.make_base(_read(config, overrides), out)
+    run_make_base(_read(config, overrides), out)
 
 
 @cli.command()
@@ -127,7 +127,8 @@ def train(
 
     After `iapo-bench --gpus N` it is N processes that share the work, each with a GPU of its own.
     """
-    from iapo_bench import parallel, stages
+    from iapo_bench.machine import parallel
+    from iapo_bench.train.run import train as run_train
 
     tier = _read(config, overrides)
     gpus = context.find_root().params["gpus"]
@@ -139,7 +140,7 @@ def train(
         )
     if gpus > 1 and not parallel.is_started():
         sys.exit(parallel.launch(gpus, sys.argv[1:]))
-    stages.train(tier, method, base=base, data=data, seed=seed, out=out, trial=trial)
+    run_train(tier, method, base=base, data=data, seed=seed, out=out, trial=trial)
 
 
 @cli.command()
@@ -161,10 +162,10 @@ def sample(
     out: Path,
 ) -> None:
     """Sample completions for every problem of a split, with one model load."""
-    from iapo_bench import stages
+    from iapo_bench.evaluate.sample import sample as run_sample
 
     tier = _read(config, overrides)
-    stages.sample(
+    run_sample(
         tier,
         model=model,
         data=data,
@@ -183,9 +184,9 @@ def sample(
 @click.option("--out", type=FILE, required=True, help="Parquet file of outcomes.")
 def grade(config: str, overrides: tuple[str, ...], samples: Path, data: Path, split: str, out: Path) -> None:
     """Judge samples: CORRECT, WRONG, UNPARSEABLE, TIMEOUT or ERROR each. Needs no GPU."""
-    from iapo_bench import stages
+    from iapo_bench.evaluate.grade import grade as run_grade
 
-    stages.grade(_read(config, overrides), samples=samples, data=data, split=split, out=out)
+    run_grade(_read(config, overrides), samples=samples, data=data, split=split, out=out)
 
 
 @cli.command()
@@ -202,12 +203,12 @@ def metrics(
     config: str, overrides: tuple[str, ...], method: str, grades: tuple[Path, ...], seeds: tuple[int, ...], out: Path
 ) -> None:
     """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
-    from iapo_bench import report
+    from iapo_bench.report.rows import measure
 
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
         raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
-    report.measure(_read(config, overrides), method, dict(zip(seeds, grades, strict=True)), out)
+    measure(_read(config, overrides), method, dict(zip(seeds, grades, strict=True)), out)
 
 
 @cli.command()
@@ -229,9 +230,22 @@ def table(
     figure: Path,
 ) -> None:
     """Put the summaries of all methods into one table and one figure."""
-    from iapo_bench import report
+    from iapo_bench.report.table1 import make_table
 
-    report.make_table(_read(config, overrides), summaries, published=published, out=out, figure=figure)
+    make_table(_read(config, overrides), summaries, published=published, out=out, figure=figure)
+
+
+@cli.command()
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
+def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
+    from iapo_bench.report.comparisons import make_comparisons
+
+    make_comparisons(summaries, out=out, figure=figure)
 
 
 _RUNS = click.option(
@@ -251,9 +265,9 @@ _RUNS = click.option(
 @click.option("--figure", type=FILE, required=True, help="Bars by phase, without ending.")
 def wallclock(config: str, overrides: tuple[str, ...], runs: tuple[str, ...], out: Path, figure: Path) -> None:
     """Say where each method's time went: training by phase, and sampling the test problems."""
-    from iapo_bench import report
+    from iapo_bench.report.wallclock import make_wallclock
 
-    report.make_wallclock(_read(config, overrides), _named(runs), out=out, figure=figure)
+    make_wallclock(_read(config, overrides), _named(runs), out=out, figure=figure)
 
 
 @cli.command()
@@ -261,9 +275,9 @@ def wallclock(config: str, overrides: tuple[str, ...], runs: tuple[str, ...], ou
 @click.option("--figure", type=FILE, required=True, help="Accuracy and length during training, without ending.")
 def curves(runs: tuple[str, ...], figure: Path) -> None:
     """Draw the training curves of runs."""
-    from iapo_bench import report
+    from iapo_bench.report.curves import make_curves
 
-    report.make_curves(_named(runs), figure)
+    make_curves(_named(runs), figure)
 
 
 @cli.command()
@@ -273,9 +287,9 @@ def curves(runs: tuple[str, ...], figure: Path) -> None:
 @click.option("--out", type=FILE, required=True, help="YAML file of choices; the evidence is written beside it as CSV.")
 def tune(config: str, overrides: tuple[str, ...], trials: Path, base: Path, out: Path) -> None:
     """Choose every method's settings from its trials on the validation split."""
-    from iapo_bench import report
+    from iapo_bench.report.tuning import choose
 
-    report.choose(_read(config, overrides), trials, base, out)
+    choose(_read(config, overrides), trials, base, out)
 
 
 @cli.command()
@@ -288,9 +302,9 @@ def sensitivity(
     config: str, overrides: tuple[str, ...], base: Path, grades: tuple[Path, ...], out: Path, figure: Path
 ) -> None:
     """Show how two options of a method, on the tier's grid, move accuracy and length on the validation split."""
-    from iapo_bench import report
+    from iapo_bench.report.sensitivity import make_sensitivity
 
-    report.make_sensitivity(_read(config, overrides), base, grades, out=out, figure=figure)
+    make_sensitivity(_read(config, overrides), base, grades, out=out, figure=figure)
 
 
 @cli.command("lm-eval")
@@ -314,7 +328,7 @@ def lm_eval(
     out: Path,
 ) -> None:
     """Measure a checkpoint with lm-eval, greedily: the test problems, and standard tasks (from the hub)."""
-    from iapo_bench import lm_evaluation
+    from iapo_bench.evaluate import lm_evaluation
 
     tier = _read(config, overrides)
     lm_evaluation.evaluate(
@@ -327,7 +341,7 @@ def lm_eval(
 @click.option("--out", type=FILE, required=True, help="CSV file: a row for each run, task and metric.")
 def lm_eval_table(runs: tuple[str, ...], out: Path) -> None:
     """Join the scores that `lm-eval` wrote to DIR/lm_eval."""
-    from iapo_bench.lm_eval_table import make_lm_eval_table
+    from iapo_bench.report.lm_eval import make_lm_eval_table
 
     make_lm_eval_table(_named(runs), out)
 
@@ -343,7 +357,7 @@ def token_roles(
     config: str, overrides: tuple[str, ...], model: Path, samples: Path, data: Path, completions: int, out: Path
 ) -> None:
     """Score the tokens of a run's own completions, beside what each is for. Micro world only."""
-    from iapo_bench import role_scores
+    from iapo_bench.tokens import scores as role_scores
 
     role_scores.score_tokens(
         _read(config, overrides), model=model, samples=samples, data=data, out=out, completions=completions
@@ -360,7 +374,7 @@ def role_tables(
     config: str, overrides: tuple[str, ...], runs: tuple[str, ...], out: Path, roles: Path, figure: Path
 ) -> None:
     """Say which scores know a needed token, and which roles each method removed. Micro world only."""
-    from iapo_bench import roles as analysis
+    from iapo_bench.tokens import roles as analysis
 
     analysis.make_role_tables(_read(config, overrides), _named(runs), informativeness=out, roles=roles, figure=figure)
 
@@ -392,7 +406,7 @@ def informativeness(
 
     Text is tokenised as it is, without special tokens: apply the chat template to the prompt before.
     """
-    from iapo_bench.transcripts import score_transcripts
+    from iapo_bench.tokens.transcripts import score_transcripts
 
     score_transcripts(
         model=model, transcripts=transcripts, out=out, postfix=postfix, temperature=temperature, limit=limit
@@ -400,12 +414,25 @@ def informativeness(
 
 
 @cli.command()
-def doctor() -> None:
-    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works."""
-    from iapo_bench.doctor import examine, show
+@_tier_option
+@click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
+@click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
+def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset: str | None) -> None:
+    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works.
 
-    rows, works = examine()
-    click.echo(show(rows))
+    With --model: the exact prompt, the tokens that stop a completion, and whether a perfect completion would be graded
+    right and well formed; exit code 1 when not, 2 when the model's chat template cannot be used.
+    """
+    from iapo_bench import doctor
+
+    if model is not None:
+        text, works = doctor.examine_model(_read(config, overrides), model, dataset)
+        click.echo(text)
+    else:
+        if dataset:
+            raise UserError("--dataset needs --model DIR: which model should be asked?")
+        rows, works = doctor.examine()
+        click.echo(doctor.show(rows))
     if not works:
         sys.exit(1)
 
@@ -427,7 +454,7 @@ def plan(
 
     All datasets of the tier, unless --set world.name=NAME chooses one.
     """
-    from iapo_bench.plan import plan as make_plan
+    from iapo_bench.plan.show import plan as make_plan
 
     tier = _read(config, overrides)
     chosen = any(item.startswith("world.name=") for item in overrides)

@@ -22,7 +22,7 @@ Engine = Literal["transformers", "vllm"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -64,6 +64,44 @@ class WorldConfig(_Section):
     held_out: list[Literal["gsm8k", "math500", "dapo"]] = Field(
         default=[], description="datasets whose test problems are kept out of the training problems too"
     )
+
+
+class ExampleConfig(_Section):
+    """A worked example: a question, and the reply that it should get, tags included."""
+
+    question: Annotated[str, Field(pattern=r"\S")]
+    reply: Annotated[str, Field(pattern=r"\S")]
+
+
+class PromptConfig(_Section):
+    """How problems are put to a chat model; what is not said here is the dataset's own."""
+
+    system: str | None = Field(default=None, description="the system text; '' for none")
+    example: ExampleConfig | Literal[""] | None = Field(
+        default=None, description="a worked example {question, reply}, shown as an earlier turn; '' for none"
+    )
+    instruction: str = Field(default="", description="what is added after every question")
+    template: str | None = Field(
+        default=None,
+        description="FILE.jinja, or its text, in place of the model's chat template: it sees the same variables, and "
+        "question, system, example and instruction",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_is_a_template(cls, value: Any) -> Any:
+        return {"template": value} if isinstance(value, str) else value
+
+    @field_validator("template")
+    @classmethod
+    def _read_file(cls, value: str | None) -> str | None:
+        """The text and not the path: a run is told by what it is asked."""
+        if value is None or "\n" in value or not value.endswith(".jinja"):
+            return value
+        try:
+            return Path(value).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{value} cannot be read ({error}): name a file of a Jinja template") from None
 
 
 class LoraConfig(_Section):
@@ -213,6 +251,7 @@ class TierConfig(_Section):
         default={},
         description="what goes with a choice of world.name, laid over the file; results are then kept by dataset",
     )
+    prompt: PromptConfig = PromptConfig()
     train: TrainConfig
     evaluate: EvalConfig
     lm_eval: LmEvalConfig = LmEvalConfig()
@@ -279,6 +318,7 @@ class TierConfig(_Section):
             "seed": self.seed,
             "dtype": self.model.dtype,
             "world": self.world.model_dump(),
+            **({} if self.prompt == PromptConfig() else {"prompt": self.prompt.model_dump()}),
             "train": {**train, **changes},
             "method": {"name": self.parent(name), "profile": method.profile, "options": method.options},
         }

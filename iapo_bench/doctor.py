@@ -1,19 +1,25 @@
-"""What this machine can run, and what is missing for the rest."""
+"""What this machine can run, and what is missing for the rest; how a model is asked, and how it is read."""
 
 import os
 import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import psutil
 from tabulate import tabulate
 
-from iapo_bench.errors import UserError
+from iapo_bench.config import TierConfig, WorldConfig
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.worlds import Problem
 
 REQUIRED = ("transformers", "snakemake", "datasets", "math-verify", "pandas", "pyarrow")
 OPTIONAL = ("lm-eval",)
 EXECUTOR = "snakemake-executor-plugin-"
+
+# Asked where a dataset would have to be fetched.
+STAND_IN = Problem("stand-in", "A shelf holds 17 books, and 25 more are put on it. How many books does it hold?", "42")
 
 Row = tuple[str, str, str]  # what, what there is, how to mend or extend it
 
@@ -40,6 +46,56 @@ def examine(folder: Path = Path()) -> tuple[list[Row], bool]:
 def show(rows: list[Row]) -> str:
     """The rows as a table."""
     return tabulate(rows, headers=("what", "here", "to change that"), tablefmt="simple", disable_numparse=True)
+
+
+def examine_model(tier: TierConfig, path: Path, dataset: str | None) -> tuple[str, bool]:
+    """How the model in the directory `path` is asked and read on `dataset` (by default the tier's): the exact prompt,
+    the stops, and what becomes of a perfect completion; and whether that is graded right and well formed.
+
+    The first test problem is asked where the data are local. Raises UserError for a model or a chat template that
+    cannot be used.
+    """
+    from iapo_bench.models.checkpoints import load_skeleton, load_tokenizer, stop_ids
+    from iapo_bench.worlds.dialogue import completion_texts
+    from iapo_bench.worlds.grading import Outcome, is_formatted, make_grader
+    from iapo_bench.worlds.load import load_world
+
+    skeleton, tokenizer = load_skeleton(path), load_tokenizer(path)
+    config = _world_config(tier, dataset)
+    world = load_world(config, tier.seed)
+    local = config.name == "micro" or config.data_dir is not None
+    problem = world.load("test")[0] if local else STAND_IN
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    stops = stop_ids(skeleton, dialogue)
+    prompt_ids, reply_ids = dialogue.encode(problem.question), dialogue.encode_reply(world.perfect_reply(problem))
+    text = completion_texts([reply_ids], tokenizer, stop_ids=stops, prefill=dialogue.prefill)[0]
+    with make_grader(world.grader) as grader:
+        outcome = grader.grade([text], [problem.answer])[0]
+    formatted = is_formatted(text)
+    rows = [
+        ("model", f"{path} on {config.name}"),
+        ("question", "the first test problem" if local else "a stand-in: the dataset is not local"),
+        ("prompt", f"{len(prompt_ids)} tokens, below"),
+        *(("", note) for note in dialogue.notes),
+        ("prefill", f"{dialogue.prefill!r}, a part of the completion" if dialogue.prefill else "none"),
+        ("stops", ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in stops)),
+        ("perfect completion", repr(text)),
+        ("graded", f"{outcome}, gold {problem.answer}"),
+        ("well formed", "yes" if formatted else "no"),
+    ]
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True)
+    prompt = tokenizer.decode(prompt_ids, skip_special_tokens=False)
+    return f"{table}\n\n{prompt}", formatted and outcome is Outcome.CORRECT
+
+
+def _world_config(tier: TierConfig, dataset: str | None) -> WorldConfig:
+    """The tier's world, or another dataset with what does not depend on the dataset."""
+    if dataset in (None, tier.world.name):
+        return tier.world
+    known = get_args(WorldConfig.model_fields["name"].annotation)
+    if dataset not in known:
+        raise unknown("dataset", str(dataset), known)
+    return WorldConfig(name=dataset, data_dir=tier.world.data_dir)  # type: ignore[arg-type]
 
 
 def _version(name: str) -> str | None:

@@ -7,8 +7,13 @@ defaults are the setting that its paper publishes.
 import dataclasses
 import enum
 import importlib.util
+import inspect
+import math
 import sys
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -21,9 +26,24 @@ METHOD_DIRS = tuple(Path(__file__).parent.parent / folder for folder in ("method
 
 PROFILES = ("paper", "released")
 
-# A spread below this share of the signal (or of 1, if that is more) is the rounding of a float32 forward pass, which a
-# z-score would blow up to full size. Signals are nats and probabilities, so of order one.
-SIGNAL_NOISE = 1e-5
+
+def _check_options(options: Any, owner: str) -> None:
+    """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
+    hints = get_type_hints(type(options))
+    for option in dataclasses.fields(options):
+        hint, value = hints[option.name], getattr(options, option.name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
+        # YAML reads 1e-6 as a string: it wants 1.0e-6.
+        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
+            raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{option.name} of {owner} must be finite, is {value!r}")
+
+
+# The reward z-score of the released code, which is that of TRL: sample standard deviation, and an eps that shows.
+RELEASED_Z_SCORE = {"ddof": 1, "eps": 1e-4}
 
 
 class Signal(enum.Enum):
@@ -34,15 +54,51 @@ class Signal(enum.Enum):
     ANSWER_ENTROPY = "answer_entropy_BS"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How entropies are read. The defaults are the definition; each field is a departure of the released code.
+
+    `padding`: at padding too (by default 0 there), which then counts in a method's statistics. The rows lie in `ranks`
+    parts of whole groups, each padded to its own longest prompt and completion, and a completion's last column is the
+    last that is read; beyond the part's width there are zeros.
+    `postfix_chunk`: prefixes are taken in chunks of this many, and the postfix stands where the chunk's longest prefix
+    ends, after a gap in positions; 0: right after its own prefix.
+    `left_padding`: the postfix attends to the padding left of the prompt.
+    `bfloat16`: logits, and the sums over the vocabulary, in bfloat16.
+    """
+
+    padding: bool = False
+    ranks: int = 1
+    postfix_chunk: int = 0
+    left_padding: bool = False
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        _check_options(self, "reading")
+        if self.ranks < 1 or self.postfix_chunk < 0:
+            raise UserError("reading: ranks must be at least 1 and postfix_chunk at least 0")
+
+
+EXACT = Reading()
+# Four processes; chunks of 16 prefixes for the 0.5B and 7B models (36 for 1.5B, and the 7B run has eight processes).
+RELEASED_READING = Reading(padding=True, ranks=4, postfix_chunk=16, left_padding=True, bfloat16=True)
+
+
 Reduction = Literal["sequence_mean", "token_mean", "constant"]
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """The clipped surrogate around a credit.
+    """The policy-gradient loss around a credit: rho = pi/pi_old, A the advantage, sg stops the gradient.
 
+    `objective`: "clipped" is the clipped surrogate -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A); "cispo"
+    is -sg(min(rho, 1 + clip_high)) * A * log pi, where every token keeps a gradient and `clip_low` has no part.
+    `ratio`: "token", or "sequence" for GSPO's rho_i = exp(mean_t log rho[i,t]) over the row's weighted tokens; each
+    token keeps its own advantage and gradient (GSPO-token, which is GSPO where a row's tokens share one advantage).
     `reduction`: "sequence_mean" averages each row over its weighted tokens, then rows; "token_mean" averages over all
     weighted tokens of the update batch; "constant" divides by rows times the token limit (Dr. GRPO).
+    `local_rows`: the token mean is taken over each of the parts of this many rows, drawn at random, and then over the
+    parts, as by accumulation over the micro-batches of the released code; 0: over the whole update batch.
     """
 
     clip_low: float = 0.2
@@ -50,9 +106,22 @@ class LossSpec:
     kl_coef: float = 0.0  # k3 estimator, to the initial model
     entropy_coef: float = 0.0  # bonus: subtracted from the loss
     reduction: Reduction = "sequence_mean"
+    objective: Literal["clipped", "cispo"] = "clipped"
+    ratio: Literal["token", "sequence"] = "token"
+    local_rows: int = 0
 
     def __post_init__(self) -> None:
         _check_options(self, "the loss")
+        if self.local_rows < 0 or (self.local_rows and self.reduction != "token_mean"):
+            raise UserError("local_rows of the loss goes with reduction token_mean, and is 0 or a number of rows")
+
+    def idle_choices(self, updates_per_rollout: int) -> list[str]:
+        """The settings that change nothing: with one update per rollout rho is 1, so neither clipping nor the
+        objective nor the ratio level can act. Settings at their defaults are not listed."""
+        if updates_per_rollout > 1:
+            return []
+        choices = ("objective", "ratio", "clip_low", "clip_high")
+        return [name for name in choices if getattr(self, name) != getattr(LossSpec, name)]
 
 
 @dataclass(frozen=True)
@@ -60,11 +129,31 @@ class Credit:
     """Advantages and loss weights, float32 (B, T).
 
     A token with weight 0 leaves both the loss and its normaliser; one with weight 1 and advantage 0 stays in the
-    normaliser.
+    normaliser. `counted_B`: bool, the rows that a mean over rows counts; without it, those with any weight, so that
+    rows which a method drops leave the mean.
     """
 
     advantages_BT: torch.Tensor
     weights_BT: torch.Tensor
+    counted_B: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> "Credit":
+        """The credit of the rows `index`."""
+        counted_B = None if self.counted_B is None else self.counted_B[index]
+        return Credit(self.advantages_BT[index], self.weights_BT[index], counted_B)
+
+    def validate(self, batch: RolloutBatch) -> "Credit":
+        """Check type, shape, dtype, device and finiteness against the batch; return self. Raises ValueError."""
+        mask_BT = batch.completion_mask_BT
+        for name in ("advantages_BT", "weights_BT"):
+            _require_tensor(name, getattr(self, name), mask_BT.shape, torch.float32, mask_BT.device)
+        if (self.weights_BT < 0).any():
+            raise ValueError("weights_BT holds a negative number")
+        if self.weights_BT[~mask_BT].any():
+            raise ValueError("weights_BT is not 0 at padding")
+        if self.counted_B is not None:
+            _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
+        return self
 
 
 @dataclass
@@ -91,9 +180,18 @@ class Method:
         """The signals that `credit` reads."""
         return frozenset()
 
+    @property
+    def reading(self) -> Reading:
+        """How the entropies among them are read."""
+        return EXACT
+
     def shape_rewards(self, batch: RolloutBatch) -> torch.Tensor:
         """Rewards after the method's own terms, float32 (B,)."""
-        return batch.rewards_B + torch.where(batch.formatted_B, self.format_reward, -self.format_reward)
+        return self.with_format(batch.rewards_B, batch)
+
+    def with_format(self, rewards_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
+        """The rewards (B,) plus `format_reward` for keeping to the format, minus it for not, float32 (B,)."""
+        return rewards_B.float() + torch.where(batch.formatted_B, self.format_reward, -self.format_reward)
 
     def accept_group(self, correct_G: torch.Tensor) -> bool:
         """Whether to train on a group (dynamic sampling); `correct_G` is bool (G,)."""
@@ -103,8 +201,11 @@ class Method:
         """Take note of a batch before its credit is assigned."""
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
-        """Assign credit. `batch.rewards_B` holds shaped rewards; `generator` is for a method's own coins."""
-        raise NotImplementedError
+        """Assign credit; by default GRPO's, the z-score of the rewards in the group for every token of a row.
+
+        `batch.rewards_B` holds shaped rewards; `generator` is for a method's own coins.
+        """
+        return assign(group_normalise(batch.rewards_B, batch.group_size), batch)
 
     def state_dict(self) -> dict[str, Any]:
         """What `observe` learnt."""
@@ -114,15 +215,113 @@ class Method:
         """Take up what `state_dict` gave."""
 
 
-def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor | None = None) -> Credit:
+def assign(
+    advantages: torch.Tensor,
+    batch: RolloutBatch,
+    weights: torch.Tensor | None = None,
+    *,
+    counted: torch.Tensor | None = None,
+) -> Credit:
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
-    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do.
+    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do. `counted`: see
+    `Credit.counted_B`. Raises ValueError for any other shape.
     """
     mask_BT = batch.completion_mask_BT
+    (B, T), shape = mask_BT.shape, tuple(advantages.shape)
+    if shape not in ((B,), (B, 1), (B, T)):
+        raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
+    if weights is not None and (weights.dtype != torch.bool or tuple(weights.shape) not in ((B, 1), (B, T))):
+        raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
     weights_BT = mask_BT if weights is None else mask_BT & weights
-    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float())
+    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
+
+
+def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, is {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    if value.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, is {value.dtype}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, the batch on {device}")
+    if value.requires_grad:
+        raise ValueError(f"{name} has a gradient: detach it")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds a number that is not finite")
+
+
+@contextmanager
+def _blamed(method: "Method", hook: str) -> Iterator[None]:
+    """Whatever goes wrong in a method's hook as a line that names the method, the hook and the file's line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{_place(method)}: {hook}: {error}") from error
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{_place(method, error)}: {hook}: {kind}{error}") from error
+
+
+def _place(method: "Method", error: BaseException | None = None) -> str:
+    """Method and file, with the line of the file in which `error` was raised, if it was."""
+    path = inspect.getfile(type(method))
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f"method {method.name} ({path}{f':{lines[-1]}' if lines else ''})"
+
+
+def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
+    """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
+    float32 (B,)."""
+    with _blamed(method, "shape_rewards"):
+        rewards_B = method.shape_rewards(batch)
+        _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
+    return replace(batch, rewards_B=rewards_B)
+
+
+def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
+    """Whether the method trains on a group. Raises UserError, naming method and file, unless it says yes or no."""
+    with _blamed(method, "accept_group"):
+        verdict = method.accept_group(correct_G)
+        if not isinstance(verdict, bool):
+            raise ValueError(f"the result must be bool, is {type(verdict).__name__}")
+    return verdict
+
+
+def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Generator) -> Credit:
+    """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
+    fails or is not what `Credit.validate` asks for."""
+    with _blamed(method, "observe"):
+        method.observe(batch)
+    with _blamed(method, "credit"):
+        credit = method.credit(batch, generator)
+        if not isinstance(credit, Credit):
+            raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
+        return credit.validate(batch)
+
+
+def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
+    """The values of a row each as float64 (N, G), a group in each row; a flag becomes 0 or 1.
+
+    Raises UserError for groups of one.
+    """
+    require_groups(batch.group_size)
+    return values_B.view(-1, batch.group_size).double()
+
+
+def token_limit(setting: float, batch: RolloutBatch, option: str) -> float:
+    """A length in tokens from an option that is one or, below 1, a share of `batch.max_tokens`.
+
+    Raises UserError, which calls the setting `option`, for one that is negative or exceeds `batch.max_tokens`.
+    """
+    limit = batch.max_tokens
+    tokens = setting * limit if setting < 1 else setting
+    if not 0 <= tokens <= limit:
+        raise UserError(f"{option} must be from 0 to max_tokens = {limit}, is {setting}")
+    return tokens
 
 
 def signal(batch: RolloutBatch, which: Signal) -> torch.Tensor:
@@ -173,6 +372,12 @@ def group_normalise(values_B: torch.Tensor, group_size: int, *, eps: float = 1e-
     return masked_normalise(values_NG, everyone_NG, eps=eps, ddof=ddof).view(-1).float()
 
 
+def padded_widths(mask_BM: torch.Tensor, group_size: int, ranks: int) -> torch.Tensor:
+    """Real tokens of the longest row in each row's part, int64 (B,): `ranks` near-equal parts of whole groups."""
+    parts = mask_BM.sum(dim=1).view(-1, group_size).tensor_split(ranks)
+    return torch.cat([part.amax().expand(part.numel()) for part in parts if part.numel()])
+
+
 def require_groups(group_size: int) -> None:
     """Raise UserError when a group holds a single completion: every method here compares completions of one prompt."""
     if group_size < 2:
@@ -192,7 +397,7 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
     """The method `name` with its options.
 
     `profile`: "paper" (the equations) or "released" (what the authors' code computes, where it departs).
-    `options` win over the profile; `loss` may be a dict of the fields to change.
+    `options` win over the profile; `loss` and `reading` may be dicts of the fields to change.
     Raises UserError for an unknown name, profile or option, listing what exists.
     """
     paths = list_methods()
@@ -208,30 +413,19 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if option not in known:
                 raise unknown(f"option of {name}", option, known)
         changes = dict(settings)
-        if isinstance(changes.get("loss"), dict):
-            changes["loss"] = _replace_loss(method.loss, changes["loss"])
+        for part in ("loss", "reading"):
+            if isinstance(changes.get(part), dict):
+                changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
     return method
 
 
-def _replace_loss(loss: LossSpec, changes: dict[str, Any]) -> LossSpec:
-    known = {f.name for f in dataclasses.fields(LossSpec)}
+def _replace_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(part)}
     for key in changes:
         if key not in known:
-            raise unknown("loss setting", key, known)
-    return dataclasses.replace(loss, **changes)
-
-
-def _check_options(options: Any, owner: str) -> None:
-    """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
-    hints = get_type_hints(type(options))
-    for option in dataclasses.fields(options):
-        hint, value = hints[option.name], getattr(options, option.name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
-        # YAML reads 1e-6 as a string: it wants 1.0e-6.
-        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
-            raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
+            raise unknown(f"{name} setting", key, known)
+    return dataclasses.replace(part, **changes)
 
 
 def _method_class(name: str, path: Path) -> type[Method]:

@@ -1,6 +1,5 @@
 """What the Snakefile asks of the package."""
 
-import hashlib
 import os
 import re
 import sys
@@ -14,43 +13,28 @@ import yaml
 from iapo_bench.config import CONFIG_DIR, TierConfig, digest, merge, parse_tier, read_tier
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file
+from iapo_bench.machine.code import code_digest as digest_of_code
 from iapo_bench.method import list_methods
 
-PACKAGE = Path(__file__).parent
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 _TARGETS = "IAPO_BENCH_TARGETS"
 PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
 
-# Files whose change makes a stage's results stale. What only presents results is left out.
-_WORLD = ("worlds/*.py", "seeds.py", "grading.py")
-_MODEL = ("models.py", "architectures.py", "pretrained.py", "warm_start.py")
-_CORE = (
-    "batch.py",
-    "method.py",
-    "rollout/*.py",
-    "packed.py",
-    "informativeness.py",
-    "signals.py",
-    "lora.py",
-    "parallel.py",
-    "sharding.py",
-    "update.py",
-    "trainer.py",
-)
-_SIGNALS = ("batch.py", "rollout/collate.py", "signals.py", "informativeness.py", "packed.py")
-_STAGES = {
-    "worlds": _WORLD,
-    "base": (*_WORLD, *_MODEL, "signals.py", "update.py"),
-    "train": (*_WORLD, *_MODEL, *_CORE),
-    "sample": ("worlds/*.py", "seeds.py", "models.py", "rollout/*.py"),
-    "grade": ("grading.py",),
-    "metrics": ("metrics.py",),
-    "tables": ("tables.py", "figures.py"),
-    "roles": (*_WORLD, "models.py", *_SIGNALS, "roles.py", "role_scores.py"),
-    "role_tables": ("worlds/*.py", "roles.py", "figures.py"),
-    "lm_eval": ("worlds/*.py", "seeds.py", "models.py", "grading.py", "lm_evaluation.py", "rollout/vllm_engine.py"),
-    "lm_eval_table": ("lm_eval_table.py",),
+# The module that does each stage's work: its imports decide what makes a result stale.
+STAGES = {
+    "worlds": "iapo_bench.worlds.prepare",
+    "base": "iapo_bench.train.base",
+    "train": "iapo_bench.train.run",
+    "sample": "iapo_bench.evaluate.sample",
+    "grade": "iapo_bench.evaluate.grade",
+    "metrics": "iapo_bench.report.rows",
+    "tables": "iapo_bench.report.table1",
+    "comparisons": "iapo_bench.report.comparisons",
+    "roles": "iapo_bench.tokens.scores",
+    "role_tables": "iapo_bench.tokens.roles",
+    "lm_eval": "iapo_bench.evaluate.lm_evaluation",
+    "lm_eval_table": "iapo_bench.report.lm_eval",
 }
 
 
@@ -148,9 +132,6 @@ def export_settings(tier: TierConfig, folder: str | Path) -> str:
 
 def code_digest(stage: str, method: str | None = None) -> str:
     """A hash of the code behind a stage's results; of training, with the one method's own file."""
-    if stage not in _STAGES:
-        raise unknown("stage", stage, _STAGES)
-    paths = [path for pattern in _STAGES[stage] for path in sorted(PACKAGE.glob(pattern))]
-    if method is not None:
-        paths.append(list_methods()[method])
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+    if stage not in STAGES:
+        raise unknown("stage", stage, STAGES)
+    return digest_of_code(STAGES[stage], [list_methods()[method]] if method else [])

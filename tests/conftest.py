@@ -12,8 +12,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from iapo_bench.cli import main
-from iapo_bench.models import build_micro
-from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+from iapo_bench.models.checkpoints import build_micro
+from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 
 torch.set_num_threads(1)
 

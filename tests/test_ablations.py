@@ -12,8 +12,7 @@ from project_copy import copy_project, snakemake
 
 from iapo_bench.config import parse_tier, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.figures import sensitivity_maps
-from iapo_bench.report import make_sensitivity
+from iapo_bench.report.sensitivity import make_sensitivity, sensitivity_maps
 
 ROOT = Path(__file__).parent.parent
 

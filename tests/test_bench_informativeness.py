@@ -8,9 +8,9 @@ import torch
 from iapo_bench.bench.gpu import SIZES, informativeness_at_size, step_at_size
 from iapo_bench.bench.informativeness import bench_approximations, bench_informativeness
 from iapo_bench.bench.step import _peak_flops, bench_step
-from iapo_bench.costs import Lengths, Work, flops
-from iapo_bench.models import build_micro, save_model
-from iapo_bench.trainer import PHASES
+from iapo_bench.models.checkpoints import build_micro, save_model
+from iapo_bench.plan.costs import Lengths, Work, flops
+from iapo_bench.train.trainer import PHASES
 
 
 @pytest.fixture(scope="module")

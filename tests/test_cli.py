@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iapo_bench.cli import main
-from iapo_bench.models import load_model
+from iapo_bench.models.checkpoints import load_model
 
 SMALL = (
     *("--set", "model.warm_start={hidden: 32, layers: 1, heads: 2, steps: 40, lr: 0.01}"),
@@ -220,7 +220,7 @@ def test_help_teaches(run, capsys):
 
 def test_interrupted_training_goes_on(run, made, tmp_path, monkeypatch):
     """Stopped in the middle by Ctrl-C, the next call ends with the same rows as a run that was never stopped."""
-    from iapo_bench.trainer import Trainer
+    from iapo_bench.train.trainer import Trainer
 
     arguments = ("train", "--config", "smoke", *SMALL, "--method", "iapo", "--base", made / "base")
     arguments += ("--data", made / "data", "--out", tmp_path)

@@ -10,12 +10,12 @@ import pytest
 
 from iapo_bench.cli import main
 from iapo_bench.errors import UserError
-from iapo_bench.gpu_lease import lease_gpus, visible_devices
+from iapo_bench.machine.gpu_lease import lease_gpus, visible_devices
 
 JOB = """
 import sys, time
 from pathlib import Path
-from iapo_bench.gpu_lease import lease_gpus
+from iapo_bench.machine.gpu_lease import lease_gpus
 folder, name = Path(sys.argv[1]), sys.argv[2]
 count, share, seconds = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 with lease_gpus(count, jobs_per_gpu=share, folder=folder / "locks") as devices:

@@ -19,10 +19,10 @@ import torch
 from gpu import bodies
 from gpu.determinism import check_determinism
 
-from iapo_bench import packed
-from iapo_bench.models import build_micro, save_model
-from iapo_bench.pretrained import CHATML
-from iapo_bench.worlds.micro import build_tokenizer
+from iapo_bench.models.checkpoints import build_micro, save_model
+from iapo_bench.models.sources import CHATML
+from iapo_bench.signals import packed
+from iapo_bench.worlds.datasets.micro import build_tokenizer
 from iapo_bench.worlds.text import GSM8K_VALIDATION
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from iapo_bench.errors import UserError
-from iapo_bench.grading import (
+from iapo_bench.worlds.grading import (
     MAX_ANSWER_CHARS,
     IntegerGrader,
     MathGrader,
@@ -228,7 +228,7 @@ def test_a_judge_that_hangs_or_breaks_harms_no_other_answer(caplog):
 
 
 def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
-    monkeypatch.setattr("iapo_bench.grading._warm_up", os.abort)
+    monkeypatch.setattr("iapo_bench.worlds.grading._warm_up", os.abort)
     with MathGrader(workers=1) as grader, pytest.raises(RuntimeError):
         grader.grade([tagged("4")], ["4"])
 

@@ -1,5 +1,7 @@
 """GTPO by hand, its conservation law and its guards."""
 
+import math
+
 import pytest
 import torch
 from builders import assign_credit, make_batch
@@ -95,11 +97,27 @@ def test_entropies_are_asked_for_only_with_shaping():
 
 
 def test_released_adds_the_length_to_a_normalised_advantage():
+    """The formula, column by column: a row that has ended goes on taking its share with the entropies at padding."""
+    entropies = [[1.0, 2.0], [3.0, 0.5], [0.5, 0.2], [0.0, 0.25]]  # rows 1, 2 and 3 end after one token
+    batch = make_batch([2, 1, 1, 1], [1, 1, 0, 0], token_entropy=entropies)
     method = load_method("gtpo", "released")
-    # Rewards 1.5, 1.5, -0.5 give 0.707107, 0.707107, -1.414214; then 0.1 * share * |o_i|.
-    expected = [0.707107 + 0.1 / 4 * 2, 0.707107 + 0.1 * 2, 0.707107 + 0.1 * 3 / 4, -1.414214 - 0.1]
-    assert real(example(), assign_credit(method, example()).advantages_BT) == pytest.approx(expected, abs=1e-5)
-    assert method.loss == LossSpec(kl_coef=0.001, reduction="token_mean")
+    # Rewards 1.5, 1.5, -0.5, -0.5: mean 0.5, sample std sqrt(4/3).
+    z = 1 / (math.sqrt(4 / 3) + 1e-4)
+    inverse = [1 / (0.5 + 1e-8), 1 / 1e-8]
+    expected = [
+        z + 0.1 * 1.0 / 4.0 * 2,
+        z + 0.1 * 2.0 / 2.5 * 2,
+        z + 0.1 * 3.0 / 4.0,
+        -z - 0.1 * inverse[0] / sum(inverse),
+        -z - 0.1 * inverse[1] / sum(inverse),
+    ]
+    assert real(batch, assign_credit(method, batch).advantages_BT) == pytest.approx(expected, abs=1e-6)
+    assert method.loss == LossSpec(kl_coef=0.001, reduction="token_mean", local_rows=4)
+
+
+def test_released_shares_nothing_where_all_entropies_are_zero():
+    batch = make_batch([1, 1], [1, 1], token_entropy=[[0.0], [0.0]])
+    assert real(batch, GTPO(share_eps=1e-8).bonuses(batch)) == [0.0, 0.0]
 
 
 def test_published_setting():

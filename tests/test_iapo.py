@@ -8,7 +8,7 @@ from builders import assign_credit, make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iapo_bench.method import LossSpec, Signal, load_method
+from iapo_bench.method import LossSpec, Reading, Signal, load_method
 from methods.iapo import IAPO
 
 
@@ -104,10 +104,21 @@ def test_only_what_the_weights_ask_for_is_computed():
 # Released code
 
 
-def test_smoothing_with_zero_filled_edges():
-    # e = 0, 2, 1, 1, 0: the last token gets (1 + 1)/2 - 0 whatever came after it.
+def test_smoothing_looks_one_step_back_too():
+    # e = 0, 2, 1, 1, 0 and 0, 1, 2, 0.5 with the 0 before the first token.
     smoothed = IAPO(smoothing=True).token_informativeness(example())
-    assert rows(example(), smoothed) == [[0, 0.5, 1], [-1.5, 1.5]]
+    assert rows(example(), smoothed) == [[0, 0.5, 1], [-1.5, 1]]
+
+
+def test_only_a_row_of_full_width_misses_its_last_entropy():
+    batch = make_batch([3, 2], [1, 0], answer_entropy=[[2.0, 1.0, 1.0, 0.25], [1.0, 2.0, 0.5]])
+    unread = IAPO(last_entropy="unread").token_informativeness(batch)
+    assert rows(batch, unread) == [[1, 0, 1], [-1, 1.5]]
+    # Two parts, each as wide as its own longest row, so the second group's row of two is one of full width.
+    parts = {"last_entropy": "unread", "reading": Reading(ranks=2)}
+    entropies = [[2.0, 1.0, 1.0, 0.25], [1.0, 0.5], [1.0, 2.0, 0.5], [1.0, 0.25]]
+    batch = make_batch([3, 1, 2, 1], [1, 0, 1, 0], group_size=2, answer_entropy=entropies, extra_completion=1)
+    assert rows(batch, IAPO(**parts).token_informativeness(batch)) == [[1, 0, 1], [0.5], [-1, 2], [0.75]]
 
 
 def test_exploration_by_next_token_entropy():
@@ -130,16 +141,50 @@ def test_unit_norm_shrinks_with_the_length():
     assert correct == pytest.approx(expected, abs=1e-5)
 
 
+def test_statistics_count_padding_when_it_is_read():
+    # Row 1: s = -1, 1.5 and at padding 0.5 - 0.25; row 0 has no padding.
+    entropies = [[2.0, 1.0, 1.0, 0.0], [1.0, 2.0, 0.5, 0.25]]
+    batch = make_batch([3, 2], [1, 0], answer_entropy=entropies)
+    method = IAPO(alpha=1.0, beta=0.0, reading=Reading(padding=True))
+    _, wrong = rows(batch, assign_credit(method, batch).advantages_BT)
+    mean, std = 0.25, math.sqrt((1.25**2 + 1.25**2) / 3)
+    assert wrong == pytest.approx([-1 + (-1 - mean) / std, -1 + (1.5 - mean) / std], abs=1e-5)
+
+
+def released_row(e: list[float], h: list[float], width: int, longest: int, reward: float, advantage: float):
+    """One row by the released code's formula: `e` and `h` over the columns of its part, zeros beyond."""
+
+    def unit(x: list[float]) -> list[float]:
+        x = [*x, *[0.0] * (longest - len(x))]
+        mean = sum(x) / longest
+        std = math.sqrt(sum((v - mean) ** 2 for v in x) / (longest - 1))
+        y = [v - mean / (std + 1e-8) for v in x]
+        return [v / (math.sqrt(sum(w * w for w in y)) + 1e-8) for v in y]
+
+    s = []
+    for t in range(width):
+        before = e[t - 1] if t else 0.0
+        after = e[t + 1] if t + 1 < width else 0.0
+        s.append((e[t] + before) / 2 - after)
+    sign = 1.0 if reward > 0 else -1.0
+    return [advantage + 0.5 * x - sign * 0.25 * y for x, y in zip(unit(s), unit(h), strict=True)]
+
+
 def test_released():
-    method = load_method("iapo", "released")
-    correct, wrong = rows(example(), assign_credit(method, example()).advantages_BT)
-    # s = 0, 0.5, 1, less mean/std = 1.224745, over the norm 1.440752; c = -1, -2, -3, plus 2.449490, over 1.614349.
-    s = [-0.850073, -0.503032, -0.155992]
-    c = [0.897879, 0.278434, -0.341011]
-    assert correct == pytest.approx([1 + x + y for x, y in zip(s, c, strict=True)], abs=1e-4)
-    # s = -1.5, 1.5 and c = 1, 3 less 2: both -1, 1 over sqrt(2).
-    assert wrong == pytest.approx([-1 - math.sqrt(2), -1 + math.sqrt(2)], abs=1e-4)
-    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.001, reduction="token_mean")
+    """Two parts of one group each, three and four columns wide; entropies at padding are whatever the model gave."""
+    e = [[2.0, 1.0, 1.5, 9.0], [1.0, 2.0, 0.5, 9.0], [1.0, 0.9, 0.8, 0.1], [0.3, 0.2, 0.7, 0.6]]
+    h = [[1.0, 2.0, 3.0], [1.0, 3.0, 0.4], [0.1, 0.2, 0.3, 0.4], [2.0, 1.0, 0.5, 0.1]]
+    last = [[9.0], [9.0], [7.0], [7.0]]  # never read
+    lengths, correct, widths = [3, 2, 4, 1], [1, 0, 1, 0], [3, 3, 4, 4]
+    entropies = [row[:width] + end for row, width, end in zip(e, widths, last, strict=True)]
+    batch = make_batch(lengths, correct, group_size=2, answer_entropy=entropies, token_entropy=h, max_tokens=4)
+    method = load_method("iapo", "released", alpha=0.5, beta=0.25)
+    actual = rows(batch, assign_credit(method, batch).advantages_BT)
+    z = 1 / (math.sqrt(2) + 1e-4)  # rewards 1.5, -0.5: sample std sqrt(2)
+    for i, (width, reward) in enumerate(zip(widths, [1.5, -0.5, 1.5, -0.5], strict=True)):
+        expected = released_row(e[i], h[i], width, 4, reward, z if reward > 0 else -z)
+        assert actual[i] == pytest.approx(expected[: lengths[i]], abs=1e-6)
+    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.001, reduction="token_mean", local_rows=4)
 
 
 def test_published_setting():

@@ -9,9 +9,9 @@ from builders import ragged_batch
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import Credit, LossSpec
-from iapo_bench.signals import token_statistics
-from iapo_bench.stages import train_settings
-from iapo_bench.update import backward, importance_weights
+from iapo_bench.signals.statistics import token_statistics
+from iapo_bench.train.run import train_settings
+from iapo_bench.train.update import backward, importance_weights
 
 CAP = 2.0
 SPECS = (LossSpec(), LossSpec(reduction="token_mean"), LossSpec(reduction="constant"))

@@ -24,12 +24,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from iapo_bench import packed as packed_module
 from iapo_bench.errors import UserError
-from iapo_bench.informativeness import AnswerReading, answer_entropies, next_token_statistics, pass_tokens
 from iapo_bench.method import Signal
-from iapo_bench.packed import PackedBatch, packed_blocks
-from iapo_bench.signals import compute_signals
+from iapo_bench.signals import packed as packed_module
+from iapo_bench.signals.informativeness import AnswerReading, answer_entropies, next_token_statistics, pass_tokens
+from iapo_bench.signals.packed import PackedBatch, packed_blocks
+from iapo_bench.signals.statistics import compute_signals
 
 SHAPE = {
     "vocab_size": 42,
@@ -264,7 +264,7 @@ def test_no_token_is_fed_twice_and_no_padding_ever():
 def test_passes_stay_within_the_automatic_size(monkeypatch):
     model, batch = build("llama"), ragged_batch(groups=4)
     longest = int((batch.prompt_mask_BP.sum(1) + batch.lengths_B).max())
-    monkeypatch.setattr("iapo_bench.informativeness.PASS_BYTES", int(longest * 1.5) * 4 * (8 * 32 + 3 * 64))
+    monkeypatch.setattr("iapo_bench.signals.informativeness.PASS_BYTES", int(longest * 1.5) * 4 * (8 * 32 + 3 * 64))
     assert longest < pass_tokens(model) < 2 * longest
     fed = _Fed(model)
     ours = answer_entropies(model, *rows_of(batch), torch.tensor([4, 5]))
@@ -288,7 +288,7 @@ def test_the_cache_holds_each_token_once_and_is_never_written_to():
 
 
 def test_all_logits_never_exist_at_once(monkeypatch):
-    monkeypatch.setattr("iapo_bench.informativeness.HEAD_ELEMENTS", 3 * 42)
+    monkeypatch.setattr("iapo_bench.signals.informativeness.HEAD_ELEMENTS", 3 * 42)
     model = build("llama")
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))

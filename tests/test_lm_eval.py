@@ -15,19 +15,19 @@ import torch
 from project_copy import copy_project, snakemake
 from test_text_worlds import gsm8k_row, write_rows
 
-from iapo_bench import stages
 from iapo_bench.config import TierConfig, parse_tier, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.grading import make_grader
-from iapo_bench.lm_eval_table import COLUMNS
-from iapo_bench.lm_evaluation import as_text, evaluate
-from iapo_bench.models import build_micro, eos_ids, load_model, load_tokenizer, save_model
+from iapo_bench.evaluate.lm_evaluation import as_text, evaluate
+from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
+from iapo_bench.report.lm_eval import COLUMNS
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.warm_start import WarmStart, warm_start
+from iapo_bench.train.sft import WarmStart, warm_start
 from iapo_bench.worlds import read_problems
+from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.grading import make_grader
 from iapo_bench.worlds.load import load_world
-from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.prepare import prepare
 
 PROBLEMS = 60
 
@@ -42,7 +42,7 @@ def tier() -> TierConfig:
 def made(tier, tmp_path_factory) -> Path:
     """Problems and a base that solves some of them, and what lm-eval made of it."""
     folder = tmp_path_factory.mktemp("made")
-    stages.prepare(tier, folder / "data")
+    prepare(tier, folder / "data")
     world, tokenizer = load_world(tier.world, tier.seed), build_tokenizer()
     assert isinstance(world, MicroWorld)
     # Heads of 32 dimensions: the least that vLLM's attention for CPUs takes.
@@ -123,7 +123,7 @@ def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
     tier = parse_tier(content, {"evaluate": {"max_tokens": 16, "problems": 5}}, source="test")
     write_rows(tmp_path / "gsm8k_train.jsonl", [gsm8k_row(n, str(n)) for n in range(600)])
     write_rows(tmp_path / "gsm8k_test.jsonl", [gsm8k_row(n, str(n)) for n in range(1000, 1005)])
-    stages.prepare(tier, tmp_path / "data")
+    prepare(tier, tmp_path / "data")
     save_model(build_micro(tokenizer, hidden=32, layers=1, heads=2, seed=5), tokenizer, tmp_path / "model")
     with feeding() as fed:
         evaluate(tier, model=tmp_path / "model", data=tmp_path / "data", out=tmp_path)

@@ -10,7 +10,9 @@ from test_signals import plain_statistics
 from test_update import make_rollout
 from transformers.pytorch_utils import Conv1D
 
-from iapo_bench.lora import (
+from iapo_bench.method import LossSpec, Signal
+from iapo_bench.models.checkpoints import load_model
+from iapo_bench.models.lora import (
     LoraSettings,
     add_lora,
     load_trainable_state,
@@ -19,12 +21,10 @@ from iapo_bench.lora import (
     trainable_state,
     without_lora,
 )
-from iapo_bench.method import LossSpec, Signal
-from iapo_bench.models import load_model
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.signals import compute_signals, token_statistics
-from iapo_bench.update import UpdateSettings, backward, make_optimizer, update
+from iapo_bench.signals.statistics import compute_signals, token_statistics
+from iapo_bench.train.update import UpdateSettings, backward, make_optimizer, update
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 STEP = UpdateSettings(lr=0.01, micro_batch_tokens=60)

@@ -15,13 +15,15 @@ def message(*args, **options) -> str:
 
 def test_every_file_loads_in_both_profiles():
     names = {"grpo", "dr_grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo"}
+    names |= {"kimi", "efficient", "shorterbetter", "laser", "alp", "dler", "grpo_lead", "gdpo"}
+    names |= {"gspo", "cispo", "random_reward"}
     assert names <= set(list_methods())
     for name in names:
         assert load_method(name).name == load_method(name, "released").name == name
 
 
 def test_an_unknown_name_suggests_and_lists():
-    assert message("dapoo").startswith("unknown method 'dapoo': did you mean 'dapo'? known: dapo, dr_grpo, gfpo")
+    assert message("dapoo").startswith("unknown method 'dapoo': did you mean 'dapo'? known: alp, cispo, dapo")
     assert "did you mean" not in message("xyz")
 
 
@@ -55,7 +57,7 @@ def test_a_number_that_yaml_read_as_text_is_refused():
 
 def test_options_win_over_the_profile_and_keep_the_rest_of_its_loss():
     method = load_method("iapo", "released", loss={"kl_coef": 0.0}, smoothing=False)
-    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.0, reduction="token_mean")
+    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.0, reduction="token_mean", local_rows=4)
     assert (method.smoothing, method.unit_norm) == (False, True)
     assert load_method("grpo", loss=LossSpec(clip_high=0.5)).loss.clip_high == 0.5
 

@@ -92,7 +92,7 @@ def test_dapo_filters_truncated_rows_out_of_the_loss():
 
 def test_dapo_released():
     method = load_method("dapo", "released")
-    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.001, reduction="token_mean")
+    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.001, reduction="token_mean", local_rows=4)
     assert method.accept_group(torch.tensor([True, True]))
     assert method.shape_rewards(make_batch([4, 4], [1, 1], formatted=[1, 0])).tolist() == [1.5, 0.5]
     assert DAPO().loss == LossSpec(clip_low=0.2, clip_high=0.28, kl_coef=0.0, reduction="token_mean")
@@ -159,8 +159,29 @@ def test_gfpo_released():
     assert (method.k, method.loss) == (6, LossSpec(kl_coef=0.001, reduction="sequence_mean"))
     credit = assign_credit(load_method("gfpo", "released", k=2), make_batch([3, 1, 2], [1, 0, 1]))
     # S = rows 1 and 2; the sample std of -0.5 and 1.5 is sqrt(2).
-    assert credit.advantages_BT[:, 0].tolist() == pytest.approx([0, -0.707107, 0.707107], abs=1e-5)
+    z = 1 / (2**0.5 + 1e-4)
+    assert credit.advantages_BT[:, 0].tolist() == pytest.approx([0, -z, z], abs=1e-6)
     assert credit.weights_BT.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+
+
+def test_gfpo_released_breaks_ties_as_topk_does():
+    lengths, correct = [5, 5, 5, 3, 5, 5, 5, 5], [1, 0, 1, 0, 1, 0, 1, 0]
+    kept = torch.topk(torch.tensor(lengths), 6, largest=False).indices.tolist()
+    batch = make_batch(lengths, correct)
+    weights_B = assign_credit(load_method("gfpo", "released"), batch).weights_BT[:, 0]
+    assert weights_B.nonzero().view(-1).tolist() == sorted(kept)
+    assert sorted(kept) != [0, 1, 2, 3, 4, 5]  # which is what the paper's profile keeps
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "sgrpo", "gfpo", "iapo", "gtpo"])
+def test_the_reward_of_the_released_code_has_a_sample_std_and_a_visible_eps(name):
+    """1.069 times the population's at G = 8."""
+    batch = make_batch([4] * 8, [1, 1, 0, 0, 1, 1, 0, 0])
+    off = {"iapo": {"alpha": 0.0, "beta": 0.0}, "gtpo": {"a2": 0.0}, "gfpo": {"k": 8}}.get(name, {})
+    advantages_BT = assign_credit(load_method(name, "released", **off), batch).advantages_BT
+    rewards = torch.tensor([1.5, 1.5, -0.5, -0.5] * 2)
+    expected_B = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+    torch.testing.assert_close(advantages_BT, expected_B[:, None].expand(8, 4))
 
 
 # Identities with GRPO

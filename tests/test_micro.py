@@ -6,11 +6,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from iapo_bench.errors import UserError
-from iapo_bench.grading import Outcome, grade_integer, is_formatted
-from iapo_bench.models import build_micro, load_tokenizer, save_model
-from iapo_bench.warm_start import WarmStart, warm_start
+from iapo_bench.models.checkpoints import build_micro, load_tokenizer, save_model
+from iapo_bench.train.sft import WarmStart, warm_start
 from iapo_bench.worlds import SPLITS
-from iapo_bench.worlds.micro import VOCABULARY, MicroWorld, Role, evaluate, token_roles
+from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld, Role, evaluate, token_roles
+from iapo_bench.worlds.grading import Outcome, grade_integer, is_formatted
 
 WORLD = MicroWorld(n_train=300, n_validation=50, n_test=50)
 

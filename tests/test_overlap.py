@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from iapo_bench import stages
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.worlds import Problem, read_problems
+from iapo_bench.worlds import prepare as prepare_stage
 from iapo_bench.worlds.overlap import find_overlap, normalise, separate
 from iapo_bench.worlds.text import TextWorld
 
@@ -98,7 +98,7 @@ def data_dir(tmp_path):
 
 def prepare(data_dir, out, capsys, **world):
     tier = read_tier("smollm2", {"world": {"name": "dapo", "data_dir": str(data_dir), **world}})
-    stages.prepare(tier, out)
+    prepare_stage.prepare(tier, out)
     splits = {split: read_problems(out / f"{split}.jsonl") for split in ("train", "validation", "test")}
     return splits, json.loads((out / "provenance.json").read_text()), capsys.readouterr().err
 
@@ -141,6 +141,6 @@ def test_published_math500_is_four_fifths_for_training(data_dir):
 
 
 def test_the_micro_world_has_no_repeats(tmp_path, capsys):
-    stages.prepare(read_tier("smoke"), tmp_path / "out")
+    prepare_stage.prepare(read_tier("smoke"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["removed_from_train"] == 0
     assert "warning" not in capsys.readouterr().err

@@ -18,18 +18,20 @@ from project_copy import copy_project, snakemake
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
-from iapo_bench import parallel, sharding
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.lora import LoraSettings, add_lora
+from iapo_bench.machine import parallel
 from iapo_bench.method import load_method
-from iapo_bench.models import build_micro, load_model
+from iapo_bench.models import sharding
+from iapo_bench.models.checkpoints import build_micro, load_model
+from iapo_bench.models.lora import LoraSettings, add_lora
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.stages import make_base, prepare
-from iapo_bench.trainer import Task, Trainer, TrainSettings
+from iapo_bench.train.base import make_base
+from iapo_bench.train.trainer import Task, Trainer, TrainSettings
 from iapo_bench.worlds import POSTFIX
-from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.prepare import prepare
 
 # Steps so small that Adam does not blow up rounding where a gradient is almost 0.
 SETTINGS = replace(TRAINER_SETTINGS, update=replace(TRAINER_SETTINGS.update, lr=3e-4))

@@ -8,16 +8,16 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from iapo_bench import costs
-from iapo_bench.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
-from iapo_bench.calibration import compare, fit, read_runs
 from iapo_bench.cli import cli
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.lora import LoraSettings, add_lora, trainable_state
-from iapo_bench.models import load_model, load_tokenizer
-from iapo_bench.plan import architecture, jobs, plan, time_table
-from iapo_bench.pretrained import fetch_model
+from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
+from iapo_bench.models.checkpoints import load_model, load_tokenizer
+from iapo_bench.models.lora import LoraSettings, add_lora, trainable_state
+from iapo_bench.models.sources import fetch_model
+from iapo_bench.plan import costs
+from iapo_bench.plan.calibration import compare, fit, read_runs
+from iapo_bench.plan.show import architecture, jobs, plan, time_table
 
 QWEN = {"qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-7b": 7_615_616_512}
 SMALL = Architecture(32, 2, 4, 2, 64, 300, tied=True)
@@ -36,7 +36,7 @@ def test_smollm2_has_its_published_size():
 
 
 def test_the_micro_model_has_the_size_that_is_built(tokenizer):
-    from iapo_bench.models import build_micro
+    from iapo_bench.models.checkpoints import build_micro
 
     model = build_micro(tokenizer, hidden=64, layers=2, heads=4, seed=0)
     assert architecture(read_tier("smoke")).parameters == sum(weight.numel() for weight in model.parameters())

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from iapo_bench import pretrained
 from iapo_bench.errors import UserError
-from iapo_bench.models import eos_ids, load_model, load_tokenizer, save_model
-from iapo_bench.pretrained import CHATML, fetch_model
+from iapo_bench.models import sources as pretrained
+from iapo_bench.models.checkpoints import eos_ids, load_model, load_tokenizer, save_model
+from iapo_bench.models.sources import CHATML, fetch_model
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.text import TextWorld
 

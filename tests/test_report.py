@@ -12,7 +12,8 @@ from iapo_bench import config as configuration
 from iapo_bench import workflow
 from iapo_bench.config import parse_tier, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.report import choose, measure, pick
+from iapo_bench.report.rows import measure
+from iapo_bench.report.tuning import choose, pick
 
 ROOT = Path(__file__).parent.parent
 

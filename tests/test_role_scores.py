@@ -11,15 +11,16 @@ import pytest
 import torch
 from test_roles import ids
 
-from iapo_bench import stages
 from iapo_bench.cli import main
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.models import build_micro, load_model, load_tokenizer, save_model
-from iapo_bench.role_scores import score_tokens
-from iapo_bench.roles import SCORES, make_role_tables, read_samples, roles_of, select
+from iapo_bench.evaluate.sample import sample
+from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model
+from iapo_bench.tokens.roles import SCORES, make_role_tables, read_samples, roles_of, select
+from iapo_bench.tokens.scores import score_tokens
 from iapo_bench.worlds import POSTFIX, read_problems
-from iapo_bench.worlds.micro import VOCABULARY, build_tokenizer
+from iapo_bench.worlds.datasets.micro import VOCABULARY, build_tokenizer
+from iapo_bench.worlds.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,12 @@ def made(tmp_path_factory) -> Path:
     """Data and two runs of an untaught model, which says everything, special tokens too."""
     folder = tmp_path_factory.mktemp("made")
     tier, tokenizer = read_tier("smoke"), build_tokenizer()
-    stages.prepare(tier, folder / "data")
+    prepare(tier, folder / "data")
     for seed, name in enumerate(("base", "iapo/seed0")):
         network = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=seed)
         save_model(network, tokenizer, folder / name / "model")
         model, out = folder / name / "model", folder / name / "test"
-        stages.sample(tier, model=model, data=folder / "data", split="test", out=out, seeds=[42, 7], n_samples=3)
+        sample(tier, model=model, data=folder / "data", split="test", out=out, seeds=[42, 7], n_samples=3)
     return folder
 
 

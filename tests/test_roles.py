@@ -11,8 +11,7 @@ from matplotlib.text import Text
 from project_copy import copy_project, snakemake
 
 from iapo_bench.errors import UserError
-from iapo_bench.figures import informativeness_roles
-from iapo_bench.roles import (
+from iapo_bench.tokens.roles import (
     ROLES,
     SCORES,
     auc_table,
@@ -23,7 +22,8 @@ from iapo_bench.roles import (
     roles_of,
     select,
 )
-from iapo_bench.worlds.micro import VOCABULARY
+from iapo_bench.tokens.roles_figure import informativeness_roles
+from iapo_bench.worlds.datasets.micro import VOCABULARY
 
 ROOT = Path(__file__).parent.parent
 REDUNDANT = ROLES[1:]

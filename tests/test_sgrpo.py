@@ -72,6 +72,22 @@ def test_released_tests_the_length_of_the_completion():
     assert load_method("sgrpo", **options).select(batch, [1, 2]).sum(dim=1).tolist() == [6, 5]
 
 
+def test_released_throws_the_same_coins_in_every_micro_batch():
+    method = load_method("sgrpo", "released", a=1, k=30)
+    batch = make_batch([20] * 8, [1, 0] * 4)
+    weights_BT = method.credit(batch, torch.Generator().manual_seed(3)).weights_BT
+    patterns = {tuple(row.tolist()) for row in weights_BT}
+    assert len(patterns) == 4  # of micro-batches of four rows: each pattern is thrown twice
+    assert all(sum(tuple(row.tolist()) == pattern for row in weights_BT) == 2 for pattern in patterns)
+
+
+def test_released_gives_coins_to_the_rows_that_need_any():
+    """Two rows of a micro-batch are too long for coins: the two others take the first two rows of coins."""
+    method = SGRPO(a=1, k=10, coins="shared", budget="length", local_rows=4)
+    seats = method._seats(make_batch([12, 5, 12, 5], [1, 0, 1, 0]), torch.Generator().manual_seed(0))
+    assert sorted(seats[[1, 3]].tolist()) == [0, 1]
+
+
 def test_published_setting():
     method = SGRPO()
     assert (method.a, method.k, method.p) == (150, 341, 0.5)

@@ -8,8 +8,8 @@ from builders import ragged_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iapo_bench.method import Signal
-from iapo_bench.models import build_micro
-from iapo_bench.signals import compute_signals, micro_batches, token_statistics
+from iapo_bench.models.checkpoints import build_micro
+from iapo_bench.signals.statistics import compute_signals, micro_batches, token_statistics
 
 
 def plain_statistics(model, batch, temperature):

@@ -8,10 +8,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
-from iapo_bench.grading import Outcome, grade_math, is_formatted
+from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.worlds import SPLITS, Problem, World, read_jsonl
-from iapo_bench.worlds.micro import build_tokenizer
-from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld, chat_messages
+from iapo_bench.worlds.datasets.micro import build_tokenizer
+from iapo_bench.worlds.grading import Outcome, grade_math, is_formatted
+from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld
 
 N_TRAIN, N_TEST, N_MATH, N_DAPO = GSM8K_VALIDATION + 40, 7, 60, 400
 NAMES = ("gsm8k", "math500", "dapo")
@@ -221,13 +222,15 @@ def test_a_file_with_too_few_rows_for_a_split_is_refused(data_dir):
 
 @pytest.mark.parametrize(("name", "integer"), [("gsm8k", True), ("dapo", True), ("math500", False)])
 def test_the_prompt_asks_for_the_format_and_shows_it(name, integer):
-    system, *example, user = chat_messages(Problem("p", "How many?", "4"), name)
-    assert system["role"] == "system"
-    assert "<think> your reasoning </think> <answer> the final answer </answer>" in system["content"]
-    assert ("The answer must be a single integer." in system["content"]) is integer
-    assert [turn["role"] for turn in example] == ["user", "assistant"]
-    assert example[0]["content"] == "What is 2+2?"
-    assert user == {"role": "user", "content": "How many?"}
+    tokenizer = _byte_tokenizer()
+    prompt = TextWorld(name).dialogue(tokenizer).render("How many?")
+    system, *example, user = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", prompt, re.DOTALL)
+    assert system[0] == "system"
+    assert "<think> your reasoning </think> <answer> the final answer </answer>" in system[1]
+    assert ("The answer must be a single integer." in system[1]) is integer
+    assert [turn[0] for turn in example] == ["user", "assistant"]
+    assert example[0][1] == "What is 2+2?"
+    assert user == ("user", "How many?")
 
 
 def test_a_prompt_is_the_chat_template_up_to_the_assistants_turn(chat_tokenizer):

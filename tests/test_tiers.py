@@ -11,8 +11,8 @@ from project_copy import copy_project, snakemake
 from iapo_bench.config import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
-from iapo_bench.plan import jobs
-from iapo_bench.update import UpdateSettings, make_optimizer
+from iapo_bench.plan.show import jobs
+from iapo_bench.train.update import UpdateSettings, make_optimizer
 from iapo_bench.workflow import PAPER_TIERS, asked_for, paper_cells, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent

@@ -8,15 +8,15 @@ import torch
 
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.grading import Outcome, make_grader
-from iapo_bench.informativeness import AnswerReading
 from iapo_bench.method import load_method
-from iapo_bench.models import build_micro
+from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.stages import answer_reading
-from iapo_bench.trainer import Task, Trainer, TrainSettings
-from iapo_bench.update import UpdateSettings
+from iapo_bench.signals.informativeness import AnswerReading
+from iapo_bench.train.run import answer_reading
+from iapo_bench.train.trainer import Task, Trainer, TrainSettings
+from iapo_bench.train.update import UpdateSettings
 from iapo_bench.worlds import POSTFIX
+from iapo_bench.worlds.grading import Outcome, make_grader
 
 SETTINGS = TrainSettings(
     completions=48,

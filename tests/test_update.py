@@ -9,14 +9,26 @@ import torch
 from iapo_bench.method import Credit, LossSpec, Signal
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
-from iapo_bench.signals import compute_signals, token_statistics
-from iapo_bench.update import UpdateSettings, backward, k3, make_optimizer, surrogate, token_scales, update
+from iapo_bench.signals.statistics import compute_signals, token_statistics
+from iapo_bench.train.update import (
+    UpdateSettings,
+    backward,
+    k3,
+    make_optimizer,
+    sequence_log_ratio,
+    surrogate,
+    token_scales,
+    update,
+)
 
 SPECS = {
     "sequence mean": LossSpec(),
     "token mean, clip-higher": LossSpec(reduction="token_mean", clip_high=0.28),
     "constant": LossSpec(reduction="constant"),
     "KL and entropy": LossSpec(kl_coef=0.3, entropy_coef=0.2, reduction="token_mean"),
+    "CISPO": LossSpec(objective="cispo", clip_high=0.3, reduction="token_mean"),
+    "GSPO": LossSpec(ratio="sequence", clip_low=0.05, clip_high=0.06),
+    "CISPO by sequence, KL": LossSpec(objective="cispo", ratio="sequence", clip_high=0.1, kl_coef=0.2),
 }
 
 
@@ -59,40 +71,71 @@ def test_micro_batches_change_nothing(model, name):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_the_loss_is_the_formula(model, name):
-    """Against the definition, written with loops over rows and tokens."""
-    spec = SPECS[name]
-    batch, credit = make_rollout()
-    generator = torch.Generator().manual_seed(1)
-    flat, entropy = token_statistics(model, batch, temperature=1.0, entropy=True)
-    mask = batch.completion_mask_BT
-    logp = torch.zeros(mask.shape).masked_scatter(mask, flat.detach())
-    entropies = torch.zeros(mask.shape).masked_scatter(mask, entropy.detach())
-    old = logp + torch.randn(mask.shape, generator=generator) * 0.4
-    reference = logp + torch.randn(mask.shape, generator=generator)
-    batch = replace(batch, old_logp_BT=old * mask, ref_logp_BT=reference * mask)
+def formula(spec, logp, entropy, old, reference, batch, credit):
+    """The definition of the loss, with loops over rows and tokens: lists of tensors (tokens,) by row, logp and entropy
+    with a gradient."""
     rows = []
-    for row in range(len(mask)):
-        terms = []
-        for t in range(int(mask[row].sum())):
-            ratio = float((logp[row, t] - old[row, t]).exp())
-            a = float(credit.advantages_BT[row, t])
-            clipped = min(max(ratio, 1 - spec.clip_low), 1 + spec.clip_high)
-            d = float(reference[row, t] - logp[row, t])
-            kl = torch.tensor(d).exp().item() - d - 1
-            loss = -min(ratio * a, clipped * a) + spec.kl_coef * kl - spec.entropy_coef * float(entropies[row, t])
-            terms.append((float(credit.weights_BT[row, t]), loss))
+    for row, (log_ratio, chosen) in enumerate(zip([a - b for a, b in zip(logp, old, strict=True)], logp, strict=True)):
+        weights, terms = credit.weights_BT[row], []
+        mean = sum(x for x, w in zip(log_ratio.detach(), weights, strict=False) if w) / max(int(weights.sum()), 1)
+        for t, x in enumerate(log_ratio):
+            ratio = (mean + x - x.detach()).exp() if spec.ratio == "sequence" else x.exp()
+            a = credit.advantages_BT[row, t]
+            if spec.objective == "cispo":
+                loss = -min(ratio.item(), 1 + spec.clip_high) * a * chosen[t]
+            else:
+                loss = -min(ratio * a, ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high) * a)
+            d = reference[row][t] - chosen[t]
+            loss = loss + spec.kl_coef * (d.exp() - d - 1) - spec.entropy_coef * entropy[row][t]
+            terms.append((weights[t], loss))
         rows.append(terms)
     total = [sum(w * loss for w, loss in terms) for terms in rows]
     weight = [sum(w for w, _ in terms) for terms in rows]
-    expected = {
+    return {
         "sequence_mean": sum(t / w for t, w in zip(total, weight, strict=True)) / len(rows),
         "token_mean": sum(total) / sum(weight),
         "constant": sum(total) / (len(rows) * batch.max_tokens),
     }[spec.reduction]
-    sums, _ = gradients(model, batch, credit, spec, 50)
-    assert sums["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_loss_and_its_gradient_are_the_formula(model, name):
+    batch, credit = make_rollout()
+    generator = torch.Generator().manual_seed(1)
+    mask = batch.completion_mask_BT
+    flat, entropies = token_statistics(model, batch, temperature=1.0, entropy=True)
+    logp = torch.zeros(mask.shape).masked_scatter(mask, flat.detach())
+    old = logp + torch.randn(mask.shape, generator=generator) * 0.4
+    reference = logp + torch.randn(mask.shape, generator=generator)
+    batch = replace(batch, old_logp_BT=old * mask, ref_logp_BT=reference * mask)
+    lengths = batch.lengths_B.tolist()
+    ragged = [old[mask].split(lengths), reference[mask].split(lengths)]
+    expected = formula(SPECS[name], flat.split(lengths), entropies.split(lengths), *ragged, batch, credit)
+    gradient = torch.autograd.grad(expected, list(model.parameters()))
+    sums, got = gradients(model, batch, credit, SPECS[name], 50)
+    assert sums["loss"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+    for a, b in zip(got, gradient, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_gspo_of_one_advantage_a_row_has_the_gradient_of_the_sequence_ratio(model):
+    """The paper's s_i * A_i with s_i = (pi(y_i)/pi_old(y_i))^(1/|y_i|), of which each token's own term is a part."""
+    batch, _ = make_rollout()
+    mask, lengths = batch.completion_mask_BT, batch.lengths_B.tolist()
+    flat, _ = token_statistics(model, batch, temperature=1.0, entropy=False)
+    old = flat.detach() + torch.randn(flat.shape, generator=torch.Generator().manual_seed(1)) * 0.3
+    batch = replace(batch, old_logp_BT=torch.zeros(mask.shape).masked_scatter(mask, old))
+    advantages_B = torch.linspace(-1, 1, len(lengths))
+    pairs = zip(flat.split(lengths), old.split(lengths), strict=True)
+    s_B = torch.stack([(now.sum() - then.sum()).div(len(now)).exp() for now, then in pairs])
+    loss = -torch.minimum(s_B * advantages_B, s_B.clamp(0.95, 1.06) * advantages_B).mean()
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    credit = Credit(advantages_B[:, None] * mask, mask.float())
+    sums, got = gradients(model, batch, credit, SPECS["GSPO"], 50)
+    assert sums["loss"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-6)
+    assert 0 < sums["cut"] < sums["tokens"]
+    for a, b in zip(got, gradient, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
 def test_token_scales_by_hand():
@@ -109,6 +152,21 @@ def test_token_scales_by_hand():
         assert not torch.isnan(token_scales(torch.zeros(2, 4), spec, 4)).any(), "all tokens filtered out"
 
 
+def test_local_rows_are_means_of_their_own():
+    """Three parts of two rows, each a token mean that counts a third, however many tokens it has."""
+    lengths = torch.tensor([1, 9, 2, 8, 3, 7])
+    weights = (torch.arange(9) < lengths[:, None]).float()
+    spec = LossSpec(reduction="token_mean", local_rows=2)
+    scales = token_scales(weights, spec, 9, torch.Generator().manual_seed(5))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(5))
+    for part in order.view(3, 2):
+        torch.testing.assert_close(scales[part], weights[part] / lengths[part].sum() / 3)
+    drawn_again = token_scales(weights, spec, 9, torch.Generator().manual_seed(6))
+    assert not torch.equal(scales, drawn_again)
+    with pytest.raises(ValueError, match="needs a generator"):
+        token_scales(weights, spec, 9)
+
+
 def test_clipping_by_hand():
     """Clip-higher at 1.28, clip-low at 0.8; a ratio that moves the good way further is cut, the other way is not."""
     spec = LossSpec(clip_high=0.28)
@@ -117,6 +175,41 @@ def test_clipping_by_hand():
     losses, cut = surrogate(ratio.log(), torch.zeros(5), advantages, spec)
     assert losses.tolist() == pytest.approx([-1.28, 1.5, -0.5, 0.8, -1.25])
     assert cut.tolist() == [True, False, False, True, False]
+
+
+def test_cispo_by_hand():
+    """Capped at 1.5 above and not below; the gradient is that of A log pi, whatever the ratio."""
+    spec = LossSpec(objective="cispo", clip_low=0.2, clip_high=0.5)
+    logp = torch.tensor([-1.0, -2.0, -3.0, -1.0], requires_grad=True)
+    old_logp = logp.detach() - torch.tensor([2.0, 2.0, 0.1, 1.25]).log()
+    losses, cut = surrogate(logp, old_logp, torch.tensor([1.0, -1.0, -1.0, 2.0]), spec)
+    assert losses.tolist() == pytest.approx([1.5, -3.0, -0.3, 2.5])
+    assert cut.tolist() == [True, True, False, False]
+    losses.sum().backward()
+    assert logp.grad.tolist() == pytest.approx([-1.5, 1.5, 0.1, -2.5])
+
+
+def test_the_sequence_ratio_by_hand():
+    """Means over weighted tokens of each row; a row without any has the ratio 1."""
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    weights = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    mean = sequence_log_ratio(torch.tensor([1.0, 9.0, 2.0, -1.0, 3.0, 5.0]), weights, mask)
+    assert mean.tolist() == [1.5, 1.5, 1.5, 1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["CISPO", "GSPO"])
+def test_one_update_makes_the_objective_and_the_ratio_idle(model, name):
+    """The claim of `idle_choices`: at ratio 1 every objective has the plain one's gradient."""
+    batch, credit = make_rollout()
+    credit = Credit(credit.advantages_BT, batch.completion_mask_BT.float())
+    spec = SPECS[name]
+    assert spec.idle_choices(2) == []
+    assert set(spec.idle_choices(1)) >= {"objective" if spec.objective == "cispo" else "ratio", "clip_high"}
+    _, plain = gradients(model, batch, credit, LossSpec(reduction=spec.reduction), 50)
+    _, got = gradients(model, batch, credit, spec, 50)
+    for a, b in zip(got, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+    assert LossSpec(kl_coef=0.1, reduction="token_mean").idle_choices(1) == []
 
 
 def test_k3():

@@ -12,17 +12,17 @@ import torch
 
 from iapo_bench.config import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.grading import Outcome
-from iapo_bench.lora import LoraSettings, add_lora
+from iapo_bench.evaluate.sample import sample
 from iapo_bench.method import load_method
-from iapo_bench.models import build_micro, save_model
+from iapo_bench.models.checkpoints import build_micro, save_model
+from iapo_bench.models.lora import LoraSettings, add_lora
 from iapo_bench.rollout import Sampling, vllm_engine
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.stages import sample
-from iapo_bench.trainer import Task, Trainer, TrainSettings
-from iapo_bench.update import UpdateSettings
+from iapo_bench.train.trainer import Task, Trainer, TrainSettings
+from iapo_bench.train.update import UpdateSettings
 from iapo_bench.worlds import POSTFIX, write_problems
+from iapo_bench.worlds.grading import Outcome
 
 pytestmark = [
     pytest.mark.vllm,
@@ -278,7 +278,9 @@ def test_sampling_with_the_configured_engine(started, checkpoint, world, tmp_pat
     monkeypatch.setattr(
         started.llm, "generate", lambda rows, *a, **k: asked.append(len(rows)) or generate(rows, *a, **k)
     )
-    monkeypatch.setattr("iapo_bench.stages.make_engine", lambda name, *args, **kwargs: made.append(name) or started)
+    monkeypatch.setattr(
+        "iapo_bench.evaluate.sample.make_engine", lambda name, *args, **kwargs: made.append(name) or started
+    )
     write_problems(tmp_path / "test.jsonl", world.load("test"))
     tier = read_tier("smoke", {"evaluate": {"engine": "vllm", "max_tokens": 20}})
     sample(tier, model=checkpoint, data=tmp_path, split="test", out=tmp_path, seeds=[42, 142], n_samples=4)

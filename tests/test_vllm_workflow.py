@@ -12,8 +12,8 @@ import yaml
 from project_copy import copy_project, snakemake
 
 from iapo_bench.config import TierConfig, read_tier
-from iapo_bench.provenance import checksum
-from iapo_bench.stages import sample
+from iapo_bench.evaluate.sample import sample
+from iapo_bench.machine.provenance import checksum
 
 pytestmark = [
     pytest.mark.vllm,

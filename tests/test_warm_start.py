@@ -8,16 +8,19 @@ import torch
 from project_copy import copy_project, snakemake
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from iapo_bench import stages, warm_start
 from iapo_bench.config import TierConfig, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.grading import is_formatted
-from iapo_bench.models import build_micro, eos_ids, load_model, load_tokenizer, save_model
+from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.load import make_engine
-from iapo_bench.warm_start import Schooling, backward, mean_loss, teach
+from iapo_bench.train import base as base_stage
+from iapo_bench.train import sft as warm_start
+from iapo_bench.train.sft import Schooling, backward, mean_loss, teach
 from iapo_bench.worlds import read_problems
-from iapo_bench.worlds.micro import build_tokenizer
+from iapo_bench.worlds.datasets.micro import build_tokenizer
+from iapo_bench.worlds.grading import is_formatted
+from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.prepare import prepare
 from iapo_bench.worlds.text import GSM8K_VALIDATION
 
 N_TRAIN = GSM8K_VALIDATION + 41
@@ -63,13 +66,13 @@ def assert_nothing_written(out: Path) -> None:
 
 def test_a_schooled_model_keeps_the_format(tmp_path, source, data_dir):
     settings, out = tier(source, data_dir), tmp_path / "base"
-    stages.make_base(settings, out)
-    stages.prepare(settings, tmp_path / "prepared")
+    base_stage.make_base(settings, out)
+    prepare(settings, tmp_path / "prepared")
     notes = json.loads((out / "training.json").read_text())
     assert notes["warm_start"] == {"steps": 60, "batch_size": 8, "lr": 1e-2, "micro_batch_tokens": 1024, "seed": 0}
     assert notes["loss"][-1]["loss"] < 0.5 * notes["loss"][0]["loss"]
     held_out = notes["held_out_loss"]
-    assert held_out["problems"] == stages.HELD_OUT_PROBLEMS
+    assert held_out["problems"] == base_stage.HELD_OUT_PROBLEMS
     assert held_out["after"] < 0.5 * held_out["before"]
     provenance = json.loads((out / "provenance.json").read_text())
     repeats = json.loads((tmp_path / "prepared" / "provenance.json").read_text())["removed_from_train"]
@@ -82,7 +85,7 @@ def test_a_schooled_model_keeps_the_format(tmp_path, source, data_dir):
     for name in ("source", "base"):
         model, tokenizer = load_model(tmp_path / name), load_tokenizer(tmp_path / name)
         tokenizer.chat_template = load_tokenizer(source).chat_template
-        world = stages.load_world(settings.world, 0)
+        world = load_world(settings.world, 0)
         prompts = [world.encode_prompt(p, tokenizer) for p in read_problems(tmp_path / "prepared" / "train.jsonl")[:8]]
         engine = make_engine("transformers", tmp_path / name, model, width=200, batch_size=8, gpu_memory=0.5)
         sampling = Sampling(
@@ -101,20 +104,20 @@ def test_only_training_problems_are_taught_and_no_test_problem_is_read(tmp_path,
     seen: dict[str, list] = {"teach": [], "mean_loss": []}
 
     def spy(name):
-        real = getattr(stages, name)
+        real = getattr(base_stage, name)
 
         def call(model, lessons, *arguments, **options):
             seen[name] += lessons
             return real(model, lessons, *arguments, **options)
 
-        monkeypatch.setattr(stages, name, call)
+        monkeypatch.setattr(base_stage, name, call)
 
     spy("teach")
     spy("mean_loss")
-    stages.make_base(settings, tmp_path / "base")
-    stages.prepare(tier(source, data_dir), tmp_path / "prepared")
+    base_stage.make_base(settings, tmp_path / "base")
+    prepare(tier(source, data_dir), tmp_path / "prepared")
     tokenizer = load_tokenizer(source)
-    world = stages.load_world(settings.world, 0)
+    world = load_world(settings.world, 0)
     prompts = {
         split: [world.encode_prompt(p, tokenizer) for p in read_problems(tmp_path / "prepared" / f"{split}.jsonl")]
         for split in ("train", "validation", "test")
@@ -122,7 +125,7 @@ def test_only_training_problems_are_taught_and_no_test_problem_is_read(tmp_path,
     taught, watched = ([prompt for prompt, _ in seen[name]] for name in ("teach", "mean_loss"))
     if splits == "honest":
         assert taught == prompts["train"]
-        assert watched == 2 * prompts["validation"][: stages.HELD_OUT_PROBLEMS]
+        assert watched == 2 * prompts["validation"][: base_stage.HELD_OUT_PROBLEMS]
     else:  # validation is the test split there, training the whole official one
         assert len(taught) == N_TRAIN - len(prompts["test"])
         assert not [prompt for prompt in taught if prompt in prompts["test"]]
@@ -189,7 +192,7 @@ def test_without_solutions_there_is_one_line(tmp_path, source):
     for file, name in (("dapo_math_17k", "dapo"), ("math500", "math500")):
         (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         with pytest.raises(UserError, match=f"^{name} has no worked solution of .*: set model.warm_start to null$"):
-            stages.make_base(tier(source, tmp_path, world={"name": name}), tmp_path / "out" / "base")
+            base_stage.make_base(tier(source, tmp_path, world={"name": name}), tmp_path / "out" / "base")
     assert not (tmp_path / "out").exists()
 
 
@@ -203,7 +206,7 @@ def test_without_solutions_there_is_one_line(tmp_path, source):
 )
 def test_a_schooling_that_cannot_be_is_refused(tmp_path, source, data_dir, changes, complaint):
     with pytest.raises(UserError, match=complaint):
-        stages.make_base(tier(source, data_dir, **changes), tmp_path / "base")
+        base_stage.make_base(tier(source, data_dir, **changes), tmp_path / "base")
     assert_nothing_written(tmp_path / "base")
 
 
@@ -213,19 +216,19 @@ def test_a_solution_longer_than_the_context_is_named(tmp_path, source, data_dir)
     with pytest.raises(
         UserError, match=r"problem 'gsm8k-.*' has 28\d tokens with its solution, the model's context 256"
     ):
-        stages.make_base(tier(source, data_dir), tmp_path / "base")
+        base_stage.make_base(tier(source, data_dir), tmp_path / "base")
     assert_nothing_written(tmp_path / "base")
 
 
 def test_what_exists_is_not_overwritten(tmp_path, source, data_dir):
     (tmp_path / "base").mkdir()
     with pytest.raises(UserError, match="exists: remove it"):
-        stages.make_base(tier(source, data_dir), tmp_path / "base")
+        base_stage.make_base(tier(source, data_dir), tmp_path / "base")
 
 
 def test_null_drops_the_schooling(tmp_path, source, data_dir):
     settings = read_tier("smollm2", {"model": {"source": str(source), "warm_start": None}})
-    stages.make_base(settings, tmp_path / "base")
+    base_stage.make_base(settings, tmp_path / "base")
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     assert not (tmp_path / "base" / "training.json").exists()
 

@@ -31,7 +31,7 @@ WARMUP = 2
 
 def bench_core(base: Path, *, environment: Path, pairs: int, threads: int, micro_batch: int) -> list[dict[str, Any]]:
     """One row for completions of natural length and one for completions that all run to the cap."""
-    python = _trl_python(environment)
+    python = trl_python(environment)
     return [
         _compare(base, python, pairs, threads, micro_batch, to_the_cap=to_the_cap, max_tokens=max_tokens)
         for to_the_cap, max_tokens in ((False, 128), (True, 64))
@@ -85,7 +85,7 @@ def _compare(
     }
 
 
-def _trl_python(environment: Path) -> Path:
+def trl_python(environment: Path) -> Path:
     """The interpreter of TRL's environment, made on first use."""
     python = environment / "bin" / "python"
     if not python.exists() or subprocess.run([python, "-c", "import trl"], capture_output=True).returncode:

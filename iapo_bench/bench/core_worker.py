@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from iapo_bench.config import TrainConfig
-from iapo_bench.grading import make_grader
 from iapo_bench.method import load_method
-from iapo_bench.models import eos_ids, load_model, load_tokenizer
+from iapo_bench.models.checkpoints import eos_ids, load_model, load_tokenizer
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.stages import train_settings
-from iapo_bench.trainer import Task, Trainer
+from iapo_bench.train.run import train_settings
+from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.worlds.grading import make_grader
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from iapo_bench.architectures import ARCHITECTURES, Architecture
 from iapo_bench.bench.informativeness import compare_implementations
 from iapo_bench.bench.step import bench_step_at_size
-from iapo_bench.costs import LENGTHS, Lengths
-from iapo_bench.models import accelerator
-from iapo_bench.worlds.micro import build_tokenizer
+from iapo_bench.models.architectures import ARCHITECTURES, Architecture
+from iapo_bench.models.checkpoints import accelerator
+from iapo_bench.plan.costs import LENGTHS, Lengths
+from iapo_bench.worlds.datasets.micro import build_tokenizer
 
 TINY = "tiny"
 SIZES = {

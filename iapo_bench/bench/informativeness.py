@@ -19,14 +19,14 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
-from iapo_bench.informativeness import (
+from iapo_bench.machine.provenance import hardware
+from iapo_bench.models.checkpoints import accelerator, decoder_and_head, load_model, load_tokenizer
+from iapo_bench.signals.informativeness import (
     REPLICATED_CHUNK,
     AnswerReading,
     answer_entropies,
     next_token_statistics,
 )
-from iapo_bench.models import accelerator, decoder_and_head, load_model, load_tokenizer
-from iapo_bench.provenance import hardware
 from iapo_bench.worlds import POSTFIX
 
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # as `answer_entropies` takes them
@@ -181,7 +181,7 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 def _written(base: Path) -> tuple[PreTrainedModel, Rows, torch.Tensor, tuple[int, ...]]:
     from iapo_bench.config import read_tier
-    from iapo_bench.models import eos_ids
+    from iapo_bench.models.checkpoints import eos_ids
     from iapo_bench.rollout import Sampling
     from iapo_bench.rollout.collate import collate
     from iapo_bench.rollout.transformers_engine import TransformersEngine

@@ -8,18 +8,18 @@ import torch
 from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iapo_bench.architectures import Architecture
 from iapo_bench.bench.informativeness import synchronise
 from iapo_bench.config import TrainConfig, read_tier
-from iapo_bench.costs import DEVICES, Lengths, Work, flops
-from iapo_bench.grading import Outcome, make_grader
+from iapo_bench.machine.provenance import hardware
 from iapo_bench.method import Signal, load_method
-from iapo_bench.models import accelerator, eos_ids, load_model, load_tokenizer
-from iapo_bench.provenance import hardware
+from iapo_bench.models.architectures import Architecture
+from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer
+from iapo_bench.plan.costs import DEVICES, Lengths, Work, flops
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.stages import answer_reading, train_settings
-from iapo_bench.trainer import PHASES, Task, Trainer
+from iapo_bench.train.run import answer_reading, train_settings
+from iapo_bench.train.trainer import PHASES, Task, Trainer
 from iapo_bench.worlds import POSTFIX
+from iapo_bench.worlds.grading import Outcome, make_grader
 from iapo_bench.worlds.load import load_world
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # method, and changes to the tier's `train` section

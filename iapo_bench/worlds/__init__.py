@@ -5,13 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import to_json, whole_file
 
 if TYPE_CHECKING:  # grading workers import this package and must start fast
     from transformers import PreTrainedTokenizerBase
 
+    from iapo_bench.config import PromptConfig
+    from iapo_bench.worlds.dialogue import Dialogue
+
 THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<answer>", "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 POSTFIX = THINK_CLOSE + ANSWER_OPEN
 SPLITS = ("train", "validation", "test")
 GraderKind = Literal["integer", "math"]
@@ -42,14 +46,22 @@ class World(Protocol):
         ...
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Token ids of the prompt; the completion that follows begins with `<think>`."""
+        """Token ids of the world's own prompt: those of `dialogue` without settings."""
+        ...
+
+    def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: "PromptConfig | None" = None) -> "Dialogue":
+        """How its questions are put to a model and completions are read; `prompt` changes parts of the world's own."""
+        ...
+
+    def perfect_reply(self, problem: Problem) -> str:
+        """A completion that is right and well formed."""
         ...
 
 
 def write_problems(path: Path, problems: list[Problem]) -> None:
     """Write problems as JSON lines, whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
+        partial.write_text("".join(to_json(asdict(problem)) + "\n" for problem in problems))
 
 
 def read_problems(path: Path) -> list[Problem]:
@@ -76,3 +88,10 @@ def read_jsonl(path: Path, required: tuple[str, ...]) -> list[dict]:
     if not rows:
         raise UserError(f"{path} is empty")
     return rows
+
+
+def split_file(data: Path, split: str) -> Path:
+    """The file of a split below `data`. Raises UserError for an unknown one."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return data / f"{split}.jsonl"

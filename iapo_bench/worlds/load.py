@@ -7,7 +7,7 @@ from typing import Any
 from iapo_bench.config import WorldConfig
 from iapo_bench.errors import unknown
 from iapo_bench.worlds import Problem, World
-from iapo_bench.worlds.micro import MicroWorld
+from iapo_bench.worlds.datasets.micro import MicroWorld
 from iapo_bench.worlds.text import TextWorld
 
 

@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from iapo_bench.config import ExampleConfig, PromptConfig
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.grading import check_gold
 from iapo_bench.worlds import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -38,6 +38,8 @@ from iapo_bench.worlds import (
     Problem,
     read_jsonl,
 )
+from iapo_bench.worlds.dialogue import Dialogue, chat_dialogue
+from iapo_bench.worlds.grading import check_gold
 
 GSM8K_VALIDATION = 500
 
@@ -46,10 +48,10 @@ Solve the problem that the user gives you. Reason first, then answer, in exactly
 <think> your reasoning </think> <answer> the final answer </answer>
 Write nothing before, between or after the two parts."""
 _INTEGER = " The answer must be a single integer."
-_EXAMPLE = [
-    {"role": "user", "content": "What is 2+2?"},
-    {"role": "assistant", "content": "<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>"},
-]
+_EXAMPLE = ExampleConfig(
+    question="What is 2+2?",
+    reply="<think> Two and two more make four: 2 + 2 = 4. </think> <answer> 4 </answer>",
+)
 
 
 # A question, its gold answer, and a worked solution, empty if there is none.
@@ -175,13 +177,23 @@ class TextWorld:
         return problems
 
     def encode_prompt(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids of the chat prompt. Raises UserError for a tokenizer without a chat template."""
-        if tokenizer.chat_template is None:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; {self.name} needs a chat model"
-            )
-        messages = chat_messages(problem, self.name)
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        """Token ids of the chat prompt. Raises UserError for a template that cannot carry it."""
+        return self.dialogue(tokenizer).encode(problem.question)
+
+    def dialogue(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig | None = None) -> Dialogue:
+        """The chat that asks for a solution: instructions, a worked example as an earlier turn, the problem; `prompt`
+        changes parts of it. Raises UserError for a template that cannot carry it."""
+        prompt = prompt or PromptConfig()
+        system = _INSTRUCTION if self.name == "math500" else _INSTRUCTION + _INTEGER
+        own = {"system": system, "example": _EXAMPLE}
+        return chat_dialogue(
+            prompt.model_copy(update={key: text for key, text in own.items() if getattr(prompt, key) is None}),
+            tokenizer,
+        )
+
+    def perfect_reply(self, problem: Problem) -> str:
+        """A completion that is right and well formed."""
+        return f"{THINK_OPEN} Let us see. {THINK_CLOSE} {ANSWER_OPEN} {problem.answer} {ANSWER_CLOSE}"
 
     def write_traces(self, problems: list[Problem]) -> list[str]:
         """A completion for each of the problems: the dataset's own worked solution in the prompt's format.
@@ -261,12 +273,6 @@ class TextWorld:
             raise UserError(
                 f"cannot get {table.hub[0]} from the hub ({reason}): set data_dir to a directory with {files}"
             ) from error
-
-
-def chat_messages(problem: Problem, dataset: str) -> list[dict[str, str]]:
-    """The conversation that asks for a solution: instructions, a worked example as an earlier turn, the problem."""
-    instruction = _INSTRUCTION if dataset == "math500" else _INSTRUCTION + _INTEGER
-    return [{"role": "system", "content": instruction}, *_EXAMPLE, {"role": "user", "content": problem.question}]
 
 
 def _digest(question: str) -> str:

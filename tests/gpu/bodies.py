@@ -14,23 +14,23 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from iapo_bench import packed
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.bench.informativeness import with_extra_memory
 from iapo_bench.config import TrainConfig
-from iapo_bench.grading import make_grader
-from iapo_bench.informativeness import PASS_TOKENS, Implementation, answer_entropies
 from iapo_bench.method import Credit, LossSpec, Signal, load_method
-from iapo_bench.models import build_micro, eos_ids
+from iapo_bench.models.checkpoints import build_micro, eos_ids
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.signals import compute_signals, token_statistics
-from iapo_bench.stages import train_settings
-from iapo_bench.trainer import Task, Trainer
-from iapo_bench.update import UpdateSettings, backward, make_optimizer, update
+from iapo_bench.signals import packed
+from iapo_bench.signals.informativeness import PASS_TOKENS, Implementation, answer_entropies
+from iapo_bench.signals.statistics import compute_signals, token_statistics
+from iapo_bench.train.run import train_settings
+from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.update import UpdateSettings, backward, make_optimizer, update
 from iapo_bench.worlds import POSTFIX
-from iapo_bench.worlds.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.grading import make_grader
 
 VOCABULARY = 500
 POSTFIX_IDS = [4, 5, 6]

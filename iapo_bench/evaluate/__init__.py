@@ -1,0 +1,1 @@
+"""From a checkpoint to measures: sample, grade, measure, lm-eval."""

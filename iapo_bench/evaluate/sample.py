@@ -1,0 +1,90 @@
+"""Sample completions of a checkpoint."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from iapo_bench.config import TierConfig
+from iapo_bench.files import whole_file, write_json
+from iapo_bench.machine.provenance import hardware
+from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
+from iapo_bench.rollout import Sampling
+from iapo_bench.rollout.load import make_engine
+from iapo_bench.rollout.prompts import encode
+from iapo_bench.seeds import stream_seed
+from iapo_bench.worlds import read_problems, split_file
+from iapo_bench.worlds.dialogue import completion_texts
+from iapo_bench.worlds.load import load_world
+
+
+def sample(
+    tier: TierConfig, *, model: Path, data: Path, split: str, out: Path, seeds: Sequence[int], n_samples: int
+) -> None:
+    """Sample every problem of a split, all seeds with one model load: `out/samples.parquet` and `out/timing.json`."""
+    config = tier.evaluate
+    problems = read_problems(split_file(data, split))[: config.problems]
+    world = load_world(tier.world, tier.seed)
+    # Of vllm the model is only a check: it must not take the accelerator's memory.
+    device = accelerator() if config.engine == "transformers" else torch.device("cpu")
+    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(device)
+    tokenizer = load_tokenizer(model)
+    dialogue = world.dialogue(tokenizer, tier.prompt)
+    prompts = encode(problems, dialogue, model, config.max_tokens)
+    stops = stop_ids(network, dialogue)
+    engine = make_engine(
+        config.engine,
+        model,
+        network,
+        width=max(map(len, prompts), default=0) + config.max_tokens,
+        batch_size=config.batch_size,
+        gpu_memory=config.engine_memory,
+        progress=True,
+    )
+
+    def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
+        return Sampling(
+            max_tokens=max_tokens,
+            eos_ids=stops,
+            samples_per_prompt=n,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=stream_seed(seed, "evaluation"),
+        )
+
+    started = time.perf_counter()
+    engine.generate(prompts[:8], sampling(0, 1, min(8, config.max_tokens)))
+    warm = time.perf_counter()
+    frames = []
+    for seed in seeds:
+        completions = engine.generate(prompts, sampling(seed, n_samples, config.max_tokens))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "problem_id": [problem.id for problem in problems for _ in range(n_samples)],
+                    "sample": list(range(n_samples)) * len(problems),
+                    "seed": seed,
+                    "token_ids": [list(completion.token_ids) for completion in completions],
+                    "n_tokens": [len(completion.token_ids) for completion in completions],
+                    "finish_reason": [completion.finish_reason for completion in completions],
+                }
+            )
+        )
+    seconds = time.perf_counter() - warm
+    samples = pd.concat(frames, ignore_index=True)
+    samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
+    timing = {
+        "engine": config.engine,
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "batch_size": config.batch_size,
+        "warmup_seconds": round(warm - started, 3),
+        "seconds": round(seconds, 3),
+        "completions": len(samples),
+        "tokens": int(samples["n_tokens"].sum()),
+    }
+    with whole_file(out / "samples.parquet") as partial:
+        samples.to_parquet(partial, index=False)
+    write_json(out / "timing.json", timing)

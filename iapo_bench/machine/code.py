@@ -1,0 +1,97 @@
+"""A digest of the code behind a result: what the module that does the work imports, and nothing else.
+
+The import closure is followed through syntax trees, so no list of files can go stale. What cannot change a result
+leaves no trace in the digest: comments, docstrings, descriptions of settings and texts of errors.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def code_digest(module: str, plugins: Iterable[Path] = ()) -> str:
+    """A hash of the syntax trees of `module` (a dotted name) and all that it imports from this project.
+
+    `plugins`: files found by name, such as a method's; they and their imports count as if `module` imported them.
+    """
+    files = closure(_file(module), *plugins)
+    lines = [f"{_label(path)} {_file_digest(path, path.stat().st_mtime_ns)}" for path in sorted(files)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def closure(*files: Path) -> set[Path]:
+    """The files, and every file of this project that they import, directly or not."""
+    found: set[Path] = set()
+    waiting = [path.resolve() for path in files]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imports(path, path.stat().st_mtime_ns)
+    return found
+
+
+def _label(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _file(module: str) -> Path:
+    stem = ROOT.joinpath(*module.split("."))
+    return stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+
+
+@cache
+def _imports(path: Path, _changed: int) -> list[Path]:
+    """The files of this project that a file imports, anywhere in it; a package's `__init__` runs with its modules."""
+    names = set(_imported_names(ast.parse(path.read_bytes()), path))
+    names |= {".".join(parts[:n]) for parts in (name.split(".") for name in names) for n in range(1, len(parts))}
+    return [file.resolve() for name in names if (file := _file(name)).is_file()]
+
+
+def _imported_names(tree: ast.Module, path: Path) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []  # never runs
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = [*path.relative_to(ROOT).parent.parts][: -node.level + 1 or None] if node.level else []
+            source = ".".join([*package, *([node.module] if node.module else [])])
+            yield source
+            # `from package import module` runs the module too; a name that is no module has no file.
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+@cache
+def _file_digest(path: Path, _changed: int) -> str:
+    tree = _Essence().visit(ast.parse(path.read_bytes()))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+class _Essence(ast.NodeTransformer):
+    """A syntax tree without what people read: docstrings, descriptions of settings, texts of errors."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None
+        return self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+        return None if node.arg == "description" else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return _Silent().visit(self.generic_visit(node))
+
+
+class _Silent(ast.NodeTransformer):
+    """A statement without its texts."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.copy_location(ast.Constant(""), node) if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.copy_location(ast.Constant(""), node)

@@ -1,0 +1,1 @@
+"""Checkpoints, where they come from, adapters and sharding."""

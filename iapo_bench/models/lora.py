@@ -1,0 +1,116 @@
+"""LoRA (Hu et al. 2021) by peft: training small matrices beside frozen weights, for a model whose optimiser does not
+fit.
+
+The layers are wrapped in place, so the model stays what it was to everything else. Its weights are the base's at all
+times: with the adapters off it is the reference of a KL term.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from iapo_bench.seeds import torch_stream
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """A layer of weight W computes with W + alpha / rank * B A, where A has `rank` rows.
+
+    No dropout: the policy that is updated must be the one that sampled.
+    """
+
+    rank: int
+    alpha: float
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
+    """Wrap every linear layer but the output layer, and freeze all that was there before.
+
+    A and B are float32 whatever the model's dtype, so that small steps are not rounded away. A is drawn as peft draws
+    it, but from `seed`, and B is zero: the model starts as what it was. Raises ValueError where there are adapters.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if _wrapped(model):
+        raise ValueError("the model has adapters already")
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    # On the meta device, where peft neither draws nor rounds: it would do the latter to the model's dtype.
+    inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+    generator = torch_stream(seed, "lora")
+    for layer in _wrapped(model).values():
+        device = layer.get_base_layer().weight.device
+        a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        drawn = torch.empty(a.weight.shape, device="cpu")
+        torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        a.weight = torch.nn.Parameter(drawn.to(device))
+        b.weight = torch.nn.Parameter(torch.zeros(b.weight.shape, device=device))
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight under its name in a checkpoint, tied ones too, the adapters added to those that have one.
+
+    The sum is made in float32 and rounded once, to `dtype` or else the weight's own. One at a time, so that no second
+    copy of the model is needed; weights without an adapter are the model's own. Without adapters, its state dict.
+    """
+    layers = {f"{name}.base_layer.weight": layer for name, layer in _wrapped(model).items()}
+    for name, weight in model.state_dict().items():
+        if layer := layers.get(name):
+            weight = (weight.float() + layer.get_delta_weight(ADAPTER)).to(dtype or weight.dtype)
+        if ".lora_A." not in name and ".lora_B." not in name:
+            yield name.replace(".base_layer.", "."), weight
+
+
+def merged_state(model: PreTrainedModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """`merged_weights` on the CPU, tied ones once: what `save_pretrained` takes to write a plain checkpoint."""
+    merged = merged_weights(model, dtype)
+    return {name: weight.cpu() for name, weight in merged if name not in model.all_tied_weights_keys}
+
+
+def exact_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What the merged weights must be kept in to be those that were trained and sampled: the model's own dtype, or
+    float32 with adapters, whose small steps beside a weight of lower precision rounding would lose."""
+    return torch.float32 if _wrapped(model) else model.dtype
+
+
+@contextmanager
+def without_lora(model: PreTrainedModel) -> Iterator[None]:
+    """The model as it was before `add_lora`, bit for bit; nothing for one without adapters. For no gradients."""
+    layers = [layer for layer in _wrapped(model).values() if not layer.disable_adapters]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def trainable_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights that training changes, by name: with adapters these alone. They are the model's own, not copies."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def load_trainable_state(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    """The inverse of `trainable_state`. Raises ValueError or RuntimeError for the state of another kind of model."""
+    if odd := state.keys() ^ trainable_state(model).keys():
+        raise ValueError(f"the state is not of this model: {min(odd)} is in one of them only")
+    model.load_state_dict(state, strict=False)
+
+
+def _wrapped(model: PreTrainedModel) -> dict[str, Any]:
+    """peft's layers around the model's own, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}

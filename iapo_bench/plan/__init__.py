@@ -1,0 +1,1 @@
+"""What a tier will take before it runs."""

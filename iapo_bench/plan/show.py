@@ -1,0 +1,202 @@
+"""What a tier will take, before anyone spends it: jobs, GPU-hours, memory by strategy, disk."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from transformers import AutoConfig
+
+from iapo_bench.config import TierConfig
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.models.architectures import ARCHITECTURES, Architecture
+from iapo_bench.plan import costs
+from iapo_bench.plan.calibration import Rates, compare, fit, read_runs
+from iapo_bench.train.sft import WarmStart
+from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
+
+TEST_PROBLEMS = {
+    "honest": {"gsm8k": 1319, "math500": 196, "dapo": 519},
+    "published": {"gsm8k": 1319, "math500": 100, "dapo": 50},
+}
+
+
+def plan(
+    tiers: list[TierConfig],
+    *,
+    device: str,
+    gpus: int,
+    length: float | None = None,
+    calibrate: Path | None = None,
+) -> str:
+    """The plan of a tier, one TierConfig for each of its datasets, as text.
+
+    `length` replaces the assumed mean completion length, in tokens. With runs of the tier in `calibrate`, or else in
+    its folder of `results`, seconds come from the rates that they achieved. Raises UserError for a model whose sizes
+    are not known, and for a `calibrate` without runs.
+    """
+    if device not in costs.DEVICES:
+        raise unknown("device", device, costs.DEVICES)
+    size = architecture(tiers[0])
+    parts = [_headline(tiers[0], size, device)]
+    total = 0.0
+    for tier in tiers:
+        lengths = costs.LENGTHS[tier.world.name]
+        if length is not None:
+            lengths = replace(lengths, completion=length)
+        problems = test_problems(tier)
+        rates, check = _calibration(tier, size, lengths, problems, calibrate)
+        rows = time_table(tier, size, lengths, problems, device, rates)
+        total += rows[-1][_hours(device)]
+        columns = list(dict.fromkeys(column for row in reversed(rows[:-1]) for column in row))
+        space = costs.disk(size, tier, problems, lengths)
+        parts += [
+            f"\n## {tier.world.name}: completions of {lengths.completion:g} tokens, {problems} test problems, "
+            f"{sum(jobs(tier).values())} jobs\n",
+            ", ".join(f"{count} {rule}" for rule, count in jobs(tier).items()) + "\n",
+            tabulate(
+                [{column: row.get(column) for column in columns} for row in rows],
+                headers="keys",
+                tablefmt="github",
+                floatfmt=".4g",
+            ),
+            "\nDisk, GiB: " + ", ".join(f"{what} {gib:.3g}" for what, gib in space.items()),
+        ]
+        if check:
+            parts += ["\nPredicted without the run itself, against measured:\n", tabulate(check, headers="keys")]
+        else:
+            parts.append(
+                "\nSeconds at assumed utilisation (iapo_bench/plan/costs.py), not measured: a factor of 3; no lm-eval."
+            )
+    memory = costs.memory(size, tiers[0], costs.LENGTHS[tiers[0].world.name], costs.DEVICES[device], gpus)
+    room = costs.DEVICES[device].memory / costs.GIB
+    for row in memory:
+        row["fits"] = "yes" if float(row["peak GiB"]) < room else "no"
+        row["this tier"] = "yes" if str(row["strategy"]).startswith(costs.strategy(tiers[0])) else ""
+    parts += [
+        f"\n## Memory of a training job, GiB a GPU ({device} has {room:.3g})\n",
+        tabulate(memory, headers="keys", tablefmt="github", floatfmt=".3g"),
+        f"\nTotal: {sum(sum(jobs(tier).values()) for tier in tiers)} jobs, {total:.4g} {_hours(device)} on {device}.",
+    ]
+    return "\n".join(parts)
+
+
+def architecture(tier: TierConfig) -> Architecture:
+    """The sizes of a tier's model: from its settings, from the table of known ones, or from its config.json.
+
+    Raises UserError when none of them says.
+    """
+    source = tier.model.source
+    if source == "warm-start":
+        known = {"hidden": WarmStart.hidden, "layers": WarmStart.layers, "heads": WarmStart.heads}
+        chosen = {name: int(tier.model.warm_start.get(name, default)) for name, default in known.items()}
+        kv, hidden = max(1, chosen["heads"] // 2), chosen["hidden"]
+        return Architecture(
+            **chosen, kv_heads=kv, intermediate=3 * hidden, vocabulary=len(VOCABULARY), tied=True, qkv_bias=False
+        )
+    for name, size in ARCHITECTURES.items():
+        if name in source.lower() or name.split("-")[0] == source.lower().removeprefix("wheel:llm-").split("==")[0]:
+            return size
+    try:
+        config: Any = AutoConfig.from_pretrained(source.partition("@")[0], local_files_only=Path(source).is_dir())
+        return Architecture(
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            tied=config.tie_word_embeddings,
+            qkv_bias=config.model_type == "qwen2",
+        )
+    except Exception as error:  # of the hub, of a damaged file, or of an architecture without these sizes
+        raise UserError(
+            f"the sizes of {source} are not known and its config cannot be read: known are {', '.join(ARCHITECTURES)}"
+        ) from error
+
+
+def test_problems(tier: TierConfig) -> int:
+    """Problems of the test split that are sampled."""
+    if tier.world.name == "micro":
+        count = int(tier.world.options.get("n_test", MicroWorld.n_test))
+    else:
+        count = TEST_PROBLEMS[tier.world.splits][tier.world.name]
+    return min(count, tier.evaluate.problems or count)
+
+
+def jobs(tier: TierConfig) -> dict[str, int]:
+    """Jobs by rule, as a dry run of `snakemake` counts them, but for its last, `all`."""
+    runs = len(tier.methods) * len(tier.train.seeds)
+    return {
+        "prepare": 1,
+        "base": 1,
+        "train": runs,
+        "sample": 1 + runs,
+        "grade": 1 + runs,
+        "metrics": 1 + len(tier.methods),
+        **dict.fromkeys(("table", "wallclock", "curves"), 1),
+        "lm_eval": 1 + runs,
+        "lm_eval_table": 1,
+        **({"token_roles": 1 + runs, "role_tables": 1} if tier.world.name == "micro" else {}),
+    }
+
+
+def time_table(
+    tier: TierConfig, size: Architecture, lengths: costs.Lengths, problems: int, device: str, rates: Rates | None
+) -> list[dict[str, Any]]:
+    """Hours of one training run and of sampling one model, and of both over all seeds; a row a method, and the sum.
+
+    The base's training is its schooling.
+    """
+    engine, sampler = tier.train.engine, tier.evaluate.engine
+    sampled, seeds = costs.sampling_work(tier, problems, lengths), len(tier.train.seeds)
+    machine, dtype = costs.DEVICES[device], tier.model.dtype
+    sampling = (
+        rates.sampling(size, sampled) if rates else costs.rollout_seconds(size, sampled, machine, dtype, sampler)
+    ) / 3600
+    base: dict[str, Any] = {"method": "base"}
+    schooling = 0.0
+    if lessons := costs.schooling_work(tier, lengths):
+        spent = rates.schooling(size, lessons) if rates else costs.update_seconds(size, lessons, machine, dtype)
+        schooling = spent / 3600
+        base |= {"steps": lessons.completions // lessons.step, ("training h" if rates else "update h"): schooling}
+    rows = [base | {"sampling h": sampling, _hours(device): schooling + sampling}]
+    for method in tier.methods:
+        work = costs.training_work(tier, method, lengths)
+        if rates:
+            training = {"training h": rates.training(size, work) / 3600}
+        else:
+            parts = costs.seconds(size, work, machine, dtype, engine)
+            training = {f"{phase} h": value / 3600 for phase, value in parts.items()}
+        hours = seeds * (sum(training.values()) + sampling)
+        rows.append(
+            {
+                "method": method,
+                "steps": work.completions // work.step,
+                **training,
+                "sampling h": sampling,
+                _hours(device): hours,
+            }
+        )
+    return [*rows, {"method": "all", _hours(device): sum(row[_hours(device)] for row in rows)}]
+
+
+def _calibration(
+    tier: TierConfig, size: Architecture, lengths: costs.Lengths, problems: int, calibrate: Path | None
+) -> tuple[Rates | None, list[dict[str, Any]]]:
+    work = calibrate or Path("results") / tier.folder
+    if calibrate is None and not list(work.glob("*/seed*/train.jsonl")):
+        return None, []
+    runs = read_runs(work, tier)
+    return fit(size, tier, runs, lengths), compare(size, tier, runs, lengths, problems)
+
+
+def _hours(device: str) -> str:
+    return "CPU-hours" if device == "cpu" else "GPU-hours"
+
+
+def _headline(tier: TierConfig, size: Architecture, device: str) -> str:
+    return (
+        f"# {tier.tier}: {tier.model.name}, {size.parameters / 1e6:,.1f} M parameters, {tier.model.dtype}, "
+        f"{len(tier.methods)} methods x {len(tier.train.seeds)} seeds, {device}"
+    )

@@ -1,0 +1,1 @@
+"""One artefact, one module: tables, figures and the choice of settings."""

@@ -1,0 +1,63 @@
+"""Accuracy and length while training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from iapo_bench.report.rows import split_run
+from iapo_bench.report.steps import read_steps
+from iapo_bench.report.style import STYLE, method_styles, new_figure, save_figure
+
+SMOOTHING = 5
+
+
+def make_curves(runs: dict[str, Path], figure: Path) -> None:
+    """Draw accuracy and length of the training completions of each run, named METHOD/SEED; a method's look alike."""
+    logs: dict[str, list[Path]] = {}
+    for name, folder in runs.items():
+        logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
+    save_figure(training_curves(logs), figure)
+
+
+def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
+    """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
+
+    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Raises UserError for a
+    file that cannot be read.
+    """
+    steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
+    styles = method_styles(runs)
+    panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
+    with mpl.rc_context(STYLE):
+        several = any(len(frames) > 1 for frames in steps.values())
+        title = f"Training, centred running mean over {SMOOTHING} steps"
+        title += "; lines: mean over training seeds, bands: their range" if several else ""
+        figure, axes = new_figure(2, title, height=2.6)
+        for ax, (key, label) in zip(axes, panels, strict=True):
+            for method, frames in steps.items():
+                style = styles[method]
+                smooth = [frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean() for frame in frames]
+                # Steps of a run that draws again for dropped groups lie elsewhere than another's.
+                places = frames[0]["completions_total"]
+                runs_SX = np.array(
+                    [np.interp(places, f["completions_total"], y) for f, y in zip(frames, smooth, strict=True)]
+                )
+                ax.plot(
+                    places,
+                    runs_SX.mean(axis=0),
+                    color=style.colour,
+                    linestyle=style.dashes,
+                    linewidth=1.4,
+                    label=method,
+                )
+                if len(frames) > 1:
+                    low, high = runs_SX.min(axis=0), runs_SX.max(axis=0)
+                    ax.fill_between(places, low, high, color=style.colour, alpha=0.13, linewidth=0)
+            ax.set_xlabel("completions generated")
+            ax.set_ylabel(label)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure

@@ -1,0 +1,122 @@
+"""Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from iapo_bench.config import TierConfig
+from iapo_bench.errors import UserError
+from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
+from iapo_bench.files import whole_file, write_json
+from iapo_bench.report.steps import read_json
+
+BASE = "base"
+# Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
+CONTROLS = ("base_cut", "base_shortest")
+
+LABELS = ("model", "dataset", "method", "tier", "profile", "selection")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method's summary, its counts by problem, what it was measured on, and how its settings
+    were chosen."""
+
+    model: str
+    dataset: str
+    method: str
+    tier: str
+    profile: str
+    selection: str
+    summary: Summary
+    tally: Tally
+    parent: str = ""  # the method that a variant varies
+
+    @property
+    def trained(self) -> bool:
+        """Whether a method was trained, which the base and its controls were not."""
+        return self.method != BASE and self.method not in CONTROLS
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
+        told = not self.trained or self.profile == "paper" or self.method.endswith(self.profile)
+        return self.method if told else f"{self.method} ({self.profile})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
+        return {label: getattr(self, label) for label in (*LABELS, "parent")} | self.summary.to_dict()
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
+        """The inverse of `to_dict`. Raises UserError when a key is missing."""
+        labels = (*LABELS, "parent")
+        if missing := [label for label in labels if label not in content]:
+            raise UserError(f"a summary without '{missing[0]}': measure again")
+        return cls(**{label: content[label] for label in labels}, summary=Summary.from_dict(content), tally=tally)
+
+    def write(self, path: Path) -> None:
+        """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
+        with whole_file(path.with_suffix(".parquet")) as counts:
+            self.tally.to_parquet(counts)
+        write_json(path, self.to_dict())
+
+
+def split_run(name: str) -> tuple[str, str]:
+    """Method and training seed of a run's name, METHOD/SEED, or "base" and nothing. Raises UserError for another."""
+    method, _, seed = name.partition("/")
+    if not method or (method == BASE) != (not seed):
+        raise UserError(f"'{name}' is not the name of a run: write METHOD/SEED=DIR, or {BASE}=DIR")
+    return method, seed
+
+
+def read_rows(paths: Iterable[Path]) -> list[Row]:
+    """The rows in summary files, in the order given, with the counts beside them.
+
+    Raises UserError, with the path, for a file that holds none.
+    """
+    rows = []
+    for path in paths:
+        try:
+            rows.append(Row.from_dict(read_json(path), Tally.from_parquet(path.with_suffix(".parquet"))))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return rows
+
+
+def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -> None:
+    """Write one method's summary and its counts by problem; `grades` holds its grades by training seed."""
+    samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
+    trained = method != BASE
+    varied = f" of {tier.parent(method)}, varied" if method in tier.ablations else ""
+    row = Row(
+        model=tier.model.name,
+        dataset=tier.world.name,
+        method=method,
+        tier=tier.tier,
+        profile=tier.method(method).profile if trained else "",
+        selection=tier.selection + varied if trained else "",
+        summary=samples.summary(tier.evaluate.ks),
+        tally=samples.tally(),
+        parent=tier.parent(method),
+    )
+    row.write(out)
+
+
+def parents(rows: Iterable[Row]) -> dict[str, str]:
+    """The method behind each row's name, for `method_styles`."""
+    return {row.name: row.parent or row.method for row in rows}
+
+
+def caution(tier: str) -> str:
+    """What figures and tables of a tier must say first: of a smoke tier, that its numbers mean nothing."""
+    return "Smoke tier: every step is real, but these numbers mean nothing. " if tier.startswith("smoke") else ""
+
+
+def run_names(table: pd.DataFrame) -> pd.Series:
+    """A run's method, and its training seed where a method has several."""
+    seeds = table.groupby("method")["train_seed"].transform("nunique")
+    return table["method"].where(seeds < 2, table["method"] + "/" + table["train_seed"].astype(str))

@@ -1,0 +1,1 @@
+"""What tokens are for and what they tell."""

@@ -1,0 +1,206 @@
+"""Supervised steps before RL: they teach the micro world's model all it knows, and a fetched one to keep the format."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from tqdm import trange
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from iapo_bench.errors import UserError
+from iapo_bench.models.checkpoints import build_micro, decoder_and_head, disable_dropout
+from iapo_bench.seeds import numpy_stream
+from iapo_bench.signals.statistics import CHUNK_LOGITS
+from iapo_bench.train.update import FullPrecisionAdamW
+from iapo_bench.worlds import Problem
+from iapo_bench.worlds.datasets.micro import MicroWorld
+from iapo_bench.worlds.dialogue import Dialogue
+
+IGNORED = -100
+
+# Token ids of a prompt, at least one, and of the completion to learn.
+Lesson = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """Length and pace: few steps leave a model fallible, which is what training is to mend.
+
+    `micro_batch_tokens`, padding included, bounds memory only.
+    """
+
+    steps: int = 200
+    batch_size: int = 32
+    lr: float = 5e-5
+    micro_batch_tokens: int = 8192
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WarmStart(Schooling):
+    """The schooling of the micro world's own model, and that model's size."""
+
+    steps: int = 500
+    batch_size: int = 64
+    lr: float = 3e-3
+    micro_batch_tokens: int = 16_384
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+
+
+def warm_start(
+    world: MicroWorld, tokenizer: PreTrainedTokenizerBase, settings: WarmStart
+) -> tuple[PreTrainedModel, list[dict]]:
+    """A model that answers chains with traces, and one row of its loss every tenth step."""
+    model = build_micro(
+        tokenizer, hidden=settings.hidden, layers=settings.layers, heads=settings.heads, seed=settings.seed
+    )
+    lessons = [
+        (tokenizer(question).input_ids, tokenizer(trace).input_ids)
+        for question, trace in world.traces(settings.steps * settings.batch_size)
+    ]
+    return model, teach(model, lessons, settings, pad_id=tokenizer.pad_token_id)
+
+
+def encode_lessons(
+    dialogue: Dialogue, problems: Sequence[Problem], traces: Sequence[str], *, context: int
+) -> list[Lesson]:
+    """The chat prompt of every problem, and its trace with the end of the turn.
+
+    Raises UserError where they have more than `context` tokens.
+    """
+    lessons = [
+        (dialogue.encode(problem.question), dialogue.encode_reply(trace))
+        for problem, trace in zip(problems, traces, strict=True)
+    ]
+    for problem, (prompt, completion) in zip(problems, lessons, strict=True):
+        if (length := len(prompt) + len(completion)) > context:
+            raise UserError(
+                f"problem '{problem.id}' has {length} tokens with its solution, the model's context {context}: "
+                "set model.warm_start to null"
+            )
+    return lessons
+
+
+def teach(model: PreTrainedModel, lessons: Sequence[Lesson], settings: Schooling, *, pad_id: int) -> list[dict]:
+    """Train `model` in place on `lessons`, epoch after epoch as far as the steps go; one row of its loss (nats a
+    completion token) every tenth step.
+
+    The learning rate warms up over a twentieth of the steps, then falls. The model is left in evaluation mode.
+    """
+    disable_dropout(model)
+    model.train()
+    optimizer = FullPrecisionAdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    warmup = max(1, settings.steps // 20)
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps - warmup)),
+        ],
+        [warmup],
+    )
+    order = _epochs(len(lessons), settings)
+    lengths = [len(prompt) + len(completion) for prompt, completion in lessons]
+    batches = [[order[i] for i in batch] for batch in _batches([lengths[i] for i in order], settings)]
+    log = []
+    bar = trange(settings.steps, desc="warm start", unit="step", mininterval=1)
+    for step in bar:
+        optimizer.zero_grad()
+        loss = backward(
+            model, [lessons[i] for i in batches[step]], pad_id=pad_id, micro_batch_tokens=settings.micro_batch_tokens
+        )
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 10 == 0 or step == settings.steps - 1:
+            log.append({"step": step, "loss": round(loss, 5)})
+            bar.set_postfix(loss=f"{loss:.3f}")
+    optimizer.zero_grad()
+    model.eval()
+    return log
+
+
+def backward(model: PreTrainedModel, lessons: Sequence[Lesson], *, pad_id: int, micro_batch_tokens: int) -> float:
+    """Add the gradient of the mean loss over all the lessons' completion tokens, whatever the micro-batches; return
+    that mean, nats."""
+    tokens = sum(len(completion) for _, completion in lessons)
+    total = 0.0
+    for part in _micro_batches(lessons, micro_batch_tokens):
+        loss = _summed_loss(model, part, pad_id) / tokens
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, lessons: Sequence[Lesson], *, pad_id: int, micro_batch_tokens: int) -> float:
+    """The mean loss over all the lessons' completion tokens, nats."""
+    tokens = sum(len(completion) for _, completion in lessons)
+    parts = _micro_batches(lessons, micro_batch_tokens)
+    return sum(_summed_loss(model, part, pad_id).item() for part in parts) / tokens
+
+
+def _summed_loss(model: PreTrainedModel, lessons: Sequence[Lesson], pad_id: int) -> torch.Tensor:
+    """The loss summed over completion tokens; the backward pass recomputes each chunk's logits."""
+    decoder, head = decoder_and_head(model)
+    ids_BT, labels_BT = (tensor.to(model.device) for tensor in _collate(lessons, pad_id))
+    # Right padding under a causal mask reaches no real token, and its labels are ignored.
+    hidden_BTD = decoder(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
+    hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT[:, 1:].flatten()
+    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    if len(labels_N) > chunk:  # logits that fit are not worth a gather
+        hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
+
+    def loss(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
+
+    parts = zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True)
+    return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def _epochs(n_lessons: int, settings: Schooling) -> list[int]:
+    """Indices of lessons, one for each row of each step: as they come, then shuffled anew for every further epoch."""
+    order: list[int] = []
+    count = settings.steps * settings.batch_size
+    while len(order) < count:
+        epoch = len(order) // n_lessons
+        rng = numpy_stream(settings.seed, "warm-start-epoch", epoch)
+        order += rng.permutation(n_lessons).tolist() if epoch else range(n_lessons)
+    return order[:count]
+
+
+def _batches(lengths: list[int], settings: Schooling) -> list[list[int]]:
+    """Indices by batch. Within a window of batches like lengths go together, which halves the padding."""
+    rng = numpy_stream(settings.seed, "warm-start-order")
+    size, window = settings.batch_size, 16 * settings.batch_size
+    batches = []
+    for start in range(0, len(lengths), window):
+        ordered = sorted(range(start, min(start + window, len(lengths))), key=lengths.__getitem__)
+        parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        batches += [parts[i] for i in rng.permutation(len(parts))]
+    return batches
+
+
+def _micro_batches(lessons: Sequence[Lesson], max_tokens: int) -> Iterator[list[Lesson]]:
+    """The lessons by length, in parts of at most `max_tokens` padded tokens (or one lesson)."""
+    part: list[Lesson] = []
+    for prompt, completion in sorted(lessons, key=lambda lesson: len(lesson[0]) + len(lesson[1])):
+        if part and (len(prompt) + len(completion)) * (len(part) + 1) > max_tokens:
+            yield part
+            part = []
+        part.append((prompt, completion))
+    yield part
+
+
+def _collate(lessons: Sequence[Lesson], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(prompt) + len(completion) for prompt, completion in lessons)
+    ids_BT = torch.full((len(lessons), width), pad_id)
+    labels_BT = torch.full((len(lessons), width), IGNORED)
+    for row, (prompt, completion) in enumerate(lessons):
+        ids_BT[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
+        labels_BT[row, len(prompt) : len(prompt) + len(completion)] = torch.tensor(completion)
+    return ids_BT, labels_BT

@@ -1,0 +1,394 @@
+"""The training loop: rollout, grade, signals, credit, update; the same for every method.
+
+Every random number of a step is derived from the seed and the step, so a run that was stopped and resumed is the same
+run; and so is a run of several processes (`parallel`), each of which works on some of the groups. The budget is counted
+in generated completions: a method that throws some away trains on fewer, not on more.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.errors import UserError
+from iapo_bench.files import to_json, whole_file
+from iapo_bench.machine import parallel
+from iapo_bench.method import Credit, Method, Signal, accepts, checked_credit, require_groups, shaped_batch
+from iapo_bench.models import sharding
+from iapo_bench.models.checkpoints import disable_dropout, require_finite
+from iapo_bench.models.lora import load_trainable_state, trainable_state
+from iapo_bench.rollout import Completion, RolloutEngine, Sampling
+from iapo_bench.rollout.collate import collate
+from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
+from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
+from iapo_bench.signals.padded import part_widths
+from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.worlds.dialogue import completion_texts
+from iapo_bench.worlds.grading import Outcome, is_formatted
+
+PHASES = ("rollout", "grade", "signals", "update", "other")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The tier's `train` section as it applies to one method, and the run's seed."""
+
+    completions: int
+    prompts_per_step: int
+    group_size: int
+    max_tokens: int
+    temperature: float
+    max_draws: int
+    checkpoint_every: int
+    update: UpdateSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Encoded training problems and the way to judge their completions.
+
+    `prefill`: what the prompts already say of the completion, such as `<think>`.
+    """
+
+    prompts: list[list[int]]
+    golds: list[str]
+    grade: Callable[[list[str], list[str]], list[Outcome]]
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    postfix_ids: list[int]
+    reading: AnswerReading = EVERY_PREFIX
+    prefill: str = ""
+
+    def texts(self, completions: list[Completion]) -> list[str]:
+        """What is graded of each completion."""
+        token_ids = [completion.token_ids for completion in completions]
+        return completion_texts(token_ids, self.tokenizer, stop_ids=self.eos_ids, prefill=self.prefill)
+
+
+def count_updates(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """How many updates moved the weights, and how many there were or should have been, in rows of `train.jsonl`."""
+    rows = list(rows)
+    return sum(row["updates_moved"] for row in rows), sum(row["updates"] for row in rows)
+
+
+def complaints(row: dict[str, Any], settings: TrainSettings) -> list[str]:
+    """What kept a step from teaching anything, in words."""
+    found = []
+    if not row["groups"]:
+        found.append(f"no group was accepted of {row['completions']} completions, {row['correct']:.0%} of them correct")
+    elif row["zero_variance_groups"] == 1:
+        found.append("the rewards of every group are all equal")
+    elif not row["updates_moved"]:
+        found.append(f"no update moved the weights (gradient norm {row['grad_norm']:.3g})")
+    if row["truncated"] == 1:
+        found.append(f"every completion was cut at max_tokens = {settings.max_tokens}")
+    if row["length"] == 1:
+        found.append("every completion is a single token")
+    return found
+
+
+@dataclass
+class _Draw:
+    """What a step generated: accepted groups, and counts over everything, dropped groups included."""
+
+    prompts: list[list[int]]
+    completions: list[Completion]
+    correct: list[bool]
+    formatted: list[bool]
+    outcomes: Counter
+    lengths: list[int]
+    truncated: int
+    draws: int
+
+
+class Trainer:
+    """Trains `model` in place with one method. `reference` is the initial model, needed for a KL term only;
+    of a model with adapters, itself."""
+
+    def __init__(
+        self,
+        method: Method,
+        settings: TrainSettings,
+        task: Task,
+        model: PreTrainedModel,
+        engine: RolloutEngine,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        require_groups(settings.group_size)
+        if not task.prompts:
+            raise UserError("there are no training problems")
+        if method.loss.kl_coef and reference is None:
+            raise ValueError("a KL term needs the reference model")
+        self.method = method
+        self.settings = settings
+        self.task = task
+        self.model = model
+        self.engine = engine
+        self.reference = reference
+        disable_dropout(model)
+        self.optimizer = make_optimizer(model, settings.update)
+        self.broken: Path | None = None  # directory for a batch that broke a step; None: keep none
+        self.cursor = 0  # problems drawn so far, over all epochs
+        self.generated = 0  # completions so far
+        self.rows: list[dict[str, Any]] = []
+        self._epoch: tuple[int, list[int]] = (-1, [])
+        self._clock: dict[str, float] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget leaves no room for another group."""
+        return self.generated + self.settings.group_size > self.settings.completions
+
+    def run(self, state: Path | None = None, broken: Path | None = None) -> list[dict[str, Any]]:
+        """Train until the budget is spent; return the rows of `train.jsonl`.
+
+        With `state`, a file: go on from it if it exists, and keep it up to date. Any number of processes can go on
+        from it. Raises UserError when not all of them see it; and when the method fails, or a number is not finite:
+        then the batch is kept in the directory `broken`, and `state` is that of the last good checkpoint.
+        """
+        self.broken = broken
+        if state is not None and state.exists():
+            self._load(state)
+        if len(set(parallel.gather([self.generated]))) > 1:
+            raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
+        bar = tqdm(
+            total=self.settings.completions,
+            initial=self.generated,
+            desc=self.method.name,
+            unit="completion",
+            mininterval=1,
+            disable=not parallel.is_main(),
+        )
+        while not self.finished:
+            before = self.generated
+            row = self.step()
+            if parallel.is_main():
+                for complaint in complaints(row, self.settings):
+                    bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
+            bar.update(self.generated - before)
+            bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}")
+            if state is not None and len(self.rows) % self.settings.checkpoint_every == 0:
+                self._save(state)
+        bar.close()
+        moved, updates = count_updates(self.rows)
+        if moved < updates and parallel.is_main():
+            click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
+        return self.rows
+
+    def step(self) -> dict[str, Any]:
+        """One rollout and its updates; return its row."""
+        started = time.perf_counter()
+        self._clock = dict.fromkeys(PHASES, 0.0)
+        step = len(self.rows)
+        # Whatever draws without a generator of its own draws the same in every run.
+        torch.manual_seed(stream_seed(self.settings.seed, "step", step))
+        draw = self._draw(step)
+        row: dict[str, Any] = {
+            "step": step,
+            "completions": len(draw.lengths),
+            "completions_total": self.generated,
+            "draws": draw.draws,
+            "groups": len(draw.prompts),
+            "correct": draw.outcomes[Outcome.CORRECT] / len(draw.lengths),
+            "length": sum(draw.lengths) / len(draw.lengths),
+            "truncated": draw.truncated / len(draw.lengths),
+            "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
+            "updates": self.settings.update.updates_per_rollout,
+            "updates_moved": 0,
+        }
+        if draw.prompts:
+            row |= self._learn(self._collate(draw), step)
+        seconds = time.perf_counter() - started
+        self._clock["other"] = seconds - sum(self._clock.values())
+        row |= {f"seconds_{phase}": round(self._clock[phase], 6) for phase in PHASES}
+        row["tokens"] = sum(draw.lengths)
+        row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
+        self.rows.append(row)
+        return row
+
+    def _draw(self, step: int) -> _Draw:
+        """Generate groups until a batch is full, the draws are used up or the budget is spent."""
+        settings = self.settings
+        draw = _Draw([], [], [], [], Counter(), [], 0, 0)
+        while len(draw.prompts) < settings.prompts_per_step and draw.draws < settings.max_draws and not self.finished:
+            wanted = settings.prompts_per_step - len(draw.prompts)
+            affordable = (settings.completions - self.generated) // settings.group_size
+            problems = [self._next_problem() for _ in range(min(wanted, affordable))]
+            own = parallel.share(len(problems) * settings.group_size, settings.group_size)
+            sampling = Sampling(
+                max_tokens=settings.max_tokens,
+                eos_ids=self.task.eos_ids,
+                samples_per_prompt=settings.group_size,
+                temperature=settings.temperature,
+                seed=stream_seed(settings.seed, "sampling", step, draw.draws),
+                first_index=own.start,
+            )
+            with self._phase("rollout"):
+                prompts = [self.task.prompts[p] for p in problems[parallel.share(len(problems))]]
+                completions = parallel.gather(self.engine.generate(prompts, sampling))
+            with self._phase("grade"):
+                texts = self.task.texts(completions[own])
+                golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
+                outcomes = parallel.gather(self.task.grade(texts, golds[own]))
+                formatted = parallel.gather([is_formatted(text) for text in texts])
+            draw.draws += 1
+            self.generated += len(completions)
+            draw.outcomes.update(outcomes)
+            draw.lengths += [len(c.token_ids) for c in completions]
+            draw.truncated += sum(c.finish_reason == "length" for c in completions)
+            for i, problem in enumerate(problems):
+                group = slice(i * settings.group_size, (i + 1) * settings.group_size)
+                correct = [outcome is Outcome.CORRECT for outcome in outcomes[group]]
+                if accepts(self.method, torch.tensor(correct)):
+                    draw.prompts.append(self.task.prompts[problem])
+                    draw.completions += completions[group]
+                    draw.correct += correct
+                    draw.formatted += formatted[group]
+        return draw
+
+    def _next_problem(self) -> int:
+        epoch, place = divmod(self.cursor, len(self.task.prompts))
+        if self._epoch[0] != epoch:
+            order = numpy_stream(self.settings.seed, "data", epoch).permutation(len(self.task.prompts))
+            self._epoch = (epoch, order.tolist())
+        self.cursor += 1
+        return self._epoch[1][place]
+
+    def _collate(self, draw: _Draw) -> RolloutBatch:
+        return collate(
+            draw.prompts,
+            draw.completions,
+            draw.correct,
+            draw.formatted,
+            group_size=self.settings.group_size,
+            max_tokens=self.settings.max_tokens,
+            pad_id=int(self.task.tokenizer.pad_token_id),
+            device=self.model.device,
+        )
+
+    def _signals(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with its signals, each rank having computed those of its share of the groups."""
+        needs = self.method.needs
+        if self.settings.update.updates_per_rollout > 1:
+            needs = needs | {Signal.OLD_LOGP}
+        device = batch.rewards_B.device
+        rows = torch.arange(len(batch.rewards_B), device=device)[parallel.share(len(batch.rewards_B), batch.group_size)]
+        widths_B2 = part_widths(batch, self.method.reading)
+        names = [wanted.value for wanted in needs]
+        reference = self.reference if self.method.loss.kl_coef else None
+        if reference is not None:
+            names.append("ref_logp_BT")
+        own = []
+        # Every rank gathers the weights, though it may have no rows.
+        with sharding.whole(self.model) as model, sharding.whole(reference) as base:
+            if len(rows):
+                part = compute_signals(
+                    model,
+                    batch.rows(rows),
+                    needs,
+                    temperature=self.settings.temperature,
+                    micro_batch_tokens=self.settings.update.micro_batch_tokens,
+                    postfix_ids=self.task.postfix_ids,
+                    reading=self.task.reading,
+                    entropies=self.method.reading,
+                    widths_B2=widths_B2[rows],
+                    reference=base,
+                )
+                own.append({name: getattr(part, name).cpu() for name in names})
+        parts = parallel.gather(own)
+        filled: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
+        return replace(batch, signal_noise=signal_noise(self.model), **filled)
+
+    def _learn(self, batch: RolloutBatch, step: int) -> dict[str, Any]:
+        """Signals, credit and update. Raises UserError when one fails, and keeps the batch as far as it came."""
+        credit = None
+        try:
+            with self._phase("signals"):
+                batch = self._signals(batch)
+            batch = shaped_batch(self.method, batch).validate()
+            credit = checked_credit(self.method, batch, torch_stream(self.settings.seed, "method", step))
+            with self._phase("update"):
+                stats = update(
+                    self.model,
+                    self.optimizer,
+                    batch,
+                    credit,
+                    self.method.loss,
+                    self.settings.update,
+                    temperature=self.settings.temperature,
+                    generator=torch_stream(self.settings.seed, "local rows", step),
+                )
+        except (UserError, ValueError) as error:
+            raise UserError(f"step {step}: {error}{self._keep(batch, credit, step)}") from error
+        with self._phase("update"):
+            self.engine.sync(self.model)
+        rewards_NG = batch.rewards_B.view(-1, batch.group_size)
+        mask_BT = batch.completion_mask_BT
+        return {
+            "reward": float(batch.rewards_B.mean()),
+            "formatted": float(batch.formatted_B.float().mean()),
+            "zero_variance_groups": float((rewards_NG.amax(1) == rewards_NG.amin(1)).float().mean()),
+            # An unbiased estimate of the mean entropy at the sampling temperature that costs nothing.
+            "entropy": float(-batch.sampler_logp_BT[mask_BT].mean()),
+            **stats,
+        }
+
+    def _keep(self, batch: RolloutBatch, credit: Credit | None, step: int) -> str:
+        """Write the batch that broke a step to a file, and say where."""
+        if self.broken is None or not parallel.is_main():
+            return ""
+        path = self.broken / f"step{step}.pt"
+        ids = [row[mask].tolist() for row, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)]
+        held = {**vars(batch), **(vars(credit) if credit else {})}
+        kept: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, torch.Tensor | int)}
+        kept |= {"method": self.method.name, "texts": self.task.tokenizer.batch_decode(ids)}
+        with whole_file(path) as partial:
+            torch.save(kept, partial)
+        return f"; its batch is in {path}, for torch.load"
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._clock[name] += time.perf_counter() - started
+
+    def _save(self, path: Path) -> None:
+        state = sharding.collect(
+            {
+                "model": trainable_state(self.model),
+                "optimizer": self.optimizer.state_dict(),
+                "method": self.method.state_dict(),
+                "cursor": self.cursor,
+                "generated": self.generated,
+                "rows": to_json(self.rows),
+            }
+        )
+        if not parallel.is_main():
+            return
+        require_finite(state, f"step {len(self.rows) - 1}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.rename(path)
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        load_trainable_state(self.model, sharding.distribute(state["model"], trainable_state(self.model)))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
+        self.cursor, self.generated = state["cursor"], state["generated"]
+        self.rows = json.loads(state["rows"])
+        self.engine.sync(self.model)

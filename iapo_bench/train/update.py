@@ -1,0 +1,301 @@
+"""The policy-gradient loss and the optimiser step, the same for every method."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.errors import UserError
+from iapo_bench.machine import parallel
+from iapo_bench.method import Credit, LossSpec
+from iapo_bench.models import sharding
+from iapo_bench.signals.statistics import micro_batches, token_statistics
+
+SUMS = ("loss", "tokens", "cut", "gap", "kl")
+MAX_LOG_RATIO = 20.0  # beyond, exp overflows sooner or later, and infinity times an advantage of 0 is no number
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """`updates_per_rollout` optimiser steps, each on its own groups; `micro_batch_tokens` bounds memory only.
+
+    `importance_cap`: weigh tokens by `importance_weights`, for an engine whose rounding is not the trainer's.
+    """
+
+    lr: float
+    updates_per_rollout: int = 1
+    micro_batch_tokens: int = 4096
+    clip_norm: float = 1.0
+    importance_cap: float | None = None
+
+
+class FullPrecisionAdamW(torch.optim.AdamW):
+    """AdamW that steps float32 copies of weights of lower precision, and writes them back rounded.
+
+    In bfloat16 itself a step of 1e-6 would be lost in every weight above about 3e-4. Float32 weights are stepped in
+    place.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], **options: Any) -> None:
+        self.weights = list(parameters)
+        self.masters = [
+            weight if weight.dtype == torch.float32 else torch.nn.Parameter(weight.detach().float())
+            for weight in self.weights
+        ]
+        super().__init__(self.masters, **options)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step from the gradients of the weights."""
+        copies = [(w, m) for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
+        for weight, master in copies:
+            master.grad = None if weight.grad is None else weight.grad.float()
+        super().step()
+        for weight, master in copies:
+            weight.copy_(master)
+            master.grad = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the weights."""
+        for weight in self.weights:
+            weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state, and the copies: the rounded weights do not say what they were."""
+        copies = [m.detach() for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
+        return {**super().state_dict(), "masters": copies}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, for the same weights; what is theirs may be whole where they are sharded."""
+        copies = [m for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
+        moments = {i: dict.fromkeys(("exp_avg", "exp_avg_sq"), weight) for i, weight in enumerate(self.weights)}
+        state_dict = sharding.distribute(state_dict, {"state": moments, "masters": copies})
+        with torch.no_grad():
+            for master, saved in zip(copies, state_dict["masters"], strict=True):
+                master.copy_(saved)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "masters"})
+
+
+def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.optim.Optimizer:
+    """AdamW with the betas of the IAPO paper and no weight decay, in float32 whatever the model's dtype.
+
+    Over the weights that are trained: of a frozen one no copy is kept.
+    """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return FullPrecisionAdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def token_scales(
+    weights_BT: torch.Tensor,
+    spec: LossSpec,
+    max_tokens: int,
+    generator: torch.Generator | None = None,
+    *,
+    counted_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What each token's loss is multiplied by, float32 (B, T), decided over the whole update batch.
+
+    The loss is then a plain sum, which no split into micro-batches can change. `counted_B`: see `Credit.counted_B`.
+    Raises ValueError when `spec.local_rows` asks for random parts and there is no generator.
+    """
+    if spec.local_rows:
+        if generator is None:
+            raise ValueError("local_rows needs a generator for its parts")
+        scales_BT = torch.zeros_like(weights_BT)
+        parts = torch.randperm(len(weights_BT), generator=generator).split(spec.local_rows)
+        for rows in parts:
+            scales_BT[rows] = weights_BT[rows] / weights_BT[rows].sum().clamp(min=1e-12) / len(parts)
+        return scales_BT
+    if spec.reduction == "token_mean":
+        return weights_BT / weights_BT.sum().clamp(min=1e-12)
+    if spec.reduction == "sequence_mean":
+        row_B1 = weights_BT.sum(dim=1, keepdim=True)
+        counted_B1 = row_B1 > 0 if counted_B is None else counted_B
+        return weights_BT / row_B1.clamp(min=1e-12) / counted_B1.sum().clamp(min=1)
+    return weights_BT / (weights_BT.shape[0] * max_tokens)
+
+
+def probability_ratio(logp: torch.Tensor, old_logp: torch.Tensor) -> torch.Tensor:
+    """exp(logp - old_logp), the logarithm clamped to +-`MAX_LOG_RATIO`: always finite."""
+    return (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) at a token sampled from the policy: never negative."""
+    difference = (ref_logp - logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return difference.exp() - difference - 1
+
+
+def sequence_log_ratio(log_ratio: torch.Tensor, weights_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The mean of `log_ratio` over its row's weighted tokens, for each token (tokens,), without a gradient.
+
+    `log_ratio`: (tokens,), the real tokens of `mask_BT` in order.
+    """
+    log_ratio_BT = log_ratio.new_zeros(mask_BT.shape).masked_scatter(mask_BT, log_ratio.detach())
+    counted_BT = weights_BT > 0
+    mean_B1 = (log_ratio_BT * counted_BT).sum(dim=1, keepdim=True) / counted_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    return mean_B1.expand(mask_BT.shape)[mask_BT]
+
+
+def surrogate(
+    logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, spec: LossSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The objective of `spec` a token, and whether a bound cut its gradient (or, with "cispo", capped its weight)."""
+    ratio = probability_ratio(logp, old_logp)
+    if spec.objective == "cispo":
+        cap = 1 + spec.clip_high
+        return -ratio.detach().clamp(max=cap) * advantages * logp, ratio > cap
+    clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
+    cut = ((ratio < 1 - spec.clip_low) & (advantages < 0)) | ((ratio > 1 + spec.clip_high) & (advantages > 0))
+    return -torch.minimum(ratio * advantages, clipped * advantages), cut
+
+
+def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(pi_old / pi_sampler, cap) a token: what makes the sampler's draws count as the trainer's own.
+
+    Truncated importance sampling: without the cap, one token that the sampler found unlikely could outweigh all others.
+    """
+    return probability_ratio(old_logp, sampler_logp).clamp(max=cap)
+
+
+def backward(
+    model: PreTrainedModel,
+    batch: RolloutBatch,
+    credit: Credit,
+    spec: LossSpec,
+    *,
+    temperature: float,
+    micro_batch_tokens: int,
+    importance_cap: float | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, float]:
+    """Accumulate this rank's part of the gradient of the loss over `batch`, one update batch. Returns sums over its
+    tokens. Summed over the ranks, both are those of the whole batch.
+
+    `generator`: for the parts of `spec.local_rows`, in the same state on every rank.
+    Where `old_logp_BT` is None the policy is the one that sampled, so the ratio is 1 with a gradient.
+    Raises ValueError when the KL term is asked for and the batch has no reference log-probabilities.
+    """
+    if spec.kl_coef and batch.ref_logp_BT is None:
+        raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
+    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens, generator, counted_B=credit.counted_B)
+    # Kept on the device until the end: reading a number of a GPU waits for all that it was asked to do.
+    sums = {name: torch.zeros((), dtype=torch.float64, device=scales_BT.device) for name in SUMS}
+    all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
+    own_R = all_B[parallel.share(len(all_B), batch.group_size)]
+    parts = list(micro_batches(batch.rows(own_R), micro_batch_tokens)) if len(own_R) else []
+    # No rank of a sharded model can pass alone: one that is done keeps step with a row that counts for nothing.
+    passes = parallel.largest(len(parts)) if sharding.is_sharded(model) else len(parts)
+    for index in parts:
+        rows = own_R[index]
+        part = batch.rows(rows)
+        mask_BT = part.completion_mask_BT
+        logp, entropy = sharding.run(
+            token_statistics, model, part, temperature=temperature, entropy=spec.entropy_coef != 0
+        )
+        scales = scales_BT[rows][mask_BT]
+        old_logp = logp.detach() if part.old_logp_BT is None else part.old_logp_BT[mask_BT]
+        if importance_cap is not None:
+            scales = scales * importance_weights(old_logp, part.sampler_logp_BT[mask_BT], importance_cap)
+        if spec.ratio == "sequence":
+            # Makes logp - old_logp the row's mean, with the gradient of the token's own logp.
+            old_logp = logp.detach() - sequence_log_ratio(logp - old_logp, credit.weights_BT[rows], mask_BT)
+        losses, cut = surrogate(logp, old_logp, credit.advantages_BT[rows][mask_BT], spec)
+        if spec.kl_coef:
+            assert part.ref_logp_BT is not None
+            kl = k3(part.ref_logp_BT[mask_BT], logp)
+            losses = losses + spec.kl_coef * kl
+            sums["kl"] += kl.detach().sum()
+        if entropy is not None:
+            losses = losses - spec.entropy_coef * entropy
+        loss = (scales * losses).sum()
+        loss.backward()
+        sums["loss"] += loss.detach()
+        sums["tokens"] += len(logp)
+        sums["cut"] += (cut & (scales > 0)).sum()
+        sums["gap"] += (logp.detach() - part.sampler_logp_BT[mask_BT]).abs().sum()
+    for _ in range(passes - len(parts)):
+        idle = batch.rows(all_B[:1])
+        logp, _ = sharding.run(token_statistics, model, idle, temperature=temperature, entropy=False)
+        (0 * logp.sum()).backward()
+    return dict(zip(SUMS, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+def update(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: RolloutBatch,
+    credit: Credit,
+    spec: LossSpec,
+    settings: UpdateSettings,
+    *,
+    temperature: float,
+    generator: torch.Generator | None = None,
+) -> dict[str, float | None]:
+    """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm, sampler/trainer gap, and how
+    many steps were taken and how many moved the weights: with some credit, a gradient, and another weight after it.
+
+    The gap is the mean absolute difference of log-probabilities (nats) before the first step, when both should agree.
+
+    With a single step the policy is the one that sampled: the ratio is 1 for every method, whether or not it asked for
+    old log-probabilities, whose rounding is that of another pass.
+
+    Raises UserError before a step whose loss or gradient norm is not finite, and after one that left such a weight.
+    """
+    model.train()
+    if settings.updates_per_rollout == 1:
+        batch = replace(batch, old_logp_BT=None)
+    norms, sums, moved = [], [], 0
+    for rows in _update_batches(batch, settings.updates_per_rollout):
+        optimizer.zero_grad()
+        part = backward(
+            model,
+            batch.rows(rows),
+            credit.rows(rows),
+            spec,
+            temperature=temperature,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            importance_cap=settings.importance_cap,
+            generator=generator,
+        )
+        sums.append(parallel.sum_numbers(part))
+        if not sharding.is_sharded(model):
+            parallel.sum_gradients(model)
+        norms.append(sharding.clip_gradients(model, settings.clip_norm))
+        _require_finite_step(len(norms), sums[-1]["loss"], norms[-1])
+        before = sharding.fingerprint(model)
+        optimizer.step()
+        credited = bool((credit.advantages_BT[rows] * credit.weights_BT[rows]).any())
+        moved += credited and norms[-1] > 0 and sharding.fingerprint(model) != before
+    optimizer.zero_grad()
+    sharding.require_finite_weights(model)
+    tokens = sum(part["tokens"] for part in sums)
+    return {
+        "loss": sum(part["loss"] for part in sums) / len(sums),
+        "kl": sum(part["kl"] for part in sums) / tokens if spec.kl_coef else None,
+        "clip_fraction": sum(part["cut"] for part in sums) / tokens,
+        "grad_norm": sum(norms) / len(norms),
+        "logp_gap": sums[0]["gap"] / sums[0]["tokens"],
+        "updates": len(norms),
+        "updates_moved": moved,
+    }
+
+
+def _require_finite_step(number: int, loss: float, norm: float) -> None:
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise UserError(
+                f"the {name} of update {number} is {value}, so the optimiser takes no step: look for what overflows in "
+                "the method's credit, or lower lr"
+            )
+
+
+def _update_batches(batch: RolloutBatch, count: int) -> Iterator[torch.Tensor]:
+    """Rows of `count` parts of whole groups, as even as they come."""
+    rows = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).view(-1, batch.group_size)
+    for part in rows.tensor_split(min(count, len(rows))):
+        yield part.reshape(-1)

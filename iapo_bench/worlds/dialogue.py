@@ -1,0 +1,293 @@
+"""Prompts: how a question is put to a chat model, and how the text of its completion is read.
+
+Chat templates differ. Some refuse a system message, some drop the reasoning of earlier turns and with it that of the
+worked example, some open `<think>` themselves, and some end a turn with a token that is no end of sequence.
+`chat_dialogue` renders a trial question and looks at what came out: it takes the first form of the conversation that
+arrives whole, and refuses a template that lets none through. Nothing here knows a model by its name.
+"""
+
+import datetime
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from iapo_bench.config import PromptConfig
+from iapo_bench.errors import UserError
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
+from iapo_bench.worlds.grading import extract_answer, is_formatted
+
+Messages = list[dict[str, Any]]
+# A way to hold the conversation: what is special about it, and the messages that ask a question.
+Form = tuple[str, Callable[[str], Messages]]
+
+# Some templates print today's date: a prompt must not change overnight.
+TODAY = datetime.datetime(2025, 1, 1)
+# Variables that templates use for "let the model reason"; none is set where the template reasons without.
+SWITCHES: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"thinking": True})
+
+_TRIAL = "What is 17+25?"
+# Digits apart, which the smallest vocabulary can write.
+_PERFECT = f"{THINK_OPEN} 1 7 + 2 5 = 4 2 {THINK_CLOSE} {ANSWER_OPEN} 4 2 {ANSWER_CLOSE}"
+_REPLY, _NEXT = "Understood.", "Go on, please."
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """How questions are put to one model, and how its completions are read.
+
+    `prefill`: what the prompt already says of the completion, such as `<think>` and a line break, or nothing.
+    `turn_ends`: tokens that the template writes at the end of an assistant's turn, the first one first.
+    `notes`: a line for each departure from the plain conversation of system text, worked example and question.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    render: Callable[[str], str]
+    prefill: str = ""
+    turn_ends: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def encode(self, question: str) -> list[int]:
+        """Token ids of the prompt; the template writes its own special tokens."""
+        return self.tokenizer(self.render(question), add_special_tokens=False).input_ids
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Token ids of a completion that reads `text`: without the prefill, with the end of the turn."""
+        if self.prefill:
+            text = text.removeprefix(THINK_OPEN)
+            text = text.lstrip() if self.prefill[-1].isspace() else text
+        end = self.turn_ends[0] if self.turn_ends else self.tokenizer.eos_token_id
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, int(end)]
+
+    def check(self) -> None:
+        """Raise UserError when a right and well-formed completion would not be read as one."""
+        reply = self.encode_reply(_PERFECT)
+        text = completion_texts([reply], self.tokenizer, stop_ids=reply[-1:], prefill=self.prefill)[0]
+        if not is_formatted(text) or (extract_answer(text) or "").split() != ["4", "2"]:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: a perfect completion would be read as {text!r}: the tokenizer cannot "
+                f"write {' '.join(TAGS)}, choose another model"
+            )
+
+
+def completion_texts(
+    token_ids: Iterable[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stop_ids: Iterable[int] = (),
+    prefill: str = "",
+) -> list[str]:
+    """The text of each completion, as it is graded, checked for its format, and kept.
+
+    It begins with `prefill` and ends before the first of `stop_ids`. Special tokens are no text, except the tags of
+    the format, which some tokenizers hold as special tokens.
+    """
+    stops = set(stop_ids)
+    added = tokenizer.added_tokens_decoder
+    hidden = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    hidden -= {i for i, token in added.items() if token.content.strip() in TAGS}
+    rows = [[i for i in itertools.takewhile(lambda i: i not in stops, row) if i not in hidden] for row in token_ids]
+    # batch_decode([]) is [""], not [].
+    return [prefill + text for text in tokenizer.batch_decode(rows)] if rows else []
+
+
+def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+    """The dialogue of a chat model: its own template, or that of `prompt`.
+
+    Raises UserError, one line, where there is no template or none of the forms of the conversation passes it whole.
+    """
+    if tokenizer.chat_template is None and prompt.template is None:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template: choose a chat model, or write one with "
+            "`prompt: FILE.jinja`"
+        )
+    failure = _Failure(-1, "")
+    for form, as_parts, switches in itertools.product(_forms(prompt), (False, True), SWITCHES):
+        try:
+            return _open(tokenizer, prompt, form, as_parts, switches)
+        except _Failure as reason:
+            failure = max(failure, reason, key=lambda failure: failure.progress)
+    raise UserError(
+        f"{tokenizer.name_or_path}: the chat template cannot carry this prompt ({failure.reason}): "
+        "write one that can with `prompt: FILE.jinja`"
+    )
+
+
+class _Failure(Exception):
+    """Why a form of the conversation did not pass; of several, the one that came furthest tells most."""
+
+    def __init__(self, progress: int, reason: str) -> None:
+        super().__init__(reason)
+        self.progress, self.reason = progress, reason
+
+
+def _open(
+    tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, form: Form, as_parts: bool, switches: dict[str, bool]
+) -> Dialogue:
+    """The dialogue in one form of the conversation. Raises _Failure where it does not pass the template whole."""
+    note, converse = form
+    render = partial(_render, tokenizer, prompt, as_parts, switches)
+    header, prefill = _try(render, converse(_TRIAL), whole=prompt.template is None)
+    ends, oddity = _turn_ends(render, converse(_TRIAL), tokenizer)
+    return Dialogue(
+        tokenizer,
+        lambda question: render(question, converse(question)) + header,
+        prefill,
+        ends,
+        tuple(_notes(note, as_parts, switches, header, oddity)),
+    )
+
+
+def _forms(prompt: PromptConfig) -> Iterator[Form]:
+    """The ways to say the same: what is special about each, and the messages that ask a question."""
+    system, example = prompt.system or "", prompt.example or None
+    shown = [_message("user", _ask(example.question, prompt)), _message("assistant", example.reply)] if example else []
+
+    def turns(system: str, shown: Messages, fold: bool, question: str) -> Messages:
+        messages = [*shown, _message("user", _ask(question, prompt))]
+        if fold:
+            first = _join(system, messages[0]["content"])
+            return [_message("user", first), *messages[1:]]
+        return [*([_message("system", system)] if system else []), *messages]
+
+    folded = "the system text stands in the first user turn"
+    yield "", partial(turns, system, shown, False)
+    if prompt.template is not None:
+        return
+    yield folded, partial(turns, system, shown, True)
+    if example:
+        told = "the worked example is told in the system text"
+        text = _join(system, f"For example, the user asks:\n{example.question}", f"You reply:\n{example.reply}")
+        yield told, partial(turns, text, [], False)
+        yield f"{told}, which stands in the first user turn", partial(turns, text, [], True)
+
+
+def _ask(question: str, prompt: PromptConfig) -> str:
+    return _join(question, prompt.instruction)
+
+
+def _join(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
+
+
+def _message(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptConfig,
+    as_parts: bool,
+    switches: dict[str, bool],
+    question: str,
+    messages: Messages,
+    *,
+    opened: bool = True,
+) -> str:
+    """The text of a conversation; `opened`: with the beginning of the assistant's turn. Raises what the template does.
+
+    A template of the user's has, beside the messages, the parts that they are made of.
+    """
+    if as_parts:
+        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    own: dict[str, Any] = {}
+    if prompt.template is not None:
+        own = prompt.model_dump(include={"system", "example", "instruction"}) | {"question": question}
+    return tokenizer.apply_chat_template(
+        messages,
+        chat_template=prompt.template,
+        tokenize=False,
+        add_generation_prompt=opened,
+        strftime_now=TODAY.strftime,
+        **own,
+        **switches,
+    )
+
+
+def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tuple[str, str]:
+    """What opens the assistant's turn where the template does not, and the prefill. Raises _Failure.
+
+    `whole`: every message must arrive, and not the question alone.
+    """
+    try:
+        text = render(_TRIAL, messages)
+    except Exception as error:  # a template can raise anything
+        raise _Failure(0, (str(error).strip() or type(error).__name__).splitlines()[0]) from None
+    ends: list[int] = []
+    for message in messages if whole else [_message("user", _TRIAL)]:
+        if (found := _find(message["content"], text)) is None:
+            what = {"system": "the system text", "assistant": "the worked example"}.get(message["role"], "the question")
+            raise _Failure(1, f"it leaves out {what}")
+        if message["role"] == "assistant" and THINK_CLOSE in text[ends[-1] : found.start()]:
+            raise _Failure(2, "it puts an empty reasoning before the worked example's")
+        ends.append(found.end())
+    header = _missing_header(render, messages, text)
+    tail = text[ends[-1] :] + header
+    if THINK_CLOSE in tail:
+        raise _Failure(3, f"it closes the reasoning with {THINK_CLOSE} before the completion begins")
+    _, opened, rest = tail.partition(THINK_OPEN)
+    return header, opened + rest
+
+
+def _missing_header(render: Callable[..., str], messages: Messages, text: str) -> str:
+    """What stands before the assistant's reply, and not before a user's, in a template that leaves it out of the prompt
+    `text`."""
+
+    def before(reply: Messages) -> str:
+        try:
+            said = render(_TRIAL, [*messages, *reply], opened=False)
+        except Exception:  # the prompt itself rendered: this template takes no such turn
+            return ""
+        found = _find(_REPLY, said)
+        return said[: found.start()] if found else said
+
+    header = before([_message("assistant", _REPLY)])
+    if before([]) != text or not header.startswith(text) or header == before([_message("user", _REPLY)]):
+        return ""
+    return header.removeprefix(text) if header.removeprefix(text).strip() else ""
+
+
+def _turn_ends(
+    render: Callable[..., str], messages: Messages, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], str]:
+    """The tokens after an assistant's reply, as the last turn and as one before another; and, where neither is a token
+    of its own, what stands there."""
+    marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() not in TAGS}
+    found, written = [], ""
+    replied = [*messages, _message("assistant", _REPLY)]
+    for turns in (replied, [*replied, _message("user", _NEXT)]):
+        try:
+            text = render(_TRIAL, turns, opened=False)
+        except Exception:  # as above
+            continue
+        reply, following = _find(_REPLY, text), _find(_NEXT, text)
+        if reply is None:
+            continue
+        rest = text[reply.end() : following.start() if following else None]
+        ids = tokenizer(rest, add_special_tokens=False).input_ids
+        found += [i for i in ids if i in marks][:1]
+        written = written or rest.strip()
+    return tuple(dict.fromkeys(found)), "" if found else written
+
+
+def _find(piece: str, text: str) -> re.Match | None:
+    """Where `piece` last stands in `text`; templates may trim or change its white space."""
+    pattern = re.compile(r"\s+".join(map(re.escape, piece.split())))
+    return next(iter(reversed(list(pattern.finditer(text)))), None)
+
+
+def _notes(note: str, as_parts: bool, switches: dict[str, bool], header: str, oddity: str) -> Iterator[str]:
+    if note:
+        yield note
+    if as_parts:
+        yield "contents are lists of parts"
+    for switch in switches:
+        yield f"the template's {switch} is set"
+    if header:
+        yield f"the template does not open the assistant's turn: {header!r} was added"
+    if oddity:
+        yield f"a turn ends with {oddity[:40]!r}, which is no token: only the end of sequence stops a completion"
