@@ -34,7 +34,10 @@ from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.rewards import CORRECT, Rewards
+from iapo_bench.train.trial import try_method
 from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
@@ -71,6 +74,7 @@ class Task:
     postfix_ids: list[int]
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
+    rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
 
     def texts(self, completions: list[Completion]) -> list[str]:
         """What is graded of each completion."""
@@ -108,6 +112,8 @@ class _Draw:
     completions: list[Completion]
     correct: list[bool]
     formatted: list[bool]
+    rewards: list[float]
+    paid: list[dict[str, float]]
     outcomes: Counter
     lengths: list[int]
     truncated: int
@@ -135,6 +141,7 @@ class Trainer:
         self.method = method
         self.settings = settings
         self.task = task
+        self.rewards = task.rewards or Rewards([Problem("", "", gold) for gold in task.golds])
         self.model = model
         self.engine = engine
         self.reference = reference
@@ -206,6 +213,7 @@ class Trainer:
             "length": sum(draw.lengths) / len(draw.lengths),
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
+            "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
             "updates": self.settings.update.updates_per_rollout,
             "updates_moved": 0,
         }
@@ -222,7 +230,7 @@ class Trainer:
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
         settings = self.settings
-        draw = _Draw([], [], [], [], Counter(), [], 0, 0)
+        draw = _Draw([], [], [], [], [], [], Counter(), [], 0, 0)
         while len(draw.prompts) < settings.prompts_per_step and draw.draws < settings.max_draws and not self.finished:
             wanted = settings.prompts_per_step - len(draw.prompts)
             affordable = (settings.completions - self.generated) // settings.group_size
@@ -241,12 +249,16 @@ class Trainer:
                 completions = parallel.gather(self.engine.generate(prompts, sampling))
             with self._phase("grade"):
                 texts = self.task.texts(completions[own])
-                golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
-                outcomes = parallel.gather(self.task.grade(texts, golds[own]))
+                asked = [p for p in problems for _ in range(settings.group_size)]
+                judged = self.task.grade(texts, [self.task.golds[p] for p in asked[own]])
+                token_ids = [completion.token_ids for completion in completions[own]]
+                paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
+                outcomes = parallel.gather(judged)
                 formatted = parallel.gather([is_formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
+            draw.paid += paid
             draw.lengths += [len(c.token_ids) for c in completions]
             draw.truncated += sum(c.finish_reason == "length" for c in completions)
             for i, problem in enumerate(problems):
@@ -257,6 +269,7 @@ class Trainer:
                     draw.completions += completions[group]
                     draw.correct += correct
                     draw.formatted += formatted[group]
+                    draw.rewards += [self.rewards.total(each) for each in paid[group]]
         return draw
 
     def _next_problem(self) -> int:
@@ -268,7 +281,7 @@ class Trainer:
         return self._epoch[1][place]
 
     def _collate(self, draw: _Draw) -> RolloutBatch:
-        return collate(
+        batch = collate(
             draw.prompts,
             draw.completions,
             draw.correct,
@@ -278,6 +291,7 @@ class Trainer:
             pad_id=int(self.task.tokenizer.pad_token_id),
             device=self.model.device,
         )
+        return replace(batch, rewards_B=torch.tensor(draw.rewards, device=batch.rewards_B.device))
 
     def _signals(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with its signals, each rank having computed those of its share of the groups."""
@@ -318,8 +332,11 @@ class Trainer:
         try:
             with self._phase("signals"):
                 batch = self._signals(batch)
-            batch = shaped_batch(self.method, batch).validate()
-            credit = checked_credit(self.method, batch, torch_stream(self.settings.seed, "method", step))
+            shaped = shaped_batch(self.method, batch).validate()
+            credit = checked_credit(self.method, shaped, torch_stream(self.settings.seed, "method", step))
+            if step == 0:
+                try_method(self.method, batch, self.settings.seed, own_rewards=self.rewards.weights != CORRECT)
+            batch = shaped
             with self._phase("update"):
                 stats = update(
                     self.model,
