@@ -62,6 +62,9 @@ CARRIED = {
     "fails without add_generation_prompt": TURNS
     + "{{ raise_exception('x') if add_generation_prompt is undefined }}"
     + OPEN,
+    "takes a part of the tags for a switch": (
+        TURNS.replace("m.content", "(m.content.replace('/think', '') if m.role != 'assistant' else m.content)") + OPEN
+    ),
     "trims": TURNS.replace("m.content", "m.content | trim") + OPEN,
     "has lists of parts only": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content if part.type == 'text' %}"
