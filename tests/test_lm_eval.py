@@ -12,21 +12,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from builders import perfect_base
 from project_copy import copy_project, snakemake
 from test_text_worlds import gsm8k_row, write_rows
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from iapo_bench.config import TierConfig, parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.lm_evaluation import evaluate
-from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
-from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.report.lm_eval import COLUMNS
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.train.sft import WarmStart, warm_start
-from iapo_bench.worlds import TAGS, read_problems
+from iapo_bench.worlds import read_problems
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.grading import make_grader
 from iapo_bench.worlds.load import load_world
@@ -139,45 +137,11 @@ def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
 
 
 def test_a_prefilled_tag_special_tags_and_the_turns_end_are_read_as_our_sampler_reads_them(tmp_path):
-    """The model says a perfect completion after every prompt, and talks on where nothing stops it."""
-    tokenizer = _byte_tokenizer()
-    tokenizer.add_special_tokens({"extra_special_tokens": [*TAGS, "<end_of_turn>"]})
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] if m.role == 'assistant' "
-        "else m.content }}<end_of_turn>\n{% endfor %}<|im_start|>assistant\n{{ '<think>\n' }}"
-    )
-    said = tokenizer("1 + 1 </think><answer>4</answer><end_of_turn>", add_special_tokens=False).input_ids
-    content = read_tier("smollm2", {"world": {"data_dir": str(tmp_path)}}).model_dump(mode="json")
-    tier = parse_tier(content, {"evaluate": {"max_tokens": 60, "problems": 3}}, source="test")
-    write_rows(tmp_path / "gsm8k_train.jsonl", [gsm8k_row(n, str(n)) for n in range(600)])
-    write_rows(tmp_path / "gsm8k_test.jsonl", [gsm8k_row(n, "4") for n in range(1000, 1003)])
-    prepare(tier, tmp_path / "data")
-    world = load_world(tier.world, tier.seed)
-    (after,) = {len(world.encode_prompt(problem, tokenizer)) for problem in read_problems(tmp_path / "data/test.jsonl")}
-    save_model(reciter(tokenizer, said, after), tokenizer, tmp_path / "model")
-    evaluate(tier, model=tmp_path / "model", data=tmp_path / "data", out=tmp_path)
+    tier = perfect_base(tmp_path)
+    evaluate(tier, model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
     results = pd.read_parquet(tmp_path / "results.parquet")
     assert results["response"].tolist() == ["<think>\n1 + 1 </think><answer>4</answer>"] * 3
     assert results["correct"].all()
-    sample(tier, model=tmp_path / "model", data=tmp_path / "data", split="test", out=tmp_path, seeds=[0], n_samples=1)
-    samples = pd.read_parquet(tmp_path / "samples.parquet")
-    assert samples["text"].tolist() == results["response"].tolist()
-    assert samples["token_ids"].map(list).tolist() == [said] * 3
-    assert set(samples["finish_reason"]) == {"stop"}
-
-
-@torch.no_grad()
-def reciter(tokenizer: PreTrainedTokenizerBase, said: list[int], after: int) -> GPT2LMHeadModel:
-    """A model that says `said` after any `after` tokens, and then one token for ever: its layers add nothing, and each
-    position, a direction of its own, has its token."""
-    size = {"vocab_size": len(tokenizer), "n_positions": 1024, "n_embd": 64, "n_layer": 1, "n_head": 1}
-    model = GPT2LMHeadModel(GPT2Config(**size, tie_word_embeddings=False, bos_token_id=None, eos_token_id=258))
-    for weight in (model.transformer.wte, model.transformer.wpe, model.lm_head, *model.transformer.h[0].parameters()):
-        getattr(weight, "weight", weight).zero_()
-    for i, token in enumerate(said):
-        model.transformer.wpe.weight[after - 1 + i, i] = 1.0
-        model.lm_head.weight[token, i] = 100.0
-    return model
 
 
 ARC = """---
