@@ -78,6 +78,7 @@ rule all:
     default_target: True
     input:
         f"{OUT}/table1.csv",
+        f"{OUT}/comparisons.csv",
         f"{OUT}/wallclock.csv",
         f"{OUT}/figures/accuracy_length.png",
         f"{OUT}/figures/training.png",

@@ -11,7 +11,6 @@ from iapo_bench.method import (
     EXACT,
     RELEASED_READING,
     RELEASED_Z_SCORE,
-    SIGNAL_NOISE,
     Credit,
     LossSpec,
     Method,
@@ -110,8 +109,8 @@ class GTPO(Method):
         pool_BT = mask_BT & side_B1 if self.zeros == "exclude" else mask_BT
         pools = len(mask_BT) // batch.group_size if self.scope == "group" else 1
         values = torch.where(side_B1, shaped_BT, 0.0).view(pools, -1)
-        pool = pool_BT.view(pools, -1)
-        normal = masked_normalise(values, pool, eps=self.eps, ddof=self.ddof, noise=SIGNAL_NOISE)
+        pool, noise = pool_BT.view(pools, -1), self.a2 * batch.signal_noise.share
+        normal = masked_normalise(values, pool, eps=self.eps, ddof=self.ddof, noise=noise)
         return normal.view(mask_BT.shape)
 
     def _share(self, weight_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:

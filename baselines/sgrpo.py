@@ -59,7 +59,9 @@ class SGRPO(Method):
         row_seeds = torch.randint(2**63 - 1, (len(advantages_B),), generator=generator, device=generator.device)
         if self.coins == "shared":
             row_seeds = row_seeds[self._seats(batch, generator)]
-        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()))
+        # A row whose T_i is empty adds nothing to the sum over G, and still counts in its mean.
+        everyone_B = torch.ones_like(batch.correct_B)
+        return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()), counted=everyone_B)
 
     def _seats(self, batch: RolloutBatch, generator: torch.Generator) -> torch.Tensor:
         """Which row of coins each row gets, int64 (B,): its place among those of its micro-batch that need coins."""

@@ -5,9 +5,36 @@ T completion width, S = T + 1 prefixes (0 to T completion tokens).
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Noise(NamedTuple):
+    """The rounding of a forward pass: a spread of at most this share of a signal (or of 1, if that is more) is noise,
+    which a z-score would blow up to full size."""
+
+    nats: float  # of entropies and their differences
+    share: float  # of probabilities and shares, from 0 to 1
+
+
+# In bfloat16, over a completion, the largest spread of the distance to float32 (SmolLM2-135M, 64 completions of 60
+# tokens): .82 nats in the differences of answer entropies (median .43), .11 in the tokens' probabilities.
+SIGNAL_NOISE = {"float32": Noise(1e-5, 1e-5), "bfloat16": Noise(0.85, 0.12)}
+
+
+def as_mask(mask: torch.Tensor, name: str, like: torch.Tensor | None = None) -> torch.Tensor:
+    """The mask as bool; bool or integers of 0 and 1, as tokenizers return them.
+
+    Raises ValueError for anything else, which indexing would take for row numbers, and for another shape than `like`'s.
+    """
+    if mask.is_floating_point() or mask.is_complex():
+        raise ValueError(f"{name} must be bool or integers of 0 and 1, is {mask.dtype}")
+    if like is not None and mask.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {tuple(like.shape)}")
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"{name} must be 0 or 1, holds {int(mask.min())} to {int(mask.max())}")
+    return mask.bool()
 
 
 @dataclass(frozen=True)
@@ -28,6 +55,7 @@ class RolloutBatch:
     group_size: int  # G
     max_tokens: int  # the limit on completion tokens under which the rollout was made
     sampler_logp_BT: torch.Tensor  # float32: log-probabilities as the rollout engine reported them
+    signal_noise: Noise = SIGNAL_NOISE["float32"]  # by the dtype of the passes that made the signals
     old_logp_BT: torch.Tensor | None = None  # float32: log pi_old(o_t | q, o_<t), nats
     ref_logp_BT: torch.Tensor | None = None  # float32: the same under the reference model
     token_entropy_BT: torch.Tensor | None = None  # float32: full-vocabulary entropy of pi_old at t, nats

@@ -9,6 +9,7 @@ import yaml
 
 from iapo_bench.config import TierConfig, merge, read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.new import KINDS, Kind
 from iapo_bench.worlds import POSTFIX
 
 FILE = click.Path(path_type=Path)
@@ -235,6 +236,19 @@ def table(
     make_table(_read(config, overrides), summaries, published=published, out=out, figure=figure)
 
 
+@cli.command()
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
+def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
+    from iapo_bench.report.comparisons import make_comparisons
+
+    make_comparisons(summaries, out=out, figure=figure)
+
+
 _RUNS = click.option(
     "--run",
     "runs",
@@ -398,6 +412,22 @@ def informativeness(
     score_transcripts(
         model=model, transcripts=transcripts, out=out, postfix=postfix, temperature=temperature, limit=limit
     )
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("name")
+def new(kind: Kind, name: str) -> None:
+    """Write a commented file to start from, and its test: both pass as they are.
+
+    \b
+      iapo-bench new method NAME   methods/NAME.py
+      iapo-bench new reward NAME   rewards/NAME.py
+    """
+    from iapo_bench.new.write import write_new
+
+    code, test = write_new(kind, name)
+    click.echo(f"wrote {code} and {test}; run: python -m pytest {test}")
 
 
 @cli.command()

@@ -5,25 +5,25 @@ defaults are the setting that its paper publishes.
 """
 
 import dataclasses
+import difflib
 import enum
 import importlib.util
+import inspect
+import math
 import sys
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.errors import UserError, unknown
+from iapo_bench.errors import UserError, blamed, unknown
 
 METHOD_DIRS = tuple(Path(__file__).parent.parent / folder for folder in ("methods", "baselines"))
 
 PROFILES = ("paper", "released")
-
-# A spread below this share of the signal (or of 1, if that is more) is the rounding of a float32 forward pass, which a
-# z-score would blow up to full size. Signals are nats and probabilities, so of order one.
-SIGNAL_NOISE = 1e-5
 
 
 def _check_options(options: Any, owner: str) -> None:
@@ -36,6 +36,9 @@ def _check_options(options: Any, owner: str) -> None:
         # YAML reads 1e-6 as a string: it wants 1.0e-6.
         if hint in (bool, int, float) and not isinstance(value, (int, hint)):
             raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{option.name} of {owner} must be finite, is {value!r}")
 
 
 # The reward z-score of the released code, which is that of TRL: sample standard deviation, and an eps that shows.
@@ -125,11 +128,31 @@ class Credit:
     """Advantages and loss weights, float32 (B, T).
 
     A token with weight 0 leaves both the loss and its normaliser; one with weight 1 and advantage 0 stays in the
-    normaliser.
+    normaliser. `counted_B`: bool, the rows that a mean over rows counts; without it, those with any weight, so that
+    rows which a method drops leave the mean.
     """
 
     advantages_BT: torch.Tensor
     weights_BT: torch.Tensor
+    counted_B: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> "Credit":
+        """The credit of the rows `index`."""
+        counted_B = None if self.counted_B is None else self.counted_B[index]
+        return Credit(self.advantages_BT[index], self.weights_BT[index], counted_B)
+
+    def validate(self, batch: RolloutBatch) -> "Credit":
+        """Check type, shape, dtype, device and finiteness against the batch; return self. Raises ValueError."""
+        mask_BT = batch.completion_mask_BT
+        for name in ("advantages_BT", "weights_BT"):
+            _require_tensor(name, getattr(self, name), mask_BT.shape, torch.float32, mask_BT.device)
+        if (self.weights_BT < 0).any():
+            raise ValueError("weights_BT holds a negative number")
+        if self.weights_BT[~mask_BT].any():
+            raise ValueError("weights_BT is not 0 at padding")
+        if self.counted_B is not None:
+            _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
+        return self
 
 
 @dataclass
@@ -191,11 +214,17 @@ class Method:
         """Take up what `state_dict` gave."""
 
 
-def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor | None = None) -> Credit:
+def assign(
+    advantages: torch.Tensor,
+    batch: RolloutBatch,
+    weights: torch.Tensor | None = None,
+    *,
+    counted: torch.Tensor | None = None,
+) -> Credit:
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
-    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do.
-    Raises ValueError for any other shape.
+    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do. `counted`: see
+    `Credit.counted_B`. Raises ValueError for any other shape.
     """
     mask_BT = batch.completion_mask_BT
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
@@ -205,7 +234,63 @@ def assign(advantages: torch.Tensor, batch: RolloutBatch, weights: torch.Tensor 
         raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
     weights_BT = mask_BT if weights is None else mask_BT & weights
-    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float())
+    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
+
+
+def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, is {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    if value.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, is {value.dtype}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, the batch on {device}")
+    if value.requires_grad:
+        raise ValueError(f"{name} has a gradient: detach it")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds a number that is not finite")
+
+
+def _blamed(method: "Method", hook: str) -> AbstractContextManager[None]:
+    """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
+    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook)
+
+
+def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
+    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them."""
+    hidden: dict[str, Any] = {each.value: None for each in Signal if each not in method.needs}
+    return replace(batch, **hidden)
+
+
+def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
+    """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
+    float32 (B,)."""
+    with _blamed(method, "shape_rewards"):
+        rewards_B = method.shape_rewards(visible(batch, method))
+        _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
+    return replace(batch, rewards_B=rewards_B)
+
+
+def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
+    """Whether the method trains on a group. Raises UserError, naming method and file, unless it says yes or no."""
+    with _blamed(method, "accept_group"):
+        verdict = method.accept_group(correct_G)
+        if not isinstance(verdict, bool):
+            raise ValueError(f"the result must be bool, is {type(verdict).__name__}")
+    return verdict
+
+
+def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Generator) -> Credit:
+    """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
+    fails or is not what `Credit.validate` asks for."""
+    with _blamed(method, "observe"):
+        method.observe(visible(batch, method))
+    with _blamed(method, "credit"):
+        credit = method.credit(visible(batch, method), generator)
+        if not isinstance(credit, Credit):
+            raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
+        return credit.validate(batch)
 
 
 def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
@@ -339,8 +424,20 @@ def _method_class(name: str, path: Path) -> type[Method]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up postponed annotations there
-    spec.loader.exec_module(module)
+    with blamed(path, f"method {name}", "import"):
+        spec.loader.exec_module(module)
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", None) == name:
-            return value
+            return _require_no_slip(value, path)
     raise UserError(f"{path} has no subclass of Method with name = '{name}'")
+
+
+def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
+    """The class, unless a slip would make its hooks or its options count for nothing."""
+    options, known = vars(cls).get("__annotations__", {}), {name for name in vars(Method) if name[0] != "_"}
+    for name in vars(cls).keys() - options.keys() - known:
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise UserError(f"{path}: {cls.__name__}.{name} is never called: did you mean '{near[0]}'?")
+    if options and "__dataclass_fields__" not in vars(cls):
+        raise UserError(f"{path}: {cls.__name__} has options, so put @dataclass above the class")
+    return cls

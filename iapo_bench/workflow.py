@@ -30,6 +30,7 @@ STAGES = {
     "grade": "iapo_bench.evaluate.grade",
     "metrics": "iapo_bench.report.rows",
     "tables": "iapo_bench.report.table1",
+    "comparisons": "iapo_bench.report.comparisons",
     "roles": "iapo_bench.tokens.scores",
     "role_tables": "iapo_bench.tokens.roles",
     "lm_eval": "iapo_bench.evaluate.lm_evaluation",

@@ -12,7 +12,6 @@ from iapo_bench.method import (
     EXACT,
     RELEASED_READING,
     RELEASED_Z_SCORE,
-    SIGNAL_NOISE,
     Credit,
     LossSpec,
     Method,
@@ -100,10 +99,15 @@ class IAPO(Method):
         # Up to the longest completion of all parts: a column that no completion reaches was never there.
         counted_BT = mask_BT.any(dim=0).expand_as(mask_BT) if self.reading.padding else mask_BT
         if self.alpha:
-            advantages_BT = advantages_BT + self.alpha * self._normalise(self.token_informativeness(batch), counted_BT)
+            s_BT, noise = self.token_informativeness(batch), batch.signal_noise.nats
+            advantages_BT = advantages_BT + self.alpha * self._normalise(s_BT, counted_BT, noise)
         if self.beta:
-            counted_BT = counted_BT if self.exploration == "entropy" else mask_BT
-            advantages_BT = advantages_BT + self.beta * self._normalise(self.token_exploration(batch), counted_BT)
+            entropies = self.exploration == "entropy"
+            counted_BT = counted_BT if entropies else mask_BT
+            noise = batch.signal_noise.nats if entropies else batch.signal_noise.share
+            advantages_BT = advantages_BT + self.beta * self._normalise(
+                self.token_exploration(batch), counted_BT, noise
+            )
         return assign(advantages_BT, batch)
 
     def token_informativeness(self, batch: RolloutBatch) -> torch.Tensor:
@@ -129,9 +133,9 @@ class IAPO(Method):
             confidence_BT = -signal(batch, Signal.TOKEN_ENTROPY).double()
         return torch.where(batch.correct_B[:, None], confidence_BT, -confidence_BT)
 
-    def _normalise(self, values_BT: torch.Tensor, counted_BT: torch.Tensor) -> torch.Tensor:
+    def _normalise(self, values_BT: torch.Tensor, counted_BT: torch.Tensor, noise: float) -> torch.Tensor:
         z_score = self.normalisation == "z_score"
-        noise = SIGNAL_NOISE if z_score else 0.0
+        noise = noise if z_score else 0.0
         mean_B1, std_B1 = masked_moments(values_BT, counted_BT, ddof=self.signal_ddof, noise=noise)
         centred_BT = (
             (values_BT - mean_B1) / (std_B1 + EPS) if z_score else values_BT - mean_B1 / (std_B1 + RELEASED_EPS)

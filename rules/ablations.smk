@@ -9,9 +9,10 @@ POINTS = TIER.sensitivity.points() if TIER.sensitivity and TIER.tune else []
 rule ablation_table:
     input:
         summaries=[f"{WORK}/summaries/{row}.json" for row in ABLATED],
+        counts=[f"{WORK}/summaries/{row}.parquet" for row in ABLATED],
     output:
         csv=report(f"{OUT}/ablations.csv", category="Ablations"),
-        markdown=f"{OUT}/ablations.md",
+        forms=multiext(f"{OUT}/ablations", ".md", ".tex", ".html"),
         provenance=f"{OUT}/ablations.provenance.json",
         png=report(f"{OUT}/figures/ablations.png", category="Ablations"),
         svg=f"{OUT}/figures/ablations.svg",

@@ -5,6 +5,7 @@ FOLDERS = {"base": [f"{WORK}/base"]} | {
     row: [f"{WORK}/{row}/seed{seed}" for seed in TRAIN_SEEDS]
     for row in [*METHODS, *TIER.ablations]
 }
+SUMMARIES = [f"{WORK}/summaries/{row}.json" for row in ["base", *METHODS]]
 
 
 rule metrics:
@@ -13,7 +14,8 @@ rule metrics:
             f"{folder}/test/grades.parquet" for folder in FOLDERS[wildcards.row]
         ],
     output:
-        f"{WORK}/summaries/{{row}}.json",
+        summary=f"{WORK}/summaries/{{row}}.json",
+        counts=f"{WORK}/summaries/{{row}}.parquet",
     log:
         f"{WORK}/logs/metrics/{{row}}.log",
     benchmark:
@@ -32,16 +34,17 @@ rule metrics:
         labels=[TIER.model.name, TIER.world.name, TIER.selection],
         code=code_digest("metrics"),
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench metrics --method {wildcards.row} {params.grades} {params.seeds} --out {output} 2>&1 | tee {log}"
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench metrics --method {wildcards.row} {params.grades} {params.seeds} --out {output.summary} 2>&1 | tee {log}"
 
 
 rule table:
     input:
-        summaries=[f"{WORK}/summaries/{row}.json" for row in ["base", *METHODS]],
+        summaries=SUMMARIES,
+        counts=[path.replace(".json", ".parquet") for path in SUMMARIES],
         published="results/published/table1.csv",
     output:
         csv=report(f"{OUT}/table1.csv", category="Table 1"),
-        markdown=f"{OUT}/table1.md",
+        forms=multiext(f"{OUT}/table1", ".md", ".tex", ".html"),
         provenance=f"{OUT}/table1.provenance.json",
         png=report(f"{OUT}/figures/accuracy_length.png", category="Table 1"),
         svg=f"{OUT}/figures/accuracy_length.svg",
@@ -61,6 +64,34 @@ rule table:
         stem=lambda wildcards, output: output.png.removesuffix(".png"),
     shell:
         "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench table {params.summaries} --published {input.published} --out {output.csv}"
+        " --figure {params.stem} 2>&1 | tee {log}"
+
+
+rule comparisons:
+    input:
+        summaries=SUMMARIES,
+        counts=[path.replace(".json", ".parquet") for path in SUMMARIES],
+    output:
+        csv=report(f"{OUT}/comparisons.csv", category="Comparisons"),
+        forms=multiext(f"{OUT}/comparisons", ".md", ".tex", ".html"),
+        png=report(f"{OUT}/figures/comparisons.png", category="Comparisons"),
+        svg=f"{OUT}/figures/comparisons.svg",
+    log:
+        f"{WORK}/logs/comparisons.log",
+    benchmark:
+        f"{WORK}/benchmarks/comparisons.tsv"
+    conda:
+        "../configs/environment.yaml"
+    resources:
+        settings=SETTINGS,
+    params:
+        summaries=lambda wildcards, input: [
+            f"--summary {path}" for path in input.summaries
+        ],
+        code=code_digest("comparisons"),
+        stem=lambda wildcards, output: output.png.removesuffix(".png"),
+    shell:
+        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench comparisons {params.summaries} --out {output.csv}"
         " --figure {params.stem} 2>&1 | tee {log}"
 
 

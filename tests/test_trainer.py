@@ -37,6 +37,7 @@ METHODS = {
     "gtpo": {},
     "sgrpo": {"a": 2, "k": 4},
     "iapo": {"alpha": 0.1, "beta": 0.1},
+    "random_reward": {},
 }
 
 
@@ -52,7 +53,7 @@ def rare_grade(texts, golds):
 
 @pytest.fixture
 def make_trainer(tokenizer, world):
-    def make(method="grpo", settings=SETTINGS, grade=coin_grade, options=None) -> Trainer:
+    def make(method="grpo", settings=SETTINGS, grade=coin_grade, options=None, rewards=None) -> Trainer:
         model = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1)
         problems = world.load("train")
         task = Task(
@@ -62,6 +63,7 @@ def make_trainer(tokenizer, world):
             tokenizer=tokenizer,
             eos_ids=(1, 7, 8),  # an untrained model must end sometimes, too
             postfix_ids=tokenizer(POSTFIX).input_ids,
+            rewards=rewards,
         )
         reference = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1).eval()
         loaded = load_method(method, **(METHODS[method] if options is None else options))

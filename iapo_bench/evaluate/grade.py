@@ -8,7 +8,7 @@ from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.worlds import read_problems, split_file
-from iapo_bench.worlds.grading import make_grader
+from iapo_bench.worlds.grading import is_formatted, make_grader
 from iapo_bench.worlds.load import load_world
 
 
@@ -23,5 +23,6 @@ def grade(tier: TierConfig, *, samples: Path, data: Path, split: str, out: Path)
     with make_grader(load_world(tier.world, tier.seed).grader) as grader:
         outcomes = grader.grade(frame["text"].tolist(), [golds[i] for i in frame["problem_id"]], progress=True)
     frame["outcome"] = [outcome.value for outcome in outcomes]
+    frame["formatted"] = [is_formatted(text) for text in frame["text"]]
     with whole_file(out) as partial:
         frame.drop(columns=["token_ids"]).to_parquet(partial, index=False)

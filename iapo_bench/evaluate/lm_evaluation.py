@@ -7,7 +7,6 @@ that makes our samples' (`completion_texts`).
 """
 
 import difflib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,13 +25,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from iapo_bench.config import CONFIG_DIR, PromptConfig, TierConfig, WorldConfig
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.models.checkpoints import (
     accelerator,
     load_model,
     load_skeleton,
     load_tokenizer,
     stop_ids,
+    stored_dtype,
     torch_dtype,
 )
 from iapo_bench.rollout.prompts import encode
@@ -127,8 +127,7 @@ def evaluate(
     }
     with whole_file(out / "results.parquet") as partial:
         responses.to_parquet(partial, index=False)
-    with whole_file(out / "scores.json") as partial:
-        partial.write_text(json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
 
 
 def load_problems(
@@ -230,16 +229,19 @@ def _open(
     tier: TierConfig, model: Path, backend: str, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]
 ) -> LM:
     """lm-eval's model."""
+    dtype = stored_dtype(model, torch_dtype(tier.model.dtype))
+    network = load_model(model, dtype=dtype)
     if backend == "vllm":
+        del network  # it was only a check of the weights
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-            on_gpu = {"dtype": tier.model.dtype, "gpu_memory_utilization": tier.evaluate.engine_memory}
+            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": tier.evaluate.engine_memory}
             return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu))
 
     from lm_eval.models.huggingface import HFLM
 
-    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(accelerator())
+    network.to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
     network.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
     return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size)

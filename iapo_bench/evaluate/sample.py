@@ -1,6 +1,5 @@
 """Sample completions of a checkpoint."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import pandas as pd
 import torch
 
 from iapo_bench.config import TierConfig
-from iapo_bench.files import whole_file
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.provenance import hardware
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
 from iapo_bench.rollout import Sampling
@@ -88,5 +87,4 @@ def sample(
     }
     with whole_file(out / "samples.parquet") as partial:
         samples.to_parquet(partial, index=False)
-    with whole_file(out / "timing.json") as partial:
-        partial.write_text(json.dumps(timing, indent=2) + "\n")
+    write_json(out / "timing.json", timing)

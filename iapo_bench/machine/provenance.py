@@ -1,7 +1,6 @@
 """Where a result comes from: code, configuration, data, packages, hardware, seeds."""
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -13,7 +12,7 @@ import psutil
 import torch
 
 from iapo_bench.config import digest
-from iapo_bench.files import whole_file
+from iapo_bench.files import write_json
 
 PACKAGES = (
     "iapo-bench",
@@ -61,8 +60,7 @@ def write_provenance(
         "threads": torch.get_num_threads(),
         **(extra or {}),
     }
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    write_json(path, content)
 
 
 def _revision() -> dict[str, Any]:

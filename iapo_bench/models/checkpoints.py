@@ -1,13 +1,16 @@
 """Building, loading and saving the models that are trained and sampled."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,18 +18,21 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_directory
+from iapo_bench.files import whole_directory, write_json
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.models.lora import merged_state
+from iapo_bench.models.lora import exact_dtype, merged_state
 from iapo_bench.seeds import stream_seed
 from iapo_bench.worlds.dialogue import Dialogue
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+WIDENED = "adapters_merged_in"  # the note of a checkpoint whose weights are wider than those it was trained from
 
 
 def build_micro(
@@ -66,15 +72,20 @@ def torch_dtype(name: str) -> torch.dtype:
 def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model in a checkpoint directory, in evaluation mode.
 
-    Raises UserError when the directory is no checkpoint or its weights do not match its config: transformers would
-    fill the gaps with random numbers and carry on.
+    What adapters were trained into is loaded in float32 whatever `dtype` says, as `save_model` wrote it.
+    Raises UserError when the directory is no checkpoint, a weight is not finite, or the weights do not match the
+    config: transformers would fill the gaps with random numbers and carry on.
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a checkpoint directory (no config.json)")
     generation = read_generation_config(path)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
+            path,
+            dtype=stored_dtype(path, dtype),
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
@@ -82,8 +93,49 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
         if names := info.get(kind):
             first = sorted(str(name) for name in names)[0]
             raise UserError(f"{path}: weights do not match config.json ({kind.replace('_', ' ')}: {first})")
+    require_finite(model.state_dict(), str(path))
     model.generation_config = generation or sound_generation_config(model.generation_config, path)
     return model.eval()
+
+
+def stored_dtype(path: Path, dtype: torch.dtype) -> torch.dtype:
+    """The dtype to load the checkpoint `path` in where `dtype` is asked for: float32 where adapters were trained beside
+    rounded weights, for the sum of both is what was trained and sampled, and rounding it loses small steps."""
+    notes = path / "training.json"
+    return torch.float32 if notes.is_file() and WIDENED in json.loads(notes.read_text()) else dtype
+
+
+def require_finite(state: Any, what: str) -> None:
+    """Raise UserError unless all numbers in nested dicts, lists and tensors are finite; it names the first."""
+
+    def first(value: Any, place: str) -> str | None:
+        if isinstance(value, dict | list | tuple):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            return next((found for key, part in parts if (found := first(part, f"{place}.{key}".lstrip(".")))), None)
+        if isinstance(value, torch.Tensor):
+            return None if bool(value.isfinite().all()) else place or "a value"
+        return place if isinstance(value, float) and not math.isfinite(value) else None
+
+    if place := first(state, ""):
+        raise UserError(f"{what}: {place} holds a number that is not finite: the model is broken, use an earlier one")
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every probability of dropout and every jitter to 0, in modules and configurations, for good.
+
+    RL updates the policy that sampled, which had none; and the draws would come from no seed of ours. The mode stays:
+    activation checkpointing acts in training mode only.
+    """
+    configs = [model.config, *(module.config for module in model.modules() if hasattr(module, "config"))]
+    for config in configs:  # grows while it is read
+        configs += [
+            part for part in vars(config).values() if isinstance(part, PretrainedConfig) and part not in configs
+        ]
+    for holder in (*model.modules(), *configs):
+        for name, value in list(vars(holder).items()):
+            stochastic = "drop" in name or "jitter" in name or (name == "p" and isinstance(holder, _DropoutNd))
+            if stochastic and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(holder, name, 0.0)
 
 
 def load_skeleton(path: Path) -> PreTrainedModel:
@@ -177,13 +229,22 @@ def save_model(
 ) -> None:
     """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them.
 
-    Adapters are added to their weights: what is written is a plain checkpoint.
+    Adapters are added to their weights, in float32: what is written is a plain checkpoint. Raises UserError when a
+    weight is not finite.
     """
+    widened = exact_dtype(model) != model.dtype
+    state = merged_state(model, torch.float32 if widened else None)
+    require_finite(state, f"{path} is not written")
     with whole_directory(path) as partial:
-        model.save_pretrained(partial, state_dict=merged_state(model))
+        model.save_pretrained(partial, state_dict=state)
+        if widened:
+            notes = {**(notes or {}), WIDENED: "float32"}
+            config = AutoConfig.from_pretrained(partial)
+            config.dtype = torch.float32
+            config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if notes is not None:
-            (partial / "training.json").write_text(json.dumps(notes, indent=2) + "\n")
+            write_json(partial / "training.json", notes)
 
 
 def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.Module]:

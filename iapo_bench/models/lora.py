@@ -60,23 +60,30 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
 
 
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_weights(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """Every weight under its name in a checkpoint, tied ones too, the adapters added to those that have one.
 
-    The sum is made in float32 and rounded once. One at a time, so that no second copy of the model is needed; weights
-    without an adapter are the model's own. Of a model without adapters, its state dict.
+    The sum is made in float32 and rounded once, to `dtype` or else the weight's own. One at a time, so that no second
+    copy of the model is needed; weights without an adapter are the model's own. Without adapters, its state dict.
     """
     layers = {f"{name}.base_layer.weight": layer for name, layer in _wrapped(model).items()}
     for name, weight in model.state_dict().items():
         if layer := layers.get(name):
-            weight = (weight.float() + layer.get_delta_weight(ADAPTER)).to(weight.dtype)
+            weight = (weight.float() + layer.get_delta_weight(ADAPTER)).to(dtype or weight.dtype)
         if ".lora_A." not in name and ".lora_B." not in name:
             yield name.replace(".base_layer.", "."), weight
 
 
-def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def merged_state(model: PreTrainedModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """`merged_weights` on the CPU, tied ones once: what `save_pretrained` takes to write a plain checkpoint."""
-    return {name: weight.cpu() for name, weight in merged_weights(model) if name not in model.all_tied_weights_keys}
+    merged = merged_weights(model, dtype)
+    return {name: weight.cpu() for name, weight in merged if name not in model.all_tied_weights_keys}
+
+
+def exact_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What the merged weights must be kept in to be those that were trained and sampled: the model's own dtype, or
+    float32 with adapters, whose small steps beside a weight of lower precision rounding would lose."""
+    return torch.float32 if _wrapped(model) else model.dtype
 
 
 @contextmanager

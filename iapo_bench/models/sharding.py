@@ -20,7 +20,10 @@ from transformers import PreTrainedModel
 
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
-from iapo_bench.models.checkpoints import decoder_and_head
+from iapo_bench.models.checkpoints import decoder_and_head, require_finite
+
+_BITS = {2: torch.int16, 4: torch.int32}
+FINGERPRINT_CHUNK = 2**22  # weights at once: their products take 32 MiB
 
 Model = TypeVar("Model", PreTrainedModel, PreTrainedModel | None)
 
@@ -89,6 +92,30 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
     """Scale the gradients down to a norm of `max_norm`, all weights together; return what it was."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def fingerprint(model: torch.nn.Module) -> list[int]:
+    """A number for each trained weight on this rank, which a changed bit changes: a sum of its bits by place.
+
+    With sharded weights, of every rank's part.
+    """
+    parts = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            bits = local.detach().flatten().view(_BITS[local.element_size()])
+            place = torch.arange(1, min(len(bits), FINGERPRINT_CHUNK) + 1, device=bits.device)
+            sums = [(chunk * place[: len(chunk)]).sum() for chunk in bits.split(FINGERPRINT_CHUNK)]
+            parts.append(torch.stack(sums).sum())
+    numbers = torch.stack(parts).tolist()
+    return parallel.gather(numbers) if is_sharded(model) else numbers
+
+
+def require_finite_weights(model: PreTrainedModel) -> None:
+    """Raise UserError, on every rank that holds a part of it, for a weight that is not finite."""
+    weights = model.named_parameters()
+    local = {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in weights}
+    require_finite(local, "after the update")
 
 
 def collect(state: Any) -> Any:

@@ -57,7 +57,7 @@ def sensitivity_maps(table: pd.DataFrame, options: Sequence[str], measures: Sequ
     base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE]
     across, up = options[1], options[0]
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(len(measures), title, height=3.4, width=3.0)
+        figure, axes = new_figure(len(measures), title, height=2.2)
         for ax, measure in zip(axes, measures, strict=True):
             values = grid.pivot_table(index=up, columns=across, values=measure)
             lengths = measure.startswith("length")

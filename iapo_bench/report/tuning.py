@@ -1,6 +1,5 @@
 """The choice of settings on the validation split."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 from iapo_bench.config import TierConfig, TuneConfig, search_space
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import read_grades, summarise
-from iapo_bench.files import whole_file
+from iapo_bench.files import to_json, whole_file
 
 
 def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
@@ -38,7 +37,7 @@ def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
         choices[method] = space[chosen]
         for i, (settings, score) in enumerate(zip(space, scores, strict=True)):
             evidence.append(
-                {"method": method, "trial": i, "settings": json.dumps(settings), **score, "chosen": i == chosen}
+                {"method": method, "trial": i, "settings": to_json(settings), **score, "chosen": i == chosen}
             )
     k = tier.tune.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})
@@ -63,6 +62,6 @@ def pick(scores: Sequence[dict[str, float]], floor: float) -> int:
 
 
 def _score(grades: Path, config: TuneConfig) -> dict[str, Any]:
-    summary = summarise({0: read_grades(grades)}, [config.k], bootstrap=1)
+    summary = summarise({0: read_grades(grades)}, [config.k])
     measured = {measure: summary.cells[f"{measure}@{config.k}"].mean for measure in ("pass", "length", "ratio")}
     return {"accuracy": summary.accuracy, **measured}

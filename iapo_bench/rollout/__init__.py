@@ -1,9 +1,12 @@
 """Rollout engines: prompts in, completions with their log-probabilities out."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from transformers import PreTrainedModel
+
+from iapo_bench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,22 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: token ids (end-of-sequence included), the sampler's log-probability of each, why it ended."""
+    """One completion: token ids (end-of-sequence included), the sampler's log-probability of each, why it ended.
+
+    Raises UserError for a log-probability that is not finite: the model that drew the token is broken.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+
+    def __post_init__(self) -> None:
+        for token, logprob in enumerate(self.logprobs):
+            if not math.isfinite(logprob):
+                raise UserError(
+                    f"the model's log-probability of completion token {token} is {logprob}: its logits are not finite, "
+                    "so its weights are broken or overflow in this dtype; sample an earlier checkpoint"
+                )
 
 
 class RolloutEngine(Protocol):

@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from iapo_bench.config import Engine
+from iapo_bench.models.lora import exact_dtype
 from iapo_bench.rollout import RolloutEngine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 
@@ -33,7 +34,7 @@ def make_engine(
     engine = VllmEngine(
         path,
         context=width,
-        dtype=model.dtype,
+        dtype=exact_dtype(model),
         batch_size=batch_size,
         gpu_memory=gpu_memory,
         sleep=sleep,

@@ -166,7 +166,8 @@ class VllmEngine:
         self._wake()
         with whole(model) as weights:
             # The output layer too where it is tied: left out, vLLM keeps its old one without a word.
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(weights)})
+            merged = merged_weights(weights) if weights.dtype == self.dtype else merged_weights(weights, self.dtype)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged})
             self.check(weights)
 
     def check(self, model: PreTrainedModel) -> float:

@@ -20,8 +20,9 @@ from typing import Literal, get_args
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from iapo_bench.batch import as_mask
 from iapo_bench.errors import unknown
-from iapo_bench.models.checkpoints import decoder_and_head, evaluating, require_plain_attention
+from iapo_bench.models.checkpoints import decoder_and_head, evaluating, require_finite, require_plain_attention
 from iapo_bench.signals.packed import Block, PackedBatch, packed_blocks
 
 Implementation = Literal["shared_kv", "kv_replicated", "naive"]
@@ -83,17 +84,22 @@ def answer_entropies(
 ) -> torch.Tensor:
     """Entropy (nats) of the token after `prompt + completion[:t] + postfix`, t = 0..T: float32 (B, T+1).
 
-    Entries beyond a row's length are 0. Prompts are left-padded, completions right-padded, and rows of one prompt
-    adjacent. `chunk`: prefixes in one pass; by default what memory and caches can take. `reading`: which prefixes are
-    read; by default all.
+    Entries beyond a row's length are 0. Masks are bool or integers of 0 and 1. Prompts are left-padded, completions
+    right-padded, and rows of one prompt adjacent. `chunk`: prefixes in one pass; by default what memory and caches can
+    take. `reading`: which prefixes are read; by default all.
 
     Raises UserError for an architecture that the implementation cannot follow; `naive` follows all that have a decoder
-    and an output layer. Raises ValueError for an empty prompt or postfix.
+    and an output layer; and for a model whose entropies are not finite. Raises ValueError for an empty prompt or
+    postfix, or a mask of another kind.
     """
     if implementation not in get_args(Implementation):
         raise unknown("implementation", implementation, get_args(Implementation))
+    prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
+    completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
     if not prompt_mask_BP.any(dim=1).all() or not len(postfix_ids_K):
         raise ValueError("answer entropies need at least one token of prompt and of postfix")
+    if (completion_mask_BT[:, 1:] & ~completion_mask_BT[:, :-1]).any():
+        raise ValueError("completion_mask_BT is not right-padded: entry t of a row is the entropy after t tokens")
     B, T = completion_ids_BT.shape
     out_BS = torch.zeros(B, T + 1, device=completion_ids_BT.device)
     with evaluating(model):
@@ -107,6 +113,7 @@ def answer_entropies(
                 rows = _read_apart(model, block, postfix_ids_K, temperature, chunk, reading, implementation)
             for row, e in zip(block.rows, rows, strict=True):
                 out_BS[row, : len(e)] = e
+    require_finite(out_BS, "answer entropies")
     return out_BS
 
 

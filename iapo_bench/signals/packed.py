@@ -14,6 +14,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from iapo_bench.batch import as_mask
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import attention_implementation, decoder_and_head, require_plain_attention
 
@@ -197,7 +198,14 @@ def packed_blocks(
     completion_mask_BT: torch.Tensor,
     max_tokens: int,
 ) -> Iterator[Block]:
-    """Consecutive rows in blocks of at most `max_tokens` tokens (or one row); adjacent equal prompts become one."""
+    """Consecutive rows in blocks of at most `max_tokens` tokens (or one row); adjacent equal prompts become one.
+
+    Masks are bool, or integers of 0 and 1. Raises ValueError for others, and for a row without a prompt.
+    """
+    prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
+    completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
+    if not prompt_mask_BP.any(dim=1).all():
+        raise ValueError("a row needs at least one token of prompt")
     block = Block([], [], [], [])
     tokens = 0
     for row in range(len(prompt_ids_BP)):

@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from iapo_bench.batch import RolloutBatch
+from iapo_bench.batch import SIGNAL_NOISE, Noise, RolloutBatch, as_mask
 from iapo_bench.method import EXACT, Reading, Signal
 from iapo_bench.models.checkpoints import decoder_and_head, evaluating
 from iapo_bench.models.lora import without_lora
@@ -31,6 +31,8 @@ def left_align(
     completion_mask_BT: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of real tokens followed by padding, int64 (B, L), and prompt lengths, int64 (B,)."""
+    prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
+    completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
     ids = torch.cat([prompt_ids_BP, completion_ids_BT], dim=1)
     mask = torch.cat([prompt_mask_BP, completion_mask_BT], dim=1)
     order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
@@ -68,7 +70,7 @@ def token_statistics(
         chosen = logp.gather(1, targets[:, None])[:, 0]
         return chosen, -(logp.exp() * logp).sum(dim=-1) if entropy else torch.zeros_like(chosen)
 
-    chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // model.config.vocab_size))
+    chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // model.config.get_text_config().vocab_size))
     parts = [
         checkpoint(statistics, hidden, targets, use_reentrant=False)
         if torch.is_grad_enabled()
@@ -77,6 +79,11 @@ def token_statistics(
     ]
     logp_N = torch.cat([part[0] for part in parts])
     return logp_N, torch.cat([part[1] for part in parts]) if entropy else None
+
+
+def signal_noise(model: PreTrainedModel) -> Noise:
+    """The rounding in the signals that `model` computes: see `SIGNAL_NOISE`."""
+    return SIGNAL_NOISE[str(model.dtype).removeprefix("torch.")]
 
 
 def micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[torch.Tensor]:
@@ -158,4 +165,4 @@ def compute_signals(
     }
     if Signal.ANSWER_ENTROPY in needs:
         filled["answer_entropy_BS"] = answer_BS
-    return replace(batch, **filled, **departed)
+    return replace(batch, signal_noise=signal_noise(model), **filled, **departed)

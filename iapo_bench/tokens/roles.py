@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iapo_bench.batch import SIGNAL_NOISE
 from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
-from iapo_bench.method import SIGNAL_NOISE
 from iapo_bench.report.rows import BASE, split_run
 from iapo_bench.report.style import save_figure
 from iapo_bench.seeds import numpy_stream
@@ -103,7 +103,7 @@ def completion_aucs(tokens: pd.DataFrame, column: str, others: Iterable[str]) ->
     """
     needed = Role.NEEDED.value
     kept = tokens[tokens["ranked"] & tokens["role"].isin([needed, *others])]
-    digits = -round(np.log10(SIGNAL_NOISE))
+    digits = -round(np.log10(SIGNAL_NOISE["float32"].nats))
     keys = [kept[key] for key in _COMPLETION]
     ranks = kept[column].astype(float).round(digits).groupby(keys).rank()
     is_needed = kept["role"] == needed

@@ -1,6 +1,5 @@
 """One training run, from files to files."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import click
 from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config import TierConfig, TrainConfig, digest
-from iapo_bench.files import whole_file
+from iapo_bench.files import to_json, whole_file
 from iapo_bench.machine import parallel
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.method import load_method
@@ -91,14 +90,14 @@ def train(
             prefill=dialogue.prefill,
         )
         trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
-        rows = trainer.run(state)
+        rows = trainer.run(state, broken=out / "broken")
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=settings)
     if not parallel.is_main():
         return
     with whole_file(out / "train.jsonl") as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(to_json(row) + "\n" for row in rows))
     write_provenance(
         out / "provenance.json",
         config=settings,

@@ -10,7 +10,7 @@ from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import build_micro, decoder_and_head
+from iapo_bench.models.checkpoints import build_micro, decoder_and_head, disable_dropout
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.signals.statistics import CHUNK_LOGITS
 from iapo_bench.train.update import FullPrecisionAdamW
@@ -91,6 +91,7 @@ def teach(model: PreTrainedModel, lessons: Sequence[Lesson], settings: Schooling
 
     The learning rate warms up over a twentieth of the steps, then falls. The model is left in evaluation mode.
     """
+    disable_dropout(model)
     model.train()
     optimizer = FullPrecisionAdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.01)
     warmup = max(1, settings.steps // 20)

@@ -6,31 +6,38 @@ in generated completions: a method that throws some away trains on fewer, not on
 """
 
 import json
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
+from iapo_bench.files import to_json, whole_file
 from iapo_bench.machine import parallel
-from iapo_bench.method import Method, Signal, require_groups
+from iapo_bench.method import Credit, Method, Signal, accepts, checked_credit, require_groups, shaped_batch
 from iapo_bench.models import sharding
+from iapo_bench.models.checkpoints import disable_dropout, require_finite
 from iapo_bench.models.lora import load_trainable_state, trainable_state
 from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
-from iapo_bench.signals.statistics import compute_signals
+from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.rewards import CORRECT, Rewards
+from iapo_bench.train.trial import try_method
 from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
@@ -67,11 +74,34 @@ class Task:
     postfix_ids: list[int]
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
+    rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
 
     def texts(self, completions: list[Completion]) -> list[str]:
         """What is graded of each completion."""
         token_ids = [completion.token_ids for completion in completions]
         return completion_texts(token_ids, self.tokenizer, stop_ids=self.eos_ids, prefill=self.prefill)
+
+
+def count_updates(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """How many updates moved the weights, and how many there were or should have been, in rows of `train.jsonl`."""
+    rows = list(rows)
+    return sum(row["updates_moved"] for row in rows), sum(row["updates"] for row in rows)
+
+
+def complaints(row: dict[str, Any], settings: TrainSettings) -> list[str]:
+    """What kept a step from teaching anything, in words."""
+    found = []
+    if not row["groups"]:
+        found.append(f"no group was accepted of {row['completions']} completions, {row['correct']:.0%} of them correct")
+    elif row["zero_variance_groups"] == 1:
+        found.append("the rewards of every group are all equal")
+    elif not row["updates_moved"]:
+        found.append(f"no update moved the weights (gradient norm {row['grad_norm']:.3g})")
+    if row["truncated"] == 1:
+        found.append(f"every completion was cut at max_tokens = {settings.max_tokens}")
+    if row["length"] == 1:
+        found.append("every completion is a single token")
+    return found
 
 
 @dataclass
@@ -82,6 +112,8 @@ class _Draw:
     completions: list[Completion]
     correct: list[bool]
     formatted: list[bool]
+    rewards: list[float]
+    paid: list[dict[str, float]]
     outcomes: Counter
     lengths: list[int]
     truncated: int
@@ -109,10 +141,13 @@ class Trainer:
         self.method = method
         self.settings = settings
         self.task = task
+        self.rewards = task.rewards or Rewards([Problem("", "", gold) for gold in task.golds])
         self.model = model
         self.engine = engine
         self.reference = reference
+        disable_dropout(model)
         self.optimizer = make_optimizer(model, settings.update)
+        self.broken: Path | None = None  # directory for a batch that broke a step; None: keep none
         self.cursor = 0  # problems drawn so far, over all epochs
         self.generated = 0  # completions so far
         self.rows: list[dict[str, Any]] = []
@@ -124,12 +159,14 @@ class Trainer:
         """Whether the budget leaves no room for another group."""
         return self.generated + self.settings.group_size > self.settings.completions
 
-    def run(self, state: Path | None = None) -> list[dict[str, Any]]:
+    def run(self, state: Path | None = None, broken: Path | None = None) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
 
         With `state`, a file: go on from it if it exists, and keep it up to date. Any number of processes can go on
-        from it. Raises UserError when not all of them see it.
+        from it. Raises UserError when not all of them see it; and when the method fails, or a number is not finite:
+        then the batch is kept in the directory `broken`, and `state` is that of the last good checkpoint.
         """
+        self.broken = broken
         if state is not None and state.exists():
             self._load(state)
         if len(set(parallel.gather([self.generated]))) > 1:
@@ -145,11 +182,17 @@ class Trainer:
         while not self.finished:
             before = self.generated
             row = self.step()
+            if parallel.is_main():
+                for complaint in complaints(row, self.settings):
+                    bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
             bar.update(self.generated - before)
             bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}")
             if state is not None and len(self.rows) % self.settings.checkpoint_every == 0:
                 self._save(state)
         bar.close()
+        moved, updates = count_updates(self.rows)
+        if moved < updates and parallel.is_main():
+            click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
         return self.rows
 
     def step(self) -> dict[str, Any]:
@@ -157,6 +200,8 @@ class Trainer:
         started = time.perf_counter()
         self._clock = dict.fromkeys(PHASES, 0.0)
         step = len(self.rows)
+        # Whatever draws without a generator of its own draws the same in every run.
+        torch.manual_seed(stream_seed(self.settings.seed, "step", step))
         draw = self._draw(step)
         row: dict[str, Any] = {
             "step": step,
@@ -168,10 +213,12 @@ class Trainer:
             "length": sum(draw.lengths) / len(draw.lengths),
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
+            "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
+            "updates": self.settings.update.updates_per_rollout,
+            "updates_moved": 0,
         }
         if draw.prompts:
-            batch = self._batch(draw)
-            row |= self._learn(batch, step)
+            row |= self._learn(self._collate(draw), step)
         seconds = time.perf_counter() - started
         self._clock["other"] = seconds - sum(self._clock.values())
         row |= {f"seconds_{phase}": round(self._clock[phase], 6) for phase in PHASES}
@@ -183,7 +230,7 @@ class Trainer:
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
         settings = self.settings
-        draw = _Draw([], [], [], [], Counter(), [], 0, 0)
+        draw = _Draw([], [], [], [], [], [], Counter(), [], 0, 0)
         while len(draw.prompts) < settings.prompts_per_step and draw.draws < settings.max_draws and not self.finished:
             wanted = settings.prompts_per_step - len(draw.prompts)
             affordable = (settings.completions - self.generated) // settings.group_size
@@ -202,22 +249,27 @@ class Trainer:
                 completions = parallel.gather(self.engine.generate(prompts, sampling))
             with self._phase("grade"):
                 texts = self.task.texts(completions[own])
-                golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
-                outcomes = parallel.gather(self.task.grade(texts, golds[own]))
+                asked = [p for p in problems for _ in range(settings.group_size)]
+                judged = self.task.grade(texts, [self.task.golds[p] for p in asked[own]])
+                token_ids = [completion.token_ids for completion in completions[own]]
+                paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
+                outcomes = parallel.gather(judged)
                 formatted = parallel.gather([is_formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
+            draw.paid += paid
             draw.lengths += [len(c.token_ids) for c in completions]
             draw.truncated += sum(c.finish_reason == "length" for c in completions)
             for i, problem in enumerate(problems):
                 group = slice(i * settings.group_size, (i + 1) * settings.group_size)
                 correct = [outcome is Outcome.CORRECT for outcome in outcomes[group]]
-                if self.method.accept_group(torch.tensor(correct)):
+                if accepts(self.method, torch.tensor(correct)):
                     draw.prompts.append(self.task.prompts[problem])
                     draw.completions += completions[group]
                     draw.correct += correct
                     draw.formatted += formatted[group]
+                    draw.rewards += [self.rewards.total(each) for each in paid[group]]
         return draw
 
     def _next_problem(self) -> int:
@@ -228,7 +280,7 @@ class Trainer:
         self.cursor += 1
         return self._epoch[1][place]
 
-    def _batch(self, draw: _Draw) -> RolloutBatch:
+    def _collate(self, draw: _Draw) -> RolloutBatch:
         batch = collate(
             draw.prompts,
             draw.completions,
@@ -239,15 +291,13 @@ class Trainer:
             pad_id=int(self.task.tokenizer.pad_token_id),
             device=self.model.device,
         )
+        return replace(batch, rewards_B=torch.tensor(draw.rewards, device=batch.rewards_B.device))
+
+    def _signals(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with its signals, each rank having computed those of its share of the groups."""
         needs = self.method.needs
         if self.settings.update.updates_per_rollout > 1:
             needs = needs | {Signal.OLD_LOGP}
-        with self._phase("signals"):
-            batch = self._signals(batch, needs)
-        return replace(batch, rewards_B=self.method.shape_rewards(batch)).validate()
-
-    def _signals(self, batch: RolloutBatch, needs: frozenset[Signal]) -> RolloutBatch:
-        """The batch with its signals, each rank having computed those of its share of the groups."""
         device = batch.rewards_B.device
         rows = torch.arange(len(batch.rewards_B), device=device)[parallel.share(len(batch.rewards_B), batch.group_size)]
         widths_B2 = part_widths(batch, self.method.reading)
@@ -274,22 +324,33 @@ class Trainer:
                 own.append({name: getattr(part, name).cpu() for name in names})
         parts = parallel.gather(own)
         filled: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
-        return replace(batch, **filled)
+        return replace(batch, signal_noise=signal_noise(self.model), **filled)
 
     def _learn(self, batch: RolloutBatch, step: int) -> dict[str, Any]:
-        self.method.observe(batch)
-        credit = self.method.credit(batch, torch_stream(self.settings.seed, "method", step))
+        """Signals, credit and update. Raises UserError when one fails, and keeps the batch as far as it came."""
+        credit = None
+        try:
+            with self._phase("signals"):
+                batch = self._signals(batch)
+            shaped = shaped_batch(self.method, batch).validate()
+            credit = checked_credit(self.method, shaped, torch_stream(self.settings.seed, "method", step))
+            if step == 0:
+                try_method(self.method, batch, self.settings.seed, own_rewards=self.rewards.weights != CORRECT)
+            batch = shaped
+            with self._phase("update"):
+                stats = update(
+                    self.model,
+                    self.optimizer,
+                    batch,
+                    credit,
+                    self.method.loss,
+                    self.settings.update,
+                    temperature=self.settings.temperature,
+                    generator=torch_stream(self.settings.seed, "local rows", step),
+                )
+        except (UserError, ValueError) as error:
+            raise UserError(f"step {step}: {error}{self._keep(batch, credit, step)}") from error
         with self._phase("update"):
-            stats = update(
-                self.model,
-                self.optimizer,
-                batch,
-                credit,
-                self.method.loss,
-                self.settings.update,
-                temperature=self.settings.temperature,
-                generator=torch_stream(self.settings.seed, "local rows", step),
-            )
             self.engine.sync(self.model)
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)
         mask_BT = batch.completion_mask_BT
@@ -301,6 +362,19 @@ class Trainer:
             "entropy": float(-batch.sampler_logp_BT[mask_BT].mean()),
             **stats,
         }
+
+    def _keep(self, batch: RolloutBatch, credit: Credit | None, step: int) -> str:
+        """Write the batch that broke a step to a file, and say where."""
+        if self.broken is None or not parallel.is_main():
+            return ""
+        path = self.broken / f"step{step}.pt"
+        ids = [row[mask].tolist() for row, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)]
+        held = {**vars(batch), **(vars(credit) if credit else {})}
+        kept: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, torch.Tensor | int)}
+        kept |= {"method": self.method.name, "texts": self.task.tokenizer.batch_decode(ids)}
+        with whole_file(path) as partial:
+            torch.save(kept, partial)
+        return f"; its batch is in {path}, for torch.load"
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -316,11 +390,12 @@ class Trainer:
                 "method": self.method.state_dict(),
                 "cursor": self.cursor,
                 "generated": self.generated,
-                "rows": json.dumps(self.rows),
+                "rows": to_json(self.rows),
             }
         )
         if not parallel.is_main():
             return
+        require_finite(state, f"step {len(self.rows) - 1}")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         torch.save(state, partial)

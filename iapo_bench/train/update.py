@@ -1,5 +1,6 @@
 """The policy-gradient loss and the optimiser step, the same for every method."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
 from iapo_bench.method import Credit, LossSpec
 from iapo_bench.models import sharding
 from iapo_bench.signals.statistics import micro_batches, token_statistics
 
 SUMS = ("loss", "tokens", "cut", "gap", "kl")
+MAX_LOG_RATIO = 20.0  # beyond, exp overflows sooner or later, and infinity times an advantage of 0 is no number
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,16 @@ def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.op
 
 
 def token_scales(
-    weights_BT: torch.Tensor, spec: LossSpec, max_tokens: int, generator: torch.Generator | None = None
+    weights_BT: torch.Tensor,
+    spec: LossSpec,
+    max_tokens: int,
+    generator: torch.Generator | None = None,
+    *,
+    counted_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What each token's loss is multiplied by, float32 (B, T), decided over the whole update batch.
 
-    The loss is then a plain sum, which no split into micro-batches can change.
+    The loss is then a plain sum, which no split into micro-batches can change. `counted_B`: see `Credit.counted_B`.
     Raises ValueError when `spec.local_rows` asks for random parts and there is no generator.
     """
     if spec.local_rows:
@@ -106,13 +114,19 @@ def token_scales(
         return weights_BT / weights_BT.sum().clamp(min=1e-12)
     if spec.reduction == "sequence_mean":
         row_B1 = weights_BT.sum(dim=1, keepdim=True)
-        return weights_BT / row_B1.clamp(min=1e-12) / (row_B1 > 0).sum().clamp(min=1)
+        counted_B1 = row_B1 > 0 if counted_B is None else counted_B
+        return weights_BT / row_B1.clamp(min=1e-12) / counted_B1.sum().clamp(min=1)
     return weights_BT / (weights_BT.shape[0] * max_tokens)
+
+
+def probability_ratio(logp: torch.Tensor, old_logp: torch.Tensor) -> torch.Tensor:
+    """exp(logp - old_logp), the logarithm clamped to +-`MAX_LOG_RATIO`: always finite."""
+    return (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """Schulman's k3 estimate of KL(policy || reference) at a token sampled from the policy: never negative."""
-    difference = ref_logp - logp
+    difference = (ref_logp - logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return difference.exp() - difference - 1
 
 
@@ -131,7 +145,7 @@ def surrogate(
     logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, spec: LossSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The objective of `spec` a token, and whether a bound cut its gradient (or, with "cispo", capped its weight)."""
-    ratio = (logp - old_logp).exp()
+    ratio = probability_ratio(logp, old_logp)
     if spec.objective == "cispo":
         cap = 1 + spec.clip_high
         return -ratio.detach().clamp(max=cap) * advantages * logp, ratio > cap
@@ -145,7 +159,7 @@ def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: 
 
     Truncated importance sampling: without the cap, one token that the sampler found unlikely could outweigh all others.
     """
-    return (old_logp - sampler_logp).exp().clamp(max=cap)
+    return probability_ratio(old_logp, sampler_logp).clamp(max=cap)
 
 
 def backward(
@@ -168,7 +182,7 @@ def backward(
     """
     if spec.kl_coef and batch.ref_logp_BT is None:
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
-    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens, generator)
+    scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens, generator, counted_B=credit.counted_B)
     # Kept on the device until the end: reading a number of a GPU waits for all that it was asked to do.
     sums = {name: torch.zeros((), dtype=torch.float64, device=scales_BT.device) for name in SUMS}
     all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
@@ -222,23 +236,26 @@ def update(
     temperature: float,
     generator: torch.Generator | None = None,
 ) -> dict[str, float | None]:
-    """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm and sampler/trainer gap.
+    """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm, sampler/trainer gap, and how
+    many steps were taken and how many moved the weights: with some credit, a gradient, and another weight after it.
 
     The gap is the mean absolute difference of log-probabilities (nats) before the first step, when both should agree.
 
     With a single step the policy is the one that sampled: the ratio is 1 for every method, whether or not it asked for
     old log-probabilities, whose rounding is that of another pass.
+
+    Raises UserError before a step whose loss or gradient norm is not finite, and after one that left such a weight.
     """
     model.train()
     if settings.updates_per_rollout == 1:
         batch = replace(batch, old_logp_BT=None)
-    norms, sums = [], []
+    norms, sums, moved = [], [], 0
     for rows in _update_batches(batch, settings.updates_per_rollout):
         optimizer.zero_grad()
         part = backward(
             model,
             batch.rows(rows),
-            Credit(credit.advantages_BT[rows], credit.weights_BT[rows]),
+            credit.rows(rows),
             spec,
             temperature=temperature,
             micro_batch_tokens=settings.micro_batch_tokens,
@@ -249,8 +266,13 @@ def update(
         if not sharding.is_sharded(model):
             parallel.sum_gradients(model)
         norms.append(sharding.clip_gradients(model, settings.clip_norm))
+        _require_finite_step(len(norms), sums[-1]["loss"], norms[-1])
+        before = sharding.fingerprint(model)
         optimizer.step()
+        credited = bool((credit.advantages_BT[rows] * credit.weights_BT[rows]).any())
+        moved += credited and norms[-1] > 0 and sharding.fingerprint(model) != before
     optimizer.zero_grad()
+    sharding.require_finite_weights(model)
     tokens = sum(part["tokens"] for part in sums)
     return {
         "loss": sum(part["loss"] for part in sums) / len(sums),
@@ -258,7 +280,18 @@ def update(
         "clip_fraction": sum(part["cut"] for part in sums) / tokens,
         "grad_norm": sum(norms) / len(norms),
         "logp_gap": sums[0]["gap"] / sums[0]["tokens"],
+        "updates": len(norms),
+        "updates_moved": moved,
     }
+
+
+def _require_finite_step(number: int, loss: float, norm: float) -> None:
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise UserError(
+                f"the {name} of update {number} is {value}, so the optimiser takes no step: look for what overflows in "
+                "the method's credit, or lower lr"
+            )
 
 
 def _update_batches(batch: RolloutBatch, count: int) -> Iterator[torch.Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import whole_file
+from iapo_bench.files import to_json, whole_file
 
 if TYPE_CHECKING:  # grading workers import this package and must start fast
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ class World(Protocol):
 def write_problems(path: Path, problems: list[Problem]) -> None:
     """Write problems as JSON lines, whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
+        partial.write_text("".join(to_json(asdict(problem)) + "\n" for problem in problems))
 
 
 def read_problems(path: Path) -> list[Problem]:
