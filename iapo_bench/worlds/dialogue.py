@@ -109,9 +109,10 @@ def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> D
             "`prompt: FILE.jinja`"
         )
     failure = _Failure(-1, "")
-    for form, *ways in itertools.product(_forms(prompt), (False, True), (False, True), SWITCHES):
+    ways = itertools.product(_forms(prompt), (False, True), (False, True), SWITCHES)
+    for form, sealed, as_parts, switches in ways:
         try:
-            return _open(tokenizer, prompt, form, *ways)
+            return _open(tokenizer, prompt, form, sealed, as_parts, switches)
         except _Failure as reason:
             failure = max(failure, reason, key=lambda failure: failure.progress)
     raise UserError(
