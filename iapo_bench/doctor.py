@@ -10,7 +10,8 @@ from typing import get_args
 import psutil
 from tabulate import tabulate
 
-from iapo_bench.config import TierConfig, WorldConfig
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.worlds import Problem
 
@@ -95,7 +96,7 @@ def _world_config(tier: TierConfig, dataset: str | None) -> WorldConfig:
     known = get_args(WorldConfig.model_fields["name"].annotation)
     if dataset not in known:
         raise unknown("dataset", str(dataset), known)
-    return WorldConfig(name=dataset, data_dir=tier.world.data_dir)  # type: ignore[arg-type]
+    return WorldConfig(name=dataset, data_dir=tier.world.data_dir)
 
 
 def _version(name: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from iapo_bench.config import digest
+from iapo_bench.config.section import digest
 from iapo_bench.files import write_json
 
 PACKAGES = (

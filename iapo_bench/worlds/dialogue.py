@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from iapo_bench.config import PromptConfig
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.errors import UserError
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
 from iapo_bench.worlds.grading import extract_answer, is_formatted
