@@ -5,16 +5,20 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from builders import PERFECT, perfect_base
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from iapo_bench.cli import main
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_skeleton, load_tokenizer, save_model, stop_ids
 from iapo_bench.models.sources import _byte_tokenizer, fetch_model
 from iapo_bench.train.base import make_base
+from iapo_bench.train.run import train
 from iapo_bench.worlds import TAGS, Problem
 from iapo_bench.worlds.dialogue import Dialogue, completion_texts
 from iapo_bench.worlds.grading import is_formatted
@@ -63,11 +67,15 @@ CARRIED = {
     "fails without add_generation_prompt": TURNS
     + "{{ raise_exception('x') if add_generation_prompt is undefined }}"
     + OPEN,
+    "takes a part of the tags for a switch": (
+        TURNS.replace("m.content", "(m.content.replace('/think', '') if m.role != 'assistant' else m.content)") + OPEN
+    ),
     "trims": TURNS.replace("m.content", "m.content | trim") + OPEN,
     "has lists of parts only": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content if part.type == 'text' %}"
         "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}" + OPEN
     ),
+    "changes white space": TURNS.replace("m.content", "m.content.split() | join(' ')") + OPEN,
     "adds the date": "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}.<|im_end|>\n" + TURNS + OPEN,
     "adds a system text where there is none": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + TURNS + OPEN
@@ -129,6 +137,7 @@ def test_a_template_carries_the_whole_prompt_and_a_perfect_completion_is_read_as
     (read,) = completion_texts([completion], dialogue.tokenizer, stop_ids=completion[-1:], prefill=dialogue.prefill)
     assert is_formatted(read)
     assert read.split() == REPLY.split()
+    assert not re.search(r"<think>\s\s", read)
 
 
 def test_the_plain_conversation_is_kept_where_it_passes():
@@ -268,17 +277,20 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused(tokenizer):
         ),
         ("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", ["<|im_end|>"]),
         ("{{ messages[-1].content }}<end_of_turn>" + OPEN, ["<end_of_turn>"]),
+        # neither white space nor a tag ends a turn, though it be a token of its own
+        (TURNS.replace("<|im_end|>", "\t<end_of_turn>") + OPEN, ["<end_of_turn>"]),
+        ("{% for m in messages %}## {{ m.role }}: {{ m.content }}\n{% endfor %}<think>", []),
     ],
 )
 def test_the_end_of_a_turn_is_read_off_the_template(template, ends):
-    dialogue = chat(template, "<end_of_turn>", "<|turn|>", "<|return|>")
+    dialogue = chat(template, "<end_of_turn>", "<|turn|>", "<|return|>", "\t", *TAGS)
     assert dialogue.tokenizer.convert_ids_to_tokens(list(dialogue.turn_ends)) == ends
 
 
 def test_an_end_of_turn_that_is_no_token_is_said():
     dialogue = chat(TURNS.replace("<|im_end|>", "<stop>").replace("<|im_start|>", "## ") + OPEN)
     assert dialogue.turn_ends == ()
-    assert "'<stop>\\n##" in " ".join(dialogue.notes) or "'<stop>" in " ".join(dialogue.notes)
+    assert "a turn ends with '<stop>', which is no token" in dialogue.notes[-1]
 
 
 def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path):
@@ -350,6 +362,18 @@ def test_a_base_is_not_made_of_a_model_that_cannot_be_asked(tmp_path):
     assert not (tmp_path / "base").exists()
 
 
+def test_a_perfect_base_is_trained_and_sampled_as_one(tmp_path):
+    tier = perfect_base(tmp_path)
+    train(tier, "grpo", base=tmp_path / "base", data=tmp_path / "data", seed=0, out=tmp_path / "run")
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines())
+    assert (row["correct"], row["formatted"], row["truncated"]) == (1, 1, 0)
+    sample(tier, model=tmp_path / "base", data=tmp_path / "data", split="test", out=tmp_path, seeds=[0], n_samples=1)
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
+    assert samples["text"].tolist() == ["<think>\n" + PERFECT] * 3
+    assert set(samples["finish_reason"]) == {"stop"}
+    assert set(samples["n_tokens"]) == {len(load_tokenizer(tmp_path / "base")(PERFECT).input_ids) + 1}
+
+
 def doctor(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `iapo-bench doctor`."""
     monkeypatch.setattr(sys, "argv", ["iapo-bench", "doctor", *map(str, arguments)])
@@ -367,6 +391,7 @@ def test_doctor_shows_prompt_stops_and_verdict(tmp_path, monkeypatch, capsys, ki
     code, out, _ = doctor(monkeypatch, capsys, "--model", path, "--dataset", "gsm8k")
     assert code == 0
     dialogue = TextWorld("gsm8k").dialogue(load_tokenizer(path))
+    assert len(dialogue.notes) == 1
     question = re.search(r"A shelf holds .*\?", out)[0]
     assert dialogue.render(question) in out
     assert all(note in out for note in dialogue.notes)
