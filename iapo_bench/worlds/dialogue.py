@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # grading imports this file and must start fast
+    from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.errors import UserError
@@ -48,7 +49,7 @@ class Dialogue:
     `notes`: a line for each departure from the plain conversation of system text, worked example and question.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     render: Callable[[str], str]
     prefill: str = ""
     turn_ends: tuple[int, ...] = ()
@@ -79,7 +80,7 @@ class Dialogue:
 
 def completion_texts(
     token_ids: Iterable[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     stop_ids: Iterable[int] = (),
     prefill: str = "",
@@ -98,7 +99,7 @@ def completion_texts(
     return [prefill + text for text in tokenizer.batch_decode(rows)] if rows else []
 
 
-def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") -> Dialogue:
     """The dialogue of a chat model: its own template, or that of `prompt`.
 
     Raises UserError, one line, where there is no template or none of the forms of the conversation passes it whole.
@@ -130,7 +131,7 @@ class _Failure(Exception):
 
 
 def _open(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     prompt: PromptConfig,
     form: Form,
     sealed: bool,
@@ -188,7 +189,7 @@ def _message(role: str, content: str) -> dict[str, Any]:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     prompt: PromptConfig,
     sealed: bool,
     as_parts: bool,
@@ -278,7 +279,7 @@ def _missing_header(render: Callable[..., str], messages: Messages, text: str) -
 
 
 def _turn_ends(
-    render: Callable[..., str], messages: Messages, tokenizer: PreTrainedTokenizerBase
+    render: Callable[..., str], messages: Messages, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[tuple[int, ...], str]:
     """The tokens after an assistant's reply, as the last turn and as one before another; and, where neither is a token
     of its own, what stands there."""
