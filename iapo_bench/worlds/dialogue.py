@@ -96,7 +96,8 @@ def completion_texts(
     hidden -= {i for i, token in added.items() if token.content.strip() in TAGS}
     rows = [[i for i in itertools.takewhile(lambda i: i not in stops, row) if i not in hidden] for row in token_ids]
     # batch_decode([]) is [""], not [].
-    return [prefill + text for text in tokenizer.batch_decode(rows)] if rows else []
+    texts = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False) if rows else []
+    return [prefill + text for text in texts]
 
 
 def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") -> Dialogue:
