@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # grading imports this file and must start fast
+    from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.errors import UserError
@@ -30,9 +31,12 @@ TODAY = datetime.datetime(2025, 1, 1)
 # Variables that templates use for "let the model reason"; none is set where the template reasons without.
 SWITCHES: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"thinking": True})
 
-_TRIAL = "What is 17+25?"
+# With the characters that a template might escape.
+_TRIAL = "What is 17+25, if 1 < 2 & \"3\" > '2'?"
 # Digits apart, which the smallest vocabulary can write.
 _PERFECT = f"{THINK_OPEN} 1 7 + 2 5 = 4 2 {THINK_CLOSE} {ANSWER_OPEN} 4 2 {ANSWER_CLOSE}"
+# Characters of the private use area, one for each tag.
+_SEALS = {tag: chr(0xE000 + i) for i, tag in enumerate(TAGS)}
 _REPLY, _NEXT = "Understood.", "Go on, please."
 
 
@@ -45,7 +49,7 @@ class Dialogue:
     `notes`: a line for each departure from the plain conversation of system text, worked example and question.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     render: Callable[[str], str]
     prefill: str = ""
     turn_ends: tuple[int, ...] = ()
@@ -76,7 +80,7 @@ class Dialogue:
 
 def completion_texts(
     token_ids: Iterable[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     stop_ids: Iterable[int] = (),
     prefill: str = "",
@@ -95,7 +99,7 @@ def completion_texts(
     return [prefill + text for text in tokenizer.batch_decode(rows)] if rows else []
 
 
-def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") -> Dialogue:
     """The dialogue of a chat model: its own template, or that of `prompt`.
 
     Raises UserError, one line, where there is no template or none of the forms of the conversation passes it whole.
@@ -106,9 +110,10 @@ def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> D
             "`prompt: FILE.jinja`"
         )
     failure = _Failure(-1, "")
-    for form, as_parts, switches in itertools.product(_forms(prompt), (False, True), SWITCHES):
+    ways = itertools.product(_forms(prompt), (False, True), (False, True), SWITCHES)
+    for form, sealed, as_parts, switches in ways:
         try:
-            return _open(tokenizer, prompt, form, as_parts, switches)
+            return _open(tokenizer, prompt, form, sealed, as_parts, switches)
         except _Failure as reason:
             failure = max(failure, reason, key=lambda failure: failure.progress)
     raise UserError(
@@ -126,11 +131,16 @@ class _Failure(Exception):
 
 
 def _open(
-    tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, form: Form, as_parts: bool, switches: dict[str, bool]
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: PromptConfig,
+    form: Form,
+    sealed: bool,
+    as_parts: bool,
+    switches: dict[str, bool],
 ) -> Dialogue:
     """The dialogue in one form of the conversation. Raises _Failure where it does not pass the template whole."""
     note, converse = form
-    render = partial(_render, tokenizer, prompt, as_parts, switches)
+    render = partial(_render, tokenizer, prompt, sealed, as_parts, switches)
     header, prefill = _try(render, converse(_TRIAL), whole=prompt.template is None)
     ends, oddity = _turn_ends(render, converse(_TRIAL), tokenizer)
     return Dialogue(
@@ -138,7 +148,7 @@ def _open(
         lambda question: render(question, converse(question)) + header,
         prefill,
         ends,
-        tuple(_notes(note, as_parts, switches, header, oddity)),
+        tuple(_notes(note, sealed, as_parts, switches, header, oddity)),
     )
 
 
@@ -179,8 +189,9 @@ def _message(role: str, content: str) -> dict[str, Any]:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     prompt: PromptConfig,
+    sealed: bool,
     as_parts: bool,
     switches: dict[str, bool],
     question: str,
@@ -190,14 +201,17 @@ def _render(
 ) -> str:
     """The text of a conversation; `opened`: with the beginning of the assistant's turn. Raises what the template does.
 
+    `sealed`: the template does not see the tags in what system and user say; some delete `/think` there, a switch.
     A template of the user's has, beside the messages, the parts that they are made of.
     """
+    if sealed:
+        messages = [m if m["role"] == "assistant" else m | {"content": _seal(m["content"])} for m in messages]
     if as_parts:
         messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
     own: dict[str, Any] = {}
     if prompt.template is not None:
         own = prompt.model_dump(include={"system", "example", "instruction"}) | {"question": question}
-    return tokenizer.apply_chat_template(
+    text = tokenizer.apply_chat_template(
         messages,
         chat_template=prompt.template,
         tokenize=False,
@@ -206,6 +220,19 @@ def _render(
         **own,
         **switches,
     )
+    return _unseal(text) if sealed else text
+
+
+def _seal(text: str) -> str:
+    for tag, seal in _SEALS.items():
+        text = text.replace(tag, seal)
+    return text
+
+
+def _unseal(text: str) -> str:
+    for tag, seal in _SEALS.items():
+        text = text.replace(seal, tag)
+    return text
 
 
 def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tuple[str, str]:
@@ -252,11 +279,11 @@ def _missing_header(render: Callable[..., str], messages: Messages, text: str) -
 
 
 def _turn_ends(
-    render: Callable[..., str], messages: Messages, tokenizer: PreTrainedTokenizerBase
+    render: Callable[..., str], messages: Messages, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[tuple[int, ...], str]:
     """The tokens after an assistant's reply, as the last turn and as one before another; and, where neither is a token
     of its own, what stands there."""
-    marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() not in TAGS}
+    marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() not in ("", *TAGS)}
     found, written = [], ""
     replied = [*messages, _message("assistant", _REPLY)]
     for turns in (replied, [*replied, _message("user", _NEXT)]):
@@ -280,9 +307,13 @@ def _find(piece: str, text: str) -> re.Match | None:
     return next(iter(reversed(list(pattern.finditer(text)))), None)
 
 
-def _notes(note: str, as_parts: bool, switches: dict[str, bool], header: str, oddity: str) -> Iterator[str]:
+def _notes(
+    note: str, sealed: bool, as_parts: bool, switches: dict[str, bool], header: str, oddity: str
+) -> Iterator[str]:
     if note:
         yield note
+    if sealed:
+        yield "the tags were put in after the template, which changes them"
     if as_parts:
         yield "contents are lists of parts"
     for switch in switches:
