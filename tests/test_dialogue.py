@@ -183,6 +183,12 @@ def test_a_tokenizer_without_a_template_takes_one_from_the_settings(tmp_path):
     assert text.startswith("Solve the problem")
     assert text.endswith(f"\n\nQ: {QUESTION} \nA: <think>")
     assert dialogue.prefill == "<think>"
+    assert dialogue.turn_ends == ()
+    chat_model = GSM8K().dialogue(tokenizer_with(CARRIED["plain"]), tier.prompt)
+    assert chat_model.render(QUESTION) == text
+    assert chat_model.tokenizer.convert_ids_to_tokens(list(chat_model.turn_ends)) == ["<|im_end|>"]
+    with pytest.raises(UserError, match=r"^the template in `prompt` cannot be used \(it leaves out the question\)"):
+        GSM8K().dialogue(tokenizer, PromptConfig(template="{{ system }}"))
 
 
 def test_a_date_is_the_same_every_day():
