@@ -20,7 +20,7 @@ from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.plugins import list_datasets, list_methods
+from iapo_bench.plugins import list_datasets
 from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
@@ -191,7 +191,7 @@ class Workflow:
             job = tier.train_job(found["method"], int(found["seed"]))
         else:
             raise UserError(f"'{run}' is not a run that is trained")
-        plugins = [list_methods()[job.method.name], self._dataset]
+        plugins = [*job.plugins, self._dataset]
         return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 
     def sample(self, run: str, split: str) -> str:

@@ -1,5 +1,6 @@
 """How a method is trained: the `train` section."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,6 +9,8 @@ from iapo_bench.config.model import Dtype
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
 from iapo_bench.config.world import WorldConfig
+from iapo_bench.errors import unknown
+from iapo_bench.plugins import list_methods, list_rewards
 
 Engine = Literal["transformers", "vllm"]
 
@@ -45,6 +48,11 @@ class TrainConfig(Section):
         default=None, description="train adapters beside frozen weights; they are added to the weights that are saved"
     )
     problems: Positive | None = Field(default=None, description="use only the first so many training problems")
+    rewards: Annotated[dict[str, float], Field(min_length=1)] = Field(
+        default={"correct": 1.0},
+        description="what a completion is trained on: files of rewards/, each with its weight; `correct` is the task's "
+        "own, +1 or -1",
+    )
     engine: Engine = Field(default="transformers", description="what generates completions")
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.4,
@@ -86,6 +94,13 @@ class TrainConfig(Section):
             raise ValueError(f"training seeds must differ and not be negative, are {value}")
         return value
 
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_exist(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value.keys() - list_rewards().keys():
+            raise ValueError(str(unknown("reward", name, list_rewards())))
+        return value
+
     @model_validator(mode="after")
     def _one_way_to_save_memory(self) -> "TrainConfig":
         if self.sharded and self.lora:
@@ -112,3 +127,8 @@ class TrainJob(Section):
     world_seed: int = Field(description="seed of the world and its splits")
     seed: int = Field(description="seed of data order, sampling and the method's own coins")
     gpus: int = Field(default=0, description="processes, a GPU each", json_schema_extra=FREE)
+
+    @property
+    def plugins(self) -> list[Path]:
+        """The files of the method and of the rewards."""
+        return [list_methods()[self.method.name], *(list_rewards()[name] for name in self.train.rewards)]

@@ -19,7 +19,7 @@ from iapo_bench.files import to_json, whole_file, write_json
 from iapo_bench.machine import parallel
 from iapo_bench.machine.code import code_digest, differences, source_if_unknown
 from iapo_bench.machine.provenance import checksum, write_provenance
-from iapo_bench.method import Method, list_methods, load_method
+from iapo_bench.method import Method, load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
     accelerator,
@@ -34,6 +34,7 @@ from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.signals.informativeness import AnswerReading
+from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
 from iapo_bench.worlds.grading import make_grader
@@ -80,6 +81,7 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(config, tokenizer),
             prefill=dialogue.prefill,
+            rewards=Rewards(problems, config.rewards),
         )
         trainer = Trainer(method, config, job.seed, task, model, engine, reference)
         rows = trainer.run(_own_state(out / "resume", run), broken=out / "broken")
@@ -98,7 +100,11 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
         extra={
             "run": run,
             "processes": parallel.size(),
-            "method_source": source_if_unknown(list_methods()[job.method.name]),
+            "sources": {
+                f"{path.parent.name}/{path.name}": text
+                for path in job.plugins
+                if (text := source_if_unknown(path)) is not None
+            },
         },
     )
     shutil.rmtree(out / "resume", ignore_errors=True)
@@ -128,7 +134,7 @@ def run_identity(job: TrainJob, base: Path, data: Path) -> dict[str, Any]:
         "settings": identity(job),
         "base": weights_checksum(base),
         "problems": checksum(data / "train.jsonl"),
-        "code": code_digest("iapo_bench.train.run", [list_methods()[job.method.name]]),
+        "code": code_digest("iapo_bench.train.run", job.plugins),
         **{name: metadata.version(name) for name in ("torch", "transformers")},
     }
 
