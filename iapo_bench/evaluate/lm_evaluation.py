@@ -2,8 +2,8 @@
 
 Our task (`configs/lm_eval/`) is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
 limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
-takes prompts as text and tokenizes them itself: each is checked to come back as the ids that it stands for. The text of
-a response is made of its tokens by the function that makes our samples' (`completion_texts`).
+takes prompts as text, from which both make the tokens; the text of a response is made of its tokens by the function
+that makes our samples' (`completion_texts`).
 """
 
 import difflib
@@ -137,26 +137,16 @@ def load_problems(
 ) -> dict[str, Dataset]:
     """The test problems as lm-eval's dataset: `id`, `prompt` (text), `answer`. It passes the task's metadata by name.
 
-    Raises UserError for missing data, a prompt that does not fit the model's context with its completion, and one whose
-    text stands for other tokens than those that our sampler feeds.
+    Raises UserError for missing data, and for a prompt that does not fit the model's context with its completion.
     """
     chosen = read_problems(Path(data) / "test.jsonl")[:problems]
     tokenizer = load_tokenizer(Path(model))
     dialogue = load_world(WorldConfig(**world), seed).dialogue(tokenizer, PromptConfig(**prompt))
-    prompts = encode(chosen, dialogue, Path(model), max_tokens)
+    encode(chosen, dialogue, Path(model), max_tokens)  # for its checks
     rows = [
-        {"id": problem.id, "prompt": as_text(ids, tokenizer), "answer": problem.answer}
-        for problem, ids in zip(chosen, prompts, strict=True)
+        {"id": problem.id, "prompt": dialogue.render(problem.question), "answer": problem.answer} for problem in chosen
     ]
     return {"test": Dataset.from_list(rows)}
-
-
-def as_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that the tokenizer turns into `ids`, special tokens spelt out. Raises UserError when there is none."""
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if tokenizer(text, add_special_tokens=False).input_ids != ids:
-        raise UserError(f"{tokenizer.name_or_path}: the prompt '{text[:60]}' does not tokenize to its own tokens")
-    return text
 
 
 class OutcomeFilter(Filter):
