@@ -141,7 +141,8 @@ class TableRun:
         return {"base": self.work / "base"} | {method: self.work / method / "seed0" for method in self.methods}
 
     def tier(self, completions: int | None = None) -> Any:
-        from iapo_bench.config import merge, read_tier
+        from iapo_bench.config.reading import merge
+        from iapo_bench.config.tier import read_tier
 
         changes = merge(self.changes, {"gpus": 0, "world": {"data_dir": str(self.data)}})
         if self.checkpoint:
@@ -185,6 +186,10 @@ class TableRun:
         steps = int(left / sum(pace["completion"] for pace in paces) / size)
         completions = min(max(1, steps) * size, self.tier().train.completions)
         return {"completions": completions, "steps": completions // size}
+
+    def given_budget(self, completions: int) -> dict[str, Any]:
+        """A number of completions that somebody chose, in the form of `choose_budget`."""
+        return {"completions": completions, "steps": completions // self._step_size}
 
     def train(self, method: str) -> None:
         self._train(method, self._budget, self.runs[method])

@@ -10,7 +10,7 @@ import pytest
 from test_metrics import grades
 from test_tables import make_row
 
-from iapo_bench.config import read_tier
+from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, summarise
 from iapo_bench.report.controls import cut, cut_values, make_controls, shortest, shortest_values
@@ -79,7 +79,7 @@ def test_the_curve_of_cuts_is_what_cut_grades_measure():
 def test_controls_are_rows(tmp_path):
     base_grades().to_parquet(tmp_path / "grades.parquet")
     tier = read_tier("micro", {"evaluate": {"ks": [1, 2, 8], "n_samples": 8}})
-    make_controls(tier, tmp_path / "grades.parquet", tmp_path / "summaries")
+    make_controls(tier.row_job("base"), tmp_path / "grades.parquet", tmp_path / "summaries")
     cut_row, shortest_row = read_rows([tmp_path / "summaries" / f"base_{name}.json" for name in ("cut", "shortest")])
     assert cut_row.selection.startswith("control: cut after ")
     assert not cut_row.trained
@@ -149,7 +149,7 @@ def test_costs(tmp_path):
         (tmp_path / str(seed) / "train.jsonl").write_text(3 * (json.dumps(STEP) + "\n"))
     tier = read_tier("micro", {"train": {"completions": 100}})
     logs = {"iapo": [folder / "train.jsonl" for folder in runs.values()]}
-    frame = cost_frame(tier, rows, logs)
+    frame = cost_frame(tier.costs_job(), rows, logs)
     base, iapo = frame.iloc[0], frame.iloc[1]
     assert iapo[["updates", "updates_moved", "tokens_trained", "completions", "tokens"]].tolist() == [
         12,
@@ -168,13 +168,13 @@ def test_costs(tmp_path):
     assert "lenient" not in text.split("Efficiency")[0].split("|")[1], "the grades have no lenient outcome"
     lenient = {"lenient": np.full_like(counts["correct"], 32)}
     both = [rows[0], replace(rows[1], tally=replace(rows[1].tally, counts=counts | lenient))]
-    assert "| 1.000     |" in markdown(cost_blocks(both, cost_frame(tier, both, logs)))
+    assert "| 1.000     |" in markdown(cost_blocks(both, cost_frame(tier.costs_job(), both, logs)))
     with pytest.raises(UserError, match="give all"):
-        cost_frame(tier, rows, {"iapo": logs["iapo"][:1]})
+        cost_frame(tier.costs_job(), rows, {"iapo": logs["iapo"][:1]})
     paths = [tmp_path / f"{row.method}.json" for row in rows]
     for path, row in zip(paths, rows, strict=True):
         row.write(path)
-    make_costs(tier, paths, runs, out=tmp_path / "costs.csv")
+    make_costs(tier.costs_job(), paths, runs, out=tmp_path / "costs.csv")
     assert sorted(path.suffix for path in tmp_path.glob("costs.*")) == [".csv", ".html", ".md", ".tex"]
 
 
@@ -182,5 +182,5 @@ def test_an_untuned_tier_has_no_trials(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(STEP) + "\n")
     tier = read_tier("smoke")
     row = make_row("iapo", train_seeds=[0])
-    found = cost_frame(tier, [row], {"iapo": [tmp_path / "train.jsonl"]}).iloc[0]
+    found = cost_frame(tier.costs_job(), [row], {"iapo": [tmp_path / "train.jsonl"]}).iloc[0]
     assert (found["trials"], found["completions_with_tuning"]) == (0, 8)

@@ -1,7 +1,6 @@
 """The common mistakes of a method of one's own: one line each, with file and line, before the first update."""
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -80,8 +79,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_that_names_file_and_line(make_trainer, write_method, mistake, updates):  # noqa: F811
     body, line, words = MISTAKES[mistake]
     path = write_method(body)
-    settings = replace(SETTINGS, update=replace(SETTINGS.update, updates_per_rollout=updates))
-    trainer = make_trainer("mine", settings, options={})
+    trainer = make_trainer("mine", SETTINGS.model_copy(update={"updates_per_rollout": updates}), options={})
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     with pytest.raises(UserError) as caught:
         trainer.step()

@@ -1,14 +1,19 @@
 """Rewards of your own: found by name, weighed, logged apart, and blamed by line."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import SETTINGS, coin_grade, make_trainer  # noqa: F401
+from test_trainer import make_trainer  # noqa: F401
 
 from iapo_bench import plugins
+from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.machine.code import code_digest
 from iapo_bench.method import load_method
+from iapo_bench.models.checkpoints import build_micro, save_model
+from iapo_bench.plugins import ROOT
 from iapo_bench.rollout import Completion
 from iapo_bench.train.rewards import Rewards, load_reward
 from iapo_bench.worlds import Problem
@@ -128,3 +133,44 @@ def test_rewards_that_a_method_would_not_see_are_refused_before_the_first_update
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     assert "kimi makes its own reward, so train.rewards would change nothing" in message(trainer.step)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.fixture
+def made(run, tmp_path, tokenizer) -> tuple:
+    """Where an untrained model and the smoke tier's problems lie, as options of `train`."""
+    save_model(build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1), tokenizer, tmp_path / "base", notes={})
+    assert run("prepare", "--config", "smoke", "--out", tmp_path / "data")[0] == 0
+    return ("--config", "smoke", "--base", tmp_path / "base", "--data", tmp_path / "data", "--out", tmp_path / "out")
+
+
+def test_a_run_is_trained_on_the_rewards_of_its_settings(run, made, write_reward, tmp_path):
+    path = write_reward("words", "return float(len(text.split()))")
+    small = ("--set", "train.completions=16", "--set", "train.prompts_per_step=2", "--set", "train.group_size=4")
+    rewards = ("--set", "train.rewards={correct: 1, words: -0.5}")
+    code, err = run("train", *made, *small, *rewards, "--method", "gspo")
+    assert code == 0, err
+    assert (
+        "warning: gspo: ratio, clip_low, clip_high of the loss change nothing with train.updates_per_rollout = 1" in err
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert [list(row["rewards"]) for row in rows] == [["correct", "words"]] * 2
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["config"]["train"]["rewards"] == {"correct": 1, "words": -0.5}
+    assert provenance["sources"][f"{tmp_path.name}/words.py"] == Path(path).read_text()
+    code, err = run("train", *made, *small, "--set", "train.updates_per_rollout=2", "--method", "gspo")
+    assert (code, "change nothing" in err) == (0, False)
+
+
+def test_a_reward_that_does_not_exist_is_one_line(run, made):
+    code, err = run("train", *made, "--set", "train.rewards={corect: 1}", "--method", "grpo")
+    assert code == 2
+    assert "train.rewards: unknown reward 'corect': did you mean 'correct'?" in err
+
+
+def test_the_code_of_rewards_is_part_of_a_run(write_reward):
+    path = write_reward("words", "return 1.0")
+    job = read_tier("smoke", {"train": {"rewards": {"words": 1.0}}}).train_job("grpo", 0)
+    assert [str(each) for each in job.plugins] == [str(ROOT / "baselines" / "grpo.py"), path]
+    before = code_digest("iapo_bench.train.run", job.plugins)
+    write_reward("words", "return 2.0")
+    assert code_digest("iapo_bench.train.run", job.plugins) != before

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import RowJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, read_grades
 from iapo_bench.report.rows import CONTROLS, Row
@@ -18,7 +18,7 @@ from iapo_bench.worlds.grading import Outcome
 SHORTEST_OF = 4
 
 
-def make_controls(tier: TierConfig, grades: Path, out: Path) -> None:
+def make_controls(job: RowJob, grades: Path, out: Path) -> None:
     """Write the summaries `base_cut.json` and `base_shortest.json` to the directory `out`.
 
     The base is cut at its median length, and the shortest of 4 samples is taken; each k that the samples left allow.
@@ -31,12 +31,10 @@ def make_controls(tier: TierConfig, grades: Path, out: Path) -> None:
     )
     for method, (changed, selection) in zip(CONTROLS, made, strict=True):
         samples = Samples.of({0: changed})
-        ks = [k for k in tier.evaluate.ks if k <= samples.tokens_TSPN.shape[-1]]
+        ks = [k for k in job.ks if k <= samples.tokens_TSPN.shape[-1]]
         Row(
-            model=tier.model.name,
-            dataset=tier.world.name,
+            **job.labels.model_dump(),
             method=method,
-            tier=tier.tier,
             profile="",
             selection=selection,
             summary=samples.summary(ks),

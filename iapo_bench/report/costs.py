@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iapo_bench.config import TierConfig, search_space
+from iapo_bench.config.report import CostsJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.report.document import Block, Table, write_document
@@ -19,7 +19,7 @@ from iapo_bench.worlds.grading import Outcome
 AES_WEIGHTS = (1.0, 3.0, 5.0)
 
 
-def make_costs(tier: TierConfig, summaries: Sequence[Path], runs: dict[str, Path], *, out: Path) -> None:
+def make_costs(job: CostsJob, summaries: Sequence[Path], runs: dict[str, Path], *, out: Path) -> None:
     """Write what rows cost and how they answered (`out`, CSV, and its other forms beside it).
 
     `runs` holds the directories with the `train.jsonl` of the trained rows' runs, named METHOD/SEED.
@@ -28,16 +28,16 @@ def make_costs(tier: TierConfig, summaries: Sequence[Path], runs: dict[str, Path
     for name, folder in runs.items():
         logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
     rows = read_rows(summaries)
-    frame = cost_frame(tier, rows, logs)
+    frame = cost_frame(job, rows, logs)
     write_document(out, frame, cost_blocks(rows, frame))
 
 
-def cost_frame(tier: TierConfig, rows: Sequence[Row], logs: dict[str, list[Path]]) -> pd.DataFrame:
+def cost_frame(job: CostsJob, rows: Sequence[Row], logs: dict[str, list[Path]]) -> pd.DataFrame:
     """A row for each row of the table. Costs are sums over training seeds; with tuning, the trials on validation are
     added, each of which has the budget of a run."""
     base = next((row for row in rows if row.method == BASE), None)
     return pd.DataFrame(
-        [{"method": row.name, **_answers(row, base), **_training(tier, row, logs.get(row.method, []))} for row in rows]
+        [{"method": row.name, **_answers(row, base), **_training(job, row, logs.get(row.method, []))} for row in rows]
     )
 
 
@@ -79,7 +79,7 @@ def ockscore(accuracy: float, length: float) -> float:
     return 100 * accuracy - 10 * float(np.log10(length / 1e4 + 1))
 
 
-def _training(tier: TierConfig, row: Row, logs: list[Path]) -> dict[str, Any]:
+def _training(job: CostsJob, row: Row, logs: list[Path]) -> dict[str, Any]:
     if not row.trained:
         return {}
     if len(logs) != len(row.summary.train_seeds):
@@ -88,8 +88,8 @@ def _training(tier: TierConfig, row: Row, logs: list[Path]) -> dict[str, Any]:
         )
     steps = pd.concat([pd.DataFrame(read_steps(path)) for path in logs])
     completions, tokens = int(steps["completions"].sum()), int(steps["tokens"].sum())
-    trials = len(search_space(tier.parent(row.method))) if tier.tuned else 0
-    tuned = completions + trials * tier.train.completions
+    trials = job.trials.get(row.parent or row.method, 0)
+    tuned = completions + trials * job.completions
     return {
         "updates": _total(steps, "updates"),
         "updates_moved": _total(steps, "updates_moved"),

@@ -1,13 +1,13 @@
 """Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import RowJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file, write_json
@@ -34,6 +34,7 @@ class Row:
     summary: Summary
     tally: Tally
     parent: str = ""  # the method that a variant varies
+    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training, but for its seeds
 
     @property
     def trained(self) -> bool:
@@ -48,12 +49,12 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
-        return {label: getattr(self, label) for label in (*LABELS, "parent")} | self.summary.to_dict()
+        return {label: getattr(self, label) for label in (*LABELS, "parent", "settings")} | self.summary.to_dict()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
         """The inverse of `to_dict`. Raises UserError when a key is missing."""
-        labels = (*LABELS, "parent")
+        labels = (*LABELS, "parent", "settings")
         if missing := [label for label in labels if label not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
         return cls(**{label: content[label] for label in labels}, summary=Summary.from_dict(content), tally=tally)
@@ -87,21 +88,18 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     return rows
 
 
-def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -> None:
-    """Write one method's summary and its counts by problem; `grades` holds its grades by training seed."""
+def measure(job: RowJob, grades: dict[int, Path], out: Path) -> None:
+    """Write one row's summary and its counts by problem; `grades` holds its grades by training seed."""
     samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
-    trained = method != BASE
-    varied = f" of {tier.parent(method)}, varied" if method in tier.ablations else ""
     row = Row(
-        model=tier.model.name,
-        dataset=tier.world.name,
-        method=method,
-        tier=tier.tier,
-        profile=tier.method(method).profile if trained else "",
-        selection=tier.selection + varied if trained else "",
-        summary=samples.summary(tier.evaluate.ks),
+        **job.labels.model_dump(),
+        method=job.method,
+        profile=job.profile,
+        selection=job.selection,
+        summary=samples.summary(job.ks),
         tally=samples.tally(),
-        parent=tier.parent(method),
+        parent=job.parent,
+        settings=job.settings,
     )
     row.write(out)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iapo_bench.config import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import MEASURES, Cell
 from iapo_bench.machine.provenance import write_provenance
@@ -21,16 +20,16 @@ from iapo_bench.worlds.grading import Outcome
 _PUBLISHED_KS = (16, 32)
 
 
-def make_table(tier: TierConfig, summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
+def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
     """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
     write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
     save_figure(accuracy_length([row for row in rows if row.trained or row.method == BASE] or rows), figure)
     write_provenance(
         out.with_suffix(".provenance.json"),
-        config=tier.model_dump(mode="json"),
+        config={row.name: row.settings for row in rows},
         inputs=[file for path in summaries for file in (path, path.with_suffix(".parquet"))],
-        seeds={"data": tier.seed, "train": tier.train.seeds, "sampling": tier.evaluate.seeds},
+        seeds={row.name: {"train": row.summary.train_seeds, "sampling": row.summary.sampling_seeds} for row in rows},
         extra={
             "outcomes": {row.name: row.summary.outcomes for row in rows},
             "truncated": {row.name: row.summary.truncated for row in rows},

@@ -11,14 +11,14 @@ from iapo_bench.files import to_json, whole_file
 if TYPE_CHECKING:  # grading workers import this package and must start fast
     from transformers import PreTrainedTokenizerBase
 
-    from iapo_bench.config import PromptConfig
+    from iapo_bench.config.prompt import PromptConfig
     from iapo_bench.worlds.dialogue import Dialogue
 
 THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<answer>", "</answer>"
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 POSTFIX = THINK_CLOSE + ANSWER_OPEN
 SPLITS = ("train", "validation", "test")
-GraderKind = Literal["integer", "math"]
+GraderKind = Literal["digits", "integer", "math"]
 
 
 @dataclass(frozen=True)
