@@ -85,7 +85,7 @@ def examine_model(tier: TierConfig, path: Path, dataset: str | None) -> tuple[st
         ("well formed", "yes" if formatted else "no"),
     ]
     table = tabulate(rows, tablefmt="plain", disable_numparse=True)
-    prompt = tokenizer.decode(prompt_ids, skip_special_tokens=False)
+    prompt = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False)
     return f"{table}\n\n{prompt}", formatted and outcome is Outcome.CORRECT
 
 

@@ -18,6 +18,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_skeleton, load_tokenizer, save_model, stop_ids
 from iapo_bench.models.sources import _byte_tokenizer, fetch_model
+from iapo_bench.rollout.prompts import encode
 from iapo_bench.train.base import make_base
 from iapo_bench.train.run import train
 from iapo_bench.worlds import TAGS, Problem
@@ -182,6 +183,12 @@ def test_a_tokenizer_without_a_template_takes_one_from_the_settings(tmp_path):
     assert text.startswith("Solve the problem")
     assert text.endswith(f"\n\nQ: {QUESTION} \nA: <think>")
     assert dialogue.prefill == "<think>"
+    assert dialogue.turn_ends == ()
+    chat_model = GSM8K().dialogue(tokenizer_with(CARRIED["plain"]), tier.prompt)
+    assert chat_model.render(QUESTION) == text
+    assert chat_model.tokenizer.convert_ids_to_tokens(list(chat_model.turn_ends)) == ["<|im_end|>"]
+    with pytest.raises(UserError, match=r"^the template in `prompt` cannot be used \(it leaves out the question\)"):
+        GSM8K().dialogue(tokenizer, PromptConfig(template="{{ system }}"))
 
 
 def test_a_date_is_the_same_every_day():
@@ -346,6 +353,13 @@ def test_one_that_cannot_be_read_is_refused_before_the_weights_are(tmp_path, con
         with pytest.raises(UserError, match=r"generation_config.json cannot be used \(.*correct or remove it") as error:
             load(path)
         assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
+    tokenizer = tokenizer_with(TURNS.replace("<|im_end|>", "<turn>") + OPEN, "<turn>")
+    path = save(tokenizer, tmp_path / "model", vocab_size=tokenizer.convert_tokens_to_ids("<turn>"))
+    with pytest.raises(UserError, match="the token 260, '<turn>', and the weights are for 260 tokens"):
+        encode([Problem("p", QUESTION, "12")], GSM8K().dialogue(tokenizer), path, 16)
 
 
 # The commands

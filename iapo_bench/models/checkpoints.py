@@ -221,7 +221,12 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 def context_length(path: Path) -> int:
     """How many tokens, prompt and completion together, the model at `path` can read."""
-    return int(AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings)
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().max_position_embeddings)
+
+
+def vocabulary_size(path: Path) -> int:
+    """How many tokens the model at `path` has embeddings for."""
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
 
 
 def save_model(
