@@ -58,6 +58,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     postfix_ids: list[int]
+    formatted: Callable[[str], bool] = is_formatted
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
     rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
@@ -188,6 +189,7 @@ class Trainer:
         step = len(self.rows)
         # Whatever draws without a generator of its own draws the same in every run.
         torch.manual_seed(stream_seed(self.seed, "step", step))
+        lr = self._pace()
         draw = self._draw(step)
         row: dict[str, Any] = {
             "step": step,
@@ -200,6 +202,7 @@ class Trainer:
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
             "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
+            "lr": lr,
             "updates": self.config.updates_per_rollout,
             "updates_moved": 0,
         }
@@ -212,6 +215,13 @@ class Trainer:
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
         self.rows.append(row)
         return row
+
+    def _pace(self) -> float:
+        """Set the learning rate of the next update: by default always the same, or falling with what is generated."""
+        share = 1 - self.generated / self.config.completions if self.config.lr_schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * share
+        return self.config.lr * share
 
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
@@ -240,7 +250,7 @@ class Trainer:
                 token_ids = [completion.token_ids for completion in completions[own]]
                 paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
                 outcomes = parallel.gather(judged)
-                formatted = parallel.gather([is_formatted(text) for text in texts])
+                formatted = parallel.gather([self.task.formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
