@@ -1,55 +1,55 @@
-# The front door. `snakemake --cores all` makes the default tier's table, figures and wall-clock figures.
+# The front door. `snakemake --cores all` makes the default tier's tables and figures.
 #
 #   snakemake --cores all results/table1.csv                              the micro tier, two cores, no GPU
 #   snakemake --cores all results/smollm2/table1.csv                      another tier
+#   snakemake --cores all results/table1.csv --config methods='[iapo, grpo]'        some rows only
 #   snakemake --cores all results/table1.csv --config train='{completions: 1024}'   any setting, by section
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
 #   snakemake --cores all tune                                            search on validation, equal budgets
-#   snakemake --cores all --config tier=qwen-0.5b world='{name: math500}'           a tier with several datasets
-#   snakemake -s paper.smk --cores all                                    every model and dataset of the paper
+#   snakemake --list                                                      every rule and what it does
+import os
 import sys
+from pathlib import Path
 
 import psutil
 
 sys.path.insert(
     0, workflow.basedir
 )  # the package beside this file, not one installed elsewhere
-from iapo_bench.config import search_space
+from iapo_bench import workflow as suite
 from iapo_bench.errors import UserError
-from iapo_bench.workflow import (
-    asked_for,
-    code_digest,
-    export_settings,
-    read_workflow_tier,
-)
 
 try:
-    TIER = read_workflow_tier(
-        config,
-        workflow.config_settings.config,
-        asked_for(sys.argv),
+    TIER = suite.read_workflow_tier(
+        config, workflow.config_settings.config, suite.asked_for(sys.argv)
     )
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+# A job that an executor starts as a run of its own is told no targets: the tier that they named goes with it.
+if "tier" not in config and TIER.tier != "micro":
+    workflow.config_settings.config_args = [
+        *(workflow.config_settings.config_args or []),
+        f"tier={TIER.tier}",
+        f"world={{name: {TIER.world.name}}}",
+    ]
 
 # Jobs of one machine share its memory: no more run at once than it holds of what they ask for.
 if workflow.local_exec and "mem_mb" not in workflow.global_resources:
     workflow.register_resource("mem_mb", psutil.virtual_memory().total // 2**20)
 
-NAME = TIER.tier
-WORK = f"results/{TIER.folder}"  # what jobs make
-OUT = "results" if NAME == "micro" else WORK  # what people read
-METHODS = list(TIER.methods)
-TRAIN_SEEDS = TIER.train.seeds
-RUNS = {"base": f"{WORK}/base"} | {
-    f"{method}/{seed}": f"{WORK}/{method}/seed{seed}"
-    for method in METHODS
-    for seed in TRAIN_SEEDS
-}
+suite.prepare_environment()
+FLOW = suite.Workflow(TIER)
+WORK = FLOW.work  # what jobs make
+OUT = "results" if TIER.tier == "micro" else WORK  # what people read
+RUNS = FLOW.runs
+LARGE = dict(mem_mb=TIER.job.mem_mb, runtime=TIER.job.runtime)
+RUN = "python -m iapo_bench --log {log} --threads {threads} "
+RUN_GPU = RUN + "--gpus {resources.gpu} "
 
 # What tokens are for is known in the micro world only.
-ROLE_RESULTS = (
+ROLES = (
     [
         f"{OUT}/informativeness.csv",
         f"{OUT}/roles.csv",
@@ -58,45 +58,48 @@ ROLE_RESULTS = (
     if TIER.world.name == "micro"
     else []
 )
-
-# Each job names its settings, since one run of paper.smk has jobs of many tiers; as a resource, and not a parameter,
-# since a change to one method's must not rerun the others.
-SETTINGS = export_settings(TIER, f"{WORK}/settings")
+ALL = [
+    f"{OUT}/table1.csv",
+    f"{OUT}/comparisons.csv",
+    f"{OUT}/wallclock.csv",
+    f"{OUT}/figures/training.png",
+    f"{OUT}/lm_eval.csv",
+    *ROLES,
+]
+# A report of what there is, whatever there is.
+if "--report" in sys.argv:
+    ALL = [path for path in ALL if Path(path).exists()]
 
 
 wildcard_constraints:
-    method="[a-z][a-z0-9_]*",
-    seed=r"\d+",
-    trial=r"\d+",
+    run=r"base|tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
     split="train|validation|test",
-    row="[a-z][a-z0-9_]*",
-    point=r"\d+",
-    run=r"base|[a-z][a-z0-9_]*/seed\d+|tune/[a-z][a-z0-9_]*/trial\d+|sensitivity/point\d+",
+    row="[^/]+",
+
+
+onstart:
+    print(suite.opening(FLOW), file=sys.stderr)
+
+
+onsuccess:
+    print(suite.closing(FLOW, OUT), file=sys.stderr)
 
 
 rule all:
+    """Every table and figure of the tier, but for the targets ablations, sensitivity and tune."""
     default_target: True
     input:
-        f"{OUT}/table1.csv",
-        f"{OUT}/wallclock.csv",
-        f"{OUT}/figures/accuracy_length.png",
-        f"{OUT}/figures/training.png",
-        f"{OUT}/figures/wallclock.png",
-        f"{OUT}/lm_eval.csv",
-        ROLE_RESULTS,
+        ALL,
 
 
-include: "rules/base.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
-include: "rules/tables.smk"
-include: "rules/lm_eval.smk"
+include: "rules/report.smk"
 
 
-if ROLE_RESULTS:
+if ROLES:
 
-    include: "rules/informativeness.smk"
+    include: "rules/tokens.smk"
 
 
-include: "rules/tune.smk"
-include: "rules/ablations.smk"
+include: "rules/search.smk"

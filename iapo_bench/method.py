@@ -5,14 +5,13 @@ defaults are the setting that its paper publishes.
 """
 
 import dataclasses
+import difflib
 import enum
 import importlib.util
 import inspect
 import math
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -20,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.errors import UserError, unknown
+from iapo_bench.errors import UserError, blamed, unknown
 
 METHOD_DIRS = tuple(Path(__file__).parent.parent / folder for folder in ("methods", "baselines"))
 
@@ -253,31 +252,22 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
         raise ValueError(f"{name} holds a number that is not finite")
 
 
-@contextmanager
-def _blamed(method: "Method", hook: str) -> Iterator[None]:
-    """Whatever goes wrong in a method's hook as a line that names the method, the hook and the file's line."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{_place(method)}: {hook}: {error}") from error
-    except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise UserError(f"{_place(method, error)}: {hook}: {kind}{error}") from error
+def _blamed(method: "Method", hook: str) -> AbstractContextManager[None]:
+    """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
+    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook)
 
 
-def _place(method: "Method", error: BaseException | None = None) -> str:
-    """Method and file, with the line of the file in which `error` was raised, if it was."""
-    path = inspect.getfile(type(method))
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    lines = [frame.lineno for frame in frames if frame.filename == path]
-    return f"method {method.name} ({path}{f':{lines[-1]}' if lines else ''})"
+def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
+    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them."""
+    hidden: dict[str, Any] = {each.value: None for each in Signal if each not in method.needs}
+    return replace(batch, **hidden)
 
 
 def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
     """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
     float32 (B,)."""
     with _blamed(method, "shape_rewards"):
-        rewards_B = method.shape_rewards(batch)
+        rewards_B = method.shape_rewards(visible(batch, method))
         _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
     return replace(batch, rewards_B=rewards_B)
 
@@ -295,9 +285,9 @@ def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Gener
     """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
     fails or is not what `Credit.validate` asks for."""
     with _blamed(method, "observe"):
-        method.observe(batch)
+        method.observe(visible(batch, method))
     with _blamed(method, "credit"):
-        credit = method.credit(batch, generator)
+        credit = method.credit(visible(batch, method), generator)
         if not isinstance(credit, Credit):
             raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
         return credit.validate(batch)
@@ -434,8 +424,20 @@ def _method_class(name: str, path: Path) -> type[Method]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up postponed annotations there
-    spec.loader.exec_module(module)
+    with blamed(path, f"method {name}", "import"):
+        spec.loader.exec_module(module)
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", None) == name:
-            return value
+            return _require_no_slip(value, path)
     raise UserError(f"{path} has no subclass of Method with name = '{name}'")
+
+
+def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
+    """The class, unless a slip would make its hooks or its options count for nothing."""
+    options, known = vars(cls).get("__annotations__", {}), {name for name in vars(Method) if name[0] != "_"}
+    for name in vars(cls).keys() - options.keys() - known:
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise UserError(f"{path}: {cls.__name__}.{name} is never called: did you mean '{near[0]}'?")
+    if options and "__dataclass_fields__" not in vars(cls):
+        raise UserError(f"{path}: {cls.__name__} has options, so put @dataclass above the class")
+    return cls

@@ -5,9 +5,12 @@ number more than another would see other data, and the comparison between them w
 """
 
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stream_seed(seed: int, stream: str, *keys: int) -> int:
@@ -21,8 +24,10 @@ def numpy_stream(seed: int, stream: str, *keys: int) -> np.random.Generator:
     return np.random.default_rng(stream_seed(seed, stream, *keys))
 
 
-def torch_stream(seed: int, stream: str, *keys: int) -> torch.Generator:
+def torch_stream(seed: int, stream: str, *keys: int) -> "torch.Generator":
     """A CPU torch generator for the stream."""
+    import torch  # late: measuring needs streams and no torch
+
     return torch.Generator().manual_seed(stream_seed(seed, stream, *keys))
 
 

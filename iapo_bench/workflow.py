@@ -1,38 +1,40 @@
-"""What the Snakefile asks of the package."""
+"""What the Snakefile asks of the package: the tier of a run, its jobs' settings, and what makes a job stale."""
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
+from pydantic import BaseModel
 
-from iapo_bench.config import CONFIG_DIR, TierConfig, digest, merge, parse_tier, read_tier
+from iapo_bench.config.reading import merge, read_yaml, typed
+from iapo_bench.config.section import digest, identity
+from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import whole_file
-from iapo_bench.machine.code import code_digest as digest_of_code
-from iapo_bench.method import list_methods
+from iapo_bench.files import whole_file, write_json
+from iapo_bench.machine.code import code_digest, differences
+from iapo_bench.machine.provenance import checksum
+from iapo_bench.plugins import list_datasets
+from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
-_TARGETS = "IAPO_BENCH_TARGETS"
 PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
+TRAINED = re.compile(r"(?P<method>[^/]+)/seed(?P<seed>\d+)")
+TRIAL = re.compile(r"tune/(?P<method>[^/]+)/trial(?P<trial>\d+)")
+POINT = re.compile(r"sensitivity/point(?P<point>\d+)")
 
-# The module that does each stage's work: its imports decide what makes a result stale.
-STAGES = {
-    "worlds": "iapo_bench.worlds.prepare",
-    "base": "iapo_bench.train.base",
-    "train": "iapo_bench.train.run",
-    "sample": "iapo_bench.evaluate.sample",
-    "grade": "iapo_bench.evaluate.grade",
-    "metrics": "iapo_bench.report.rows",
-    "tables": "iapo_bench.report.table1",
-    "roles": "iapo_bench.tokens.scores",
-    "role_tables": "iapo_bench.tokens.roles",
-    "lm_eval": "iapo_bench.evaluate.lm_evaluation",
+# The module that does each artefact's work, for jobs that have no settings of their own.
+ARTEFACTS = {
+    "table": "iapo_bench.report.table1",
+    "comparisons": "iapo_bench.report.comparisons",
+    "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",
 }
 
@@ -44,53 +46,60 @@ def read_workflow_tier(
     that is named there, or whose folder `targets` lie in, or micro.
 
     `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. Raises
-    UserError for targets of several tiers.
+    UserError for targets of several tiers, or of a tier that does not exist.
     """
-    config, given = _typed(config), _typed(given)
+    config, given = typed(config), typed(given)
     if {"model", "world", "train", "evaluate", "methods"} <= config.keys():
         return parse_tier(config, given, source="the --configfile")
     if "tier" not in config:
         config = merge(_tier_of(targets), config)
-    return read_tier(str(config.get("tier", "micro")), config)
+    name = str(config.get("tier", "micro"))
+    if name not in list_tiers():
+        raise UserError(f"{COMMAND_LINE} tier={name}: {unknown('tier', name, list_tiers())}")
+    return check_methods(read_tier(name, {key: value for key, value in config.items() if key != "tier"}))
+
+
+def check_methods(tier: TierConfig) -> TierConfig:
+    """Build every method of the tier once, so that a bad option is an error now and not after an hour.
+
+    Raises UserError with the place where the option was set.
+    """
+    from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
+
+    seed = tier.train.seeds[0]
+    for name in [*tier.methods, *tier.ablations]:
+        points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
+        for options in [{}, *points]:
+            chosen = tier.train_job(name, seed, options=options).method
+            try:
+                load_method(chosen.name, chosen.profile, **chosen.options)
+            except UserError as error:
+                section = "methods" if name in tier.methods else "ablations"
+                raise UserError(f"{tier.place(section, name, 'options')}: {error}") from None
+    return tier
 
 
 def asked_for(arguments: Iterable[str]) -> list[str]:
-    """The results that a command line asks for: Snakemake does not say so before it has read the Snakefile.
-
-    In a job that an executor starts as a run of its own, those of the run that it is of.
-    """
-    if targets := [argument for argument in arguments if argument.startswith("results/")]:
-        os.environ[_TARGETS] = " ".join(targets)
-    return os.environ.get(_TARGETS, "").split()
+    """The results that a command line asks for: Snakemake does not say so before it has read the Snakefile."""
+    return [argument for argument in arguments if argument.startswith("results/")]
 
 
 def _tier_of(targets: Iterable[str]) -> dict[str, Any]:
-    """What --config would say of the tier, and its dataset, in whose folder of `results` the targets lie."""
+    """Infer tier and dataset from targets such as results/smollm2/table1.csv."""
     found = []
     for parts in (Path(target).parts for target in targets):
-        if len(parts) > 2 and parts[0] == "results" and (CONFIG_DIR / f"{parts[1]}.yaml").is_file():
-            tier: dict[str, Any] = {"tier": parts[1]}
-            if parts[2] in read_tier(parts[1]).datasets:
-                tier["world"] = {"name": parts[2]}
-            if tier not in found:
-                found.append(tier)
+        if len(parts) < 3 or parts[1] == "figures":  # the default tier's
+            continue
+        if parts[1] not in list_tiers():
+            raise UserError(f"{'/'.join(parts)}: {unknown('tier', parts[1], list_tiers())}")
+        tier: dict[str, Any] = {"tier": parts[1]}
+        if parts[2] in read_tier(parts[1]).datasets:
+            tier["world"] = {"name": parts[2]}
+        if tier not in found:
+            found.append(tier)
     if len(found) > 1:
         raise UserError("the targets are of several tiers or datasets: ask for one at a time, or use paper.smk")
     return found[0] if found else {}
-
-
-def _typed(value: Any) -> Any:
-    """With numbers, booleans and null for the words that Snakemake leaves within a section of --config."""
-    if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(value)
-    return {"true": True, "false": False, "null": None}.get(value.lower(), value)
 
 
 def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -109,28 +118,218 @@ def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return cells
 
 
-def export_settings(tier: TierConfig, folder: str | Path) -> str:
-    """Give every job of this run the resolved tier and this interpreter, through the environment; return the file.
-
-    The settings go to a file of `folder` that is named by its content, so that no later change reaches a running job.
-    """
-    content = tier.model_dump(mode="json")
-    path = Path(folder) / f"{digest(content)}.yaml"
-    if not path.exists():
-        with whole_file(path) as partial:
-            partial.write_text(yaml.safe_dump(content, sort_keys=False))
-    os.environ["IAPO_BENCH_CONFIG"] = str(path)
+def prepare_environment() -> None:
+    """Let jobs find this interpreter, and keep their threads and heaps from getting in each other's way."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A waiting thread that spins takes the core from whatever else runs: ten times slower when the machine is busy.
+    # Spin-waiting OpenMP threads starve other jobs (10x slower on a busy machine).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name, value in MALLOC.items():
         os.environ.setdefault(name, value)
-    return str(path)
 
 
-def code_digest(stage: str, method: str | None = None) -> str:
-    """A hash of the code behind a stage's results; of training, with the one method's own file."""
-    if stage not in STAGES:
-        raise unknown("stage", stage, STAGES)
-    return digest_of_code(STAGES[stage], [list_methods()[method]] if method else [])
+class Workflow:
+    """The jobs of a tier. Each reads its own settings from a file that is among its inputs, named by all that can
+    change its result: settings, code, and the contents of what lies outside the workflow. A job is stale when, and only
+    when, that name is another one than at its last run, or an input was made anew.
+    """
+
+    def __init__(self, tier: TierConfig) -> None:
+        self.tier = tier
+        self.work = f"results/{tier.folder}"
+        self.methods = list(tier.methods)
+        self.seeds = tier.train.seeds
+        self._told: set[str] = set()
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """Directories of the base and of every trained row, by their name in tables: METHOD/SEED."""
+        trained = {
+            f"{method}/{seed}": f"{self.work}/{method}/seed{seed}" for method in self.methods for seed in self.seeds
+        }
+        return {BASE: f"{self.work}/{BASE}"} | trained
+
+    @property
+    def trials(self) -> list[str]:
+        """Runs of the search."""
+        names = self.methods if self.tier.tune else []
+        return [f"tune/{name}/trial{trial}" for name in names for trial in range(len(self.tier.trials(name)))]
+
+    @property
+    def points(self) -> list[str]:
+        """Runs of the sensitivity grid."""
+        grid = self.tier.sensitivity.points() if self.tier.sensitivity and self.tier.tune else []
+        return [f"sensitivity/point{point}" for point in range(len(grid))]
+
+    def folders(self, row: str) -> list[str]:
+        """Directories of the runs of a row, one for each training seed."""
+        return [f"{self.work}/{BASE}"] if row == BASE else [f"{self.work}/{row}/seed{seed}" for seed in self.seeds]
+
+    # What each job reads.
+
+    def prepare(self) -> str:
+        """Settings file of `prepare`."""
+        return self._write("prepare", self._prepare_job, "iapo_bench.worlds.prepare", self._dataset_files)
+
+    def base(self) -> str:
+        """Settings file of `base`."""
+        job, source = self.tier.base_job(), Path(self.tier.model.source)
+        if source.is_dir():
+            job = job.model_copy(update={"files": _checksums(source)})
+        problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
+        return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
+
+    def train(self, run: str) -> str:
+        """Settings file of the training of a run."""
+        tier, seed = self.tier, self.tier.tune.seed if self.tier.tune else 0
+        if found := TRIAL.fullmatch(run):
+            job = tier.train_job(found["method"], seed, trial=int(found["trial"]))
+        elif (found := POINT.fullmatch(run)) and tier.sensitivity:
+            options = tier.sensitivity.points()[int(found["point"])]
+            job = tier.train_job(tier.sensitivity.method, seed, options=options)
+        elif found := TRAINED.fullmatch(run):
+            job = tier.train_job(found["method"], int(found["seed"]))
+        else:
+            raise UserError(f"'{run}' is not a run that is trained")
+        plugins = [*job.plugins, self._dataset]
+        return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
+
+    def sample(self, run: str, split: str) -> str:
+        """Settings file of the sampling of a run."""
+        job, questions = self.tier.sample_job(split), self._problems(split)["questions"]
+        name = f"sample {run} {split}"
+        return self._write(name, job, "iapo_bench.evaluate.sample", [self._dataset], problems=questions)
+
+    def grade(self, run: str, split: str) -> str:
+        """Settings file of the grading of a run."""
+        job, golds = self.tier.grade_job(split), self._problems(split)["golds"]
+        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", [self._dataset], problems=golds)
+
+    def lm_eval(self, run: str) -> str:
+        """Settings file of lm-eval on a run."""
+        job, problems = self.tier.lm_eval_job(), self._problems("test")
+        return self._write(
+            f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", [self._dataset], problems=problems
+        )
+
+    def metrics(self, row: str) -> str:
+        """Settings file of the summary of a row."""
+        return self._write(f"metrics {row}", self.tier.row_job(row), "iapo_bench.report.rows")
+
+    def wallclock(self) -> str:
+        """Settings file of the wall-clock table."""
+        return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock")
+
+    def token_roles(self, run: str) -> str:
+        """Settings file of the scores of a run's tokens."""
+        return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", [self._dataset])
+
+    def role_tables(self) -> str:
+        """Settings file of the tables of token roles."""
+        return self._write("role_tables", self.tier.roles_job(), "iapo_bench.tokens.roles", [self._dataset])
+
+    def tune(self) -> str:
+        """Settings file of the choice on validation."""
+        return self._write("tune", self.tier.tune_job(), "iapo_bench.report.tuning")
+
+    def sensitivity(self) -> str:
+        """Settings file of the sensitivity table."""
+        return self._write("sensitivity", self.tier.sensitivity_job(), "iapo_bench.report.sensitivity")
+
+    def artefact(self, name: str) -> str:
+        """File that stands for the code of a table or figure that has no settings."""
+        return self._write(name, None, ARTEFACTS[name])
+
+    @property
+    def _dataset(self) -> Path:
+        return list_datasets()[self.tier.world.name]
+
+    @property
+    def _dataset_files(self) -> list[Path]:
+        return [self._dataset, *(list_datasets()[name] for name in self.tier.world.held_out)]
+
+    @cached_property
+    def _prepare_job(self) -> Any:
+        job = self.tier.prepare_job()
+        if job.world.data_dir:
+            job = job.model_copy(update={"files": _checksums(Path(job.world.data_dir))})
+        return job
+
+    def _problems(self, split: str) -> dict[str, str]:
+        """What identifies the questions and golds of a split: their content where it is local, otherwise its recipe."""
+        recipe = digest([identity(self._prepare_job), code_digest("iapo_bench.worlds.prepare", self._dataset_files)])
+        if not self._prepare_job.files:
+            return {"questions": recipe, "golds": recipe}
+        known = Path(self.work) / "settings" / f"problems-{recipe}.json"
+        if not known.is_file():
+            write_json(known, split_digests(self._prepare_job))
+        return json.loads(known.read_text())[split]
+
+    def _write(
+        self, name: str, job: BaseModel | None, module: str, plugins: Iterable[Path] = (), **contents: Any
+    ) -> str:
+        """Write a job's settings, if they are not there, and say why it is stale if it ran with others."""
+        told = {"settings": identity(job) if job else {}, "code": code_digest(module, plugins), **contents}
+        name = name.replace("/", "-").replace(" ", "--")
+        path = Path(self.work) / "settings" / f"{name}-{digest(told)}.yaml"
+        content = {"name": name, "job": job.model_dump(mode="json") if job else {}, "identity": told}
+        text = yaml.safe_dump(content, sort_keys=False)
+        if not path.is_file():
+            with whole_file(path) as partial:
+                partial.write_text(text)
+        elif path.read_text() != text:
+            _rewrite(path, text)
+        self._tell(name, told)
+        return str(path)
+
+    def _tell(self, name: str, told: dict[str, Any]) -> None:
+        ran = Path(self.work) / "settings" / "ran" / f"{name}.yaml"
+        if name in self._told or not ran.is_file():
+            return
+        self._told.add(name)
+        before = read_yaml(ran)[0].get("identity")
+        if before != json.loads(json.dumps(told)):
+            click.echo(f"stale: {name}, {differences(before, told)}", err=True)
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Change what cannot change a result, and leave the time of the file, which would make the job stale."""
+    stat = path.stat()
+    with whole_file(path) as partial:
+        partial.write_text(text)
+        os.utime(partial, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+_SUMS: dict[tuple[str, int, int], str] = {}
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a directory that is read: data, weights, and what goes with them."""
+    kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
+    return {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
+
+
+def _checksum(path: Path) -> str:
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in _SUMS:
+        _SUMS[key] = checksum(path)
+    return _SUMS[key]
+
+
+def opening(flow: Workflow) -> str:
+    """What a run says first: what it is about to make, and where to watch."""
+    tier = flow.tier
+    rows = len(flow.methods)
+    return (
+        f"iapo-bench: {tier.model.name} on {tier.world.name}, {rows} methods x {len(flow.seeds)} training seeds; "
+        f"logs are in {flow.work}/logs"
+    )
+
+
+def closing(flow: Workflow, out: str) -> str:
+    """What a run says last: the table, and where everything is."""
+    table = Path(out) / "table1.md"
+    files = [*sorted(Path(out).glob("*.csv")), *sorted((Path(out) / "figures").glob("*.png"))]
+    text = table.read_text() if table.is_file() else ""
+    return f"{text}\n" + "\n".join(str(path) for path in files)

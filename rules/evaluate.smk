@@ -2,48 +2,69 @@
 
 
 rule sample:
+    """Sample completions of a run's model for every problem of a split."""
     input:
-        data=rules.prepare.output,
+        settings=lambda wildcards: FLOW.sample(wildcards.run, wildcards.split),
+        data=ancient(rules.prepare.output),
         model=f"{WORK}/{{run}}/model",
     output:
-        samples=f"{WORK}/{{run}}/test/samples.parquet",
-        timing=f"{WORK}/{{run}}/test/timing.json",
+        samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
+        timing=f"{WORK}/{{run}}/{{split}}/timing.json",
     log:
-        f"{WORK}/logs/sample/{{run}}.log",
+        f"{WORK}/logs/sample/{{run}}/{{split}}.log",
     benchmark:
-        f"{WORK}/benchmarks/sample/{{run}}.tsv"
+        f"{WORK}/benchmarks/sample/{{run}}/{{split}}.tsv"
     conda:
         "../configs/environment.yaml"
     resources:
-        settings=SETTINGS,
         gpu=min(TIER.gpus, 1),
-        mem_mb=TIER.job.mem_mb,
-        runtime=TIER.job.runtime,
+        **LARGE,
     params:
-        evaluate=TIER.evaluate.model_dump(exclude={"ks"}),
-        code=code_digest("sample"),
         out=subpath(output.samples, parent=True),
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} sample --model {input.model} --data {input.data}"
-        " --split test --out {params.out} 2>&1 | tee {log}"
+        RUN_GPU + "sample --settings {input.settings} --model {input.model}"
+        " --data {input.data} --out {params.out}"
 
 
 rule grade:
+    """Judge every sample of a run."""
     input:
-        data=rules.prepare.output,
+        settings=lambda wildcards: FLOW.grade(wildcards.run, wildcards.split),
+        data=ancient(rules.prepare.output),
         samples=rules.sample.output.samples,
     output:
-        f"{WORK}/{{run}}/test/grades.parquet",
+        f"{WORK}/{{run}}/{{split}}/grades.parquet",
     log:
-        f"{WORK}/logs/grade/{{run}}.log",
+        f"{WORK}/logs/grade/{{run}}/{{split}}.log",
     benchmark:
-        f"{WORK}/benchmarks/grade/{{run}}.tsv"
+        f"{WORK}/benchmarks/grade/{{run}}/{{split}}.tsv"
+    conda:
+        "../configs/environment.yaml"
+    shell:
+        RUN + "grade --settings {input.settings} --samples {input.samples}"
+        " --data {input.data} --out {output}"
+
+
+rule lm_eval:
+    """Measure a run's model with lm-eval, greedily."""
+    input:
+        settings=lambda wildcards: FLOW.lm_eval(wildcards.run),
+        data=ancient(rules.prepare.output),
+        model=f"{WORK}/{{run}}/model",
+    output:
+        scores=f"{WORK}/{{run}}/lm_eval/scores.json",
+        results=f"{WORK}/{{run}}/lm_eval/results.parquet",
+    log:
+        f"{WORK}/logs/lm_eval/{{run}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/lm_eval/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
     resources:
-        settings=SETTINGS,
+        gpu=min(TIER.gpus, 1),
+        **LARGE,
     params:
-        code=code_digest("grade"),
+        out=subpath(output.scores, parent=True),
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench grade --samples {input.samples} --data {input.data} --split test"
-        " --out {output} 2>&1 | tee {log}"
+        RUN_GPU + "lm-eval --settings {input.settings} --model {input.model}"
+        " --data {input.data} --out {params.out}"

@@ -1,29 +1,65 @@
-# Training: one job a method and seed. Each is given its own slice of the settings, so that a change to one method, or a
-# new one, reruns nothing else.
+# Problems, the base, and a training job for each run: of the table, the search, the ablations, the grid.
 
 
-rule train:
+rule prepare:
+    """Write the problems of every split, golds checked."""
     input:
-        data=rules.prepare.output,
+        settings=lambda wildcards: FLOW.prepare(),
+    output:
+        directory(f"{WORK}/data"),
+    log:
+        f"{WORK}/logs/prepare.log",
+    benchmark:
+        f"{WORK}/benchmarks/prepare.tsv"
+    conda:
+        "../configs/environment.yaml"
+    shell:
+        RUN + "prepare --settings {input.settings} --out {output}"
+
+
+rule base:
+    """Make the model that every method starts from."""
+    input:
+        settings=lambda wildcards: FLOW.base(),
+    output:
+        directory(f"{WORK}/base/model"),
+    log:
+        f"{WORK}/logs/base.log",
+    benchmark:
+        f"{WORK}/benchmarks/base.tsv"
+    conda:
+        "../configs/environment.yaml"
+    threads: os.cpu_count()
+    resources:
+        gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
+        **LARGE,
+    shell:
+        RUN_GPU + "base --settings {input.settings} --out {output}"
+
+
+# The problems' content is part of the settings' name: new files with the same content make nothing stale.
+rule train:
+    """Train one run: a method and seed, a trial of the search, or a point of the grid."""
+    input:
+        settings=lambda wildcards: FLOW.train(wildcards.run),
+        data=ancient(rules.prepare.output),
         base=rules.base.output,
     output:
-        model=directory(f"{WORK}/{{method}}/seed{{seed}}/model"),
-        log=f"{WORK}/{{method}}/seed{{seed}}/train.jsonl",
+        model=directory(f"{WORK}/{{run}}/model"),
+        log=f"{WORK}/{{run}}/train.jsonl",
+    wildcard_constraints:
+        run=r"tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
     log:
-        f"{WORK}/logs/train/{{method}}-{{seed}}.log",
+        f"{WORK}/logs/train/{{run}}.log",
     benchmark:
-        f"{WORK}/benchmarks/train/{{method}}-{{seed}}.tsv"
+        f"{WORK}/benchmarks/train/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
     resources:
-        settings=SETTINGS,
         gpu=TIER.gpus,
-        mem_mb=TIER.job.mem_mb,
-        runtime=TIER.job.runtime,
+        **LARGE,
     params:
-        slice=lambda wildcards: TIER.training_slice(wildcards.method),
-        code=lambda wildcards: code_digest("train", TIER.parent(wildcards.method)),
         out=subpath(output.model, parent=True),
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} train --method {wildcards.method}"
-        " --base {input.base} --data {input.data} --seed {wildcards.seed} --out {params.out} 2>&1 | tee {log}"
+        RUN_GPU + "train --settings {input.settings} --base {input.base}"
+        " --data {input.data} --out {params.out}"

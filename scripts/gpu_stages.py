@@ -141,7 +141,8 @@ class TableRun:
         return {"base": self.work / "base"} | {method: self.work / method / "seed0" for method in self.methods}
 
     def tier(self, completions: int | None = None) -> Any:
-        from iapo_bench.config import merge, read_tier
+        from iapo_bench.config.reading import merge
+        from iapo_bench.config.tier import read_tier
 
         changes = merge(self.changes, {"gpus": 0, "world": {"data_dir": str(self.data)}})
         if self.checkpoint:

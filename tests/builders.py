@@ -1,16 +1,24 @@
 """Rollout batches and grades from a few numbers, for tests of anything that reads them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
 from iapo_bench.method import Credit, Method
+from iapo_bench.models.checkpoints import save_model
+from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
+from iapo_bench.worlds import TAGS
+from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.prepare import prepare
 
 Rows = Sequence[Sequence[float]]
 
@@ -100,3 +108,51 @@ def write_grades(path: Path, right: int, length: int) -> Path:
     ]
     pd.DataFrame(rows).to_parquet(path)
     return path
+
+
+PERFECT = "1 + 1 </think><answer>4</answer>"
+
+
+def perfect_base(folder: Path) -> TierConfig:
+    """A tier of GSM8K with its problems in `folder/data` and a base in `folder/base` that answers each of them right.
+
+    All about it is odd: its template drops earlier reasoning and opens `<think>`, its tags are special tokens, and its
+    turns end with an ordinary token that is no end of sequence; where that does not stop it, it talks on.
+    """
+    tokenizer = _byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": list(TAGS)})
+    tokenizer.add_tokens(["<turn>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] if m.role == 'assistant' "
+        "else m.content }}<turn>\n{% endfor %}<|im_start|>assistant\n{{ '<think>\n' }}"
+    )
+    for split, count in (("train", 520), ("test", 3)):
+        rows = [
+            {"question": f"What is 2 + 2? ({split[:2]} {n})", "answer": "2+2=4\n#### 4"}
+            for n in range(100, 100 + count)
+        ]
+        (folder / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = read_tier("smollm2", {"world": {"data_dir": str(folder)}}).model_dump(mode="json")
+    small = {"completions": 8, "prompts_per_step": 2, "group_size": 4, "max_tokens": 40, "problems": 8}
+    changes = {"train": small, "evaluate": {"max_tokens": 40, "ks": [1], "n_samples": 1, "seeds": [0]}}
+    tier = parse_tier(content, changes, source="test")
+    prepare(tier.prepare_job(), folder / "data")
+    world = load_world(tier.world, tier.seed)
+    said = tokenizer(PERFECT + "<turn>", add_special_tokens=False).input_ids
+    (length,) = {len(world.encode_prompt(p, tokenizer)) for split in ("train", "test") for p in world.load(split)}
+    save_model(_reciter(len(tokenizer), said, length), tokenizer, folder / "base")
+    return tier
+
+
+@torch.no_grad()
+def _reciter(vocabulary: int, said: list[int], after: int) -> GPT2LMHeadModel:
+    """A model that says `said` after any `after` tokens: its layers add nothing, and each position, which has a
+    direction of its own, has its token."""
+    size = {"vocab_size": vocabulary, "n_positions": 1024, "n_embd": 64, "n_layer": 1, "n_head": 1}
+    model = GPT2LMHeadModel(GPT2Config(**size, tie_word_embeddings=False, bos_token_id=None, eos_token_id=258))
+    for weight in (model.transformer.wte, model.transformer.wpe, model.lm_head, *model.transformer.h[0].parameters()):
+        getattr(weight, "weight", weight).zero_()
+    for i, token in enumerate(said):
+        model.transformer.wpe.weight[after - 1 + i, i] = 1.0
+        model.lm_head.weight[token, i] = 100.0
+    return model

@@ -10,7 +10,7 @@ from builders import write_grades
 from matplotlib.text import Text
 from project_copy import copy_project, snakemake
 
-from iapo_bench.config import parse_tier, read_tier
+from iapo_bench.config.tier import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.report.sensitivity import make_sensitivity, sensitivity_maps
 

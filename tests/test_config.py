@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iapo_bench.config import merge, parse_tier, read_tier, search_space
+from iapo_bench.config.reading import merge
+from iapo_bench.config.tier import parse_tier, read_tier, search_space
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 

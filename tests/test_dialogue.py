@@ -5,19 +5,26 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from builders import PERFECT, perfect_base
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from iapo_bench.cli import main
-from iapo_bench.config import PromptConfig, read_tier
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import identity
+from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_skeleton, load_tokenizer, save_model, stop_ids
 from iapo_bench.models.sources import _byte_tokenizer, fetch_model
+from iapo_bench.rollout.prompts import encode
 from iapo_bench.train.base import make_base
+from iapo_bench.train.run import train
 from iapo_bench.worlds import TAGS, Problem
+from iapo_bench.worlds.datasets.gsm8k import GSM8K
 from iapo_bench.worlds.dialogue import Dialogue, completion_texts
 from iapo_bench.worlds.grading import is_formatted
-from iapo_bench.worlds.text import TextWorld
 
 REASONING = "Two and two more make four: 2 + 2 = 4."
 QUESTION = "How many legs have three cats?"
@@ -62,11 +69,15 @@ CARRIED = {
     "fails without add_generation_prompt": TURNS
     + "{{ raise_exception('x') if add_generation_prompt is undefined }}"
     + OPEN,
+    "takes a part of the tags for a switch": (
+        TURNS.replace("m.content", "(m.content.replace('/think', '') if m.role != 'assistant' else m.content)") + OPEN
+    ),
     "trims": TURNS.replace("m.content", "m.content | trim") + OPEN,
     "has lists of parts only": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content if part.type == 'text' %}"
         "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}" + OPEN
     ),
+    "changes white space": TURNS.replace("m.content", "m.content.split() | join(' ')") + OPEN,
     "adds the date": "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}.<|im_end|>\n" + TURNS + OPEN,
     "adds a system text where there is none": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + TURNS + OPEN
@@ -94,7 +105,7 @@ def tokenizer_with(template: str | None, *special: str) -> PreTrainedTokenizerBa
 
 
 def chat(template: str, *special: str, prompt: PromptConfig | None = None) -> Dialogue:
-    return TextWorld("gsm8k").dialogue(tokenizer_with(template, *special), prompt)
+    return GSM8K().dialogue(tokenizer_with(template, *special), prompt)
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path, **config: object) -> Path:
@@ -128,6 +139,7 @@ def test_a_template_carries_the_whole_prompt_and_a_perfect_completion_is_read_as
     (read,) = completion_texts([completion], dialogue.tokenizer, stop_ids=completion[-1:], prefill=dialogue.prefill)
     assert is_formatted(read)
     assert read.split() == REPLY.split()
+    assert not re.search(r"<think>\s\s", read)
 
 
 def test_the_plain_conversation_is_kept_where_it_passes():
@@ -145,7 +157,7 @@ def test_the_plain_conversation_is_kept_where_it_passes():
     )
     assert dialogue.encode(QUESTION) == chat_ids
     assert question == "What is 2+2?"
-    assert TextWorld("gsm8k").encode_prompt(Problem("p", QUESTION, "12"), tokenizer) == chat_ids
+    assert GSM8K().encode_prompt(Problem("p", QUESTION, "12"), tokenizer) == chat_ids
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -161,16 +173,22 @@ def test_a_template_that_cannot_carry_it_is_refused_in_one_line(kind):
 def test_a_tokenizer_without_a_template_takes_one_from_the_settings(tmp_path):
     tokenizer = tokenizer_with(None)
     with pytest.raises(UserError, match="has no chat template"):
-        TextWorld("gsm8k").dialogue(tokenizer)
+        GSM8K().dialogue(tokenizer)
     (tmp_path / "mine.jinja").write_text("{{ system }}\n\nQ: {{ question }} {{ instruction }}\nA: <think>")
     tier = read_tier("smollm2", {"prompt": str(tmp_path / "mine.jinja")})
     (tmp_path / "mine.jinja").unlink()  # its text was read, not its place
-    dialogue = TextWorld("gsm8k").dialogue(tokenizer, tier.prompt)
+    dialogue = GSM8K().dialogue(tokenizer, tier.prompt)
     dialogue.check()
     text = dialogue.render(QUESTION)
     assert text.startswith("Solve the problem")
     assert text.endswith(f"\n\nQ: {QUESTION} \nA: <think>")
     assert dialogue.prefill == "<think>"
+    assert dialogue.turn_ends == ()
+    chat_model = GSM8K().dialogue(tokenizer_with(CARRIED["plain"]), tier.prompt)
+    assert chat_model.render(QUESTION) == text
+    assert chat_model.tokenizer.convert_ids_to_tokens(list(chat_model.turn_ends)) == ["<|im_end|>"]
+    with pytest.raises(UserError, match=r"^the template in `prompt` cannot be used \(it leaves out the question\)"):
+        GSM8K().dialogue(tokenizer, PromptConfig(template="{{ system }}"))
 
 
 def test_a_date_is_the_same_every_day():
@@ -200,9 +218,8 @@ def test_parts_of_the_prompt_can_be_set():
     assert bare == f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     again = read_tier("smollm2", {"prompt": json.loads(json.dumps(tier.prompt.model_dump(mode="json")))})
     assert again.prompt == tier.prompt
-    slices = [read_tier("smollm2", {"prompt": p}).training_slice("grpo") for p in ({}, parts)]
-    assert slices[0] != slices[1]
-    assert "prompt" not in slices[0]
+    jobs = [read_tier("smollm2", {"prompt": p}).train_job("grpo", 0) for p in ({}, parts)]
+    assert identity(jobs[0]) != identity(jobs[1])
 
 
 @pytest.mark.parametrize(
@@ -267,17 +284,20 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused(tokenizer):
         ),
         ("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", ["<|im_end|>"]),
         ("{{ messages[-1].content }}<end_of_turn>" + OPEN, ["<end_of_turn>"]),
+        # neither white space nor a tag ends a turn, though it be a token of its own
+        (TURNS.replace("<|im_end|>", "\t<end_of_turn>") + OPEN, ["<end_of_turn>"]),
+        ("{% for m in messages %}## {{ m.role }}: {{ m.content }}\n{% endfor %}<think>", []),
     ],
 )
 def test_the_end_of_a_turn_is_read_off_the_template(template, ends):
-    dialogue = chat(template, "<end_of_turn>", "<|turn|>", "<|return|>")
+    dialogue = chat(template, "<end_of_turn>", "<|turn|>", "<|return|>", "\t", *TAGS)
     assert dialogue.tokenizer.convert_ids_to_tokens(list(dialogue.turn_ends)) == ends
 
 
 def test_an_end_of_turn_that_is_no_token_is_said():
     dialogue = chat(TURNS.replace("<|im_end|>", "<stop>").replace("<|im_start|>", "## ") + OPEN)
     assert dialogue.turn_ends == ()
-    assert "'<stop>\\n##" in " ".join(dialogue.notes) or "'<stop>" in " ".join(dialogue.notes)
+    assert "a turn ends with '<stop>', which is no token" in dialogue.notes[-1]
 
 
 def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path):
@@ -286,7 +306,7 @@ def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path):
     path = save(tokenizer, tmp_path / "model", eos_token_id=ids["<a>"])
     generation = {"eos_token_id": [ids["<b>"], ids["<c>"], 10**6]}
     (path / "generation_config.json").write_text(json.dumps(generation))
-    dialogue = TextWorld("gsm8k").dialogue(load_tokenizer(path))
+    dialogue = GSM8K().dialogue(load_tokenizer(path))
     for model in (load_model(path), load_skeleton(path)):
         assert stop_ids(model, dialogue) == tuple(sorted(ids.values()))
         assert set(ids.values()) - set(eos_ids(model, dialogue.tokenizer)) == {ids["<turn>"]}
@@ -335,18 +355,37 @@ def test_one_that_cannot_be_read_is_refused_before_the_weights_are(tmp_path, con
         assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
+    tokenizer = tokenizer_with(TURNS.replace("<|im_end|>", "<turn>") + OPEN, "<turn>")
+    path = save(tokenizer, tmp_path / "model", vocab_size=tokenizer.convert_tokens_to_ids("<turn>"))
+    with pytest.raises(UserError, match="the token 260, '<turn>', and the weights are for 260 tokens"):
+        encode([Problem("p", QUESTION, "12")], GSM8K().dialogue(tokenizer), path, 16)
+
+
 # The commands
 
 
 def gsm8k_tier(tmp_path: Path, source: Path) -> dict:
-    return {"model": {"source": str(source), "warm_start": None}, "world": {"data_dir": str(tmp_path)}}
+    return {"model": {"source": str(source), "sft": None}, "world": {"data_dir": str(tmp_path)}}
 
 
 def test_a_base_is_not_made_of_a_model_that_cannot_be_asked(tmp_path):
     source = save(tokenizer_with(REFUSED["closes the reasoning"][0]), tmp_path / "source")
     with pytest.raises(UserError, match="closes the reasoning"):
-        make_base(read_tier("smollm2", gsm8k_tier(tmp_path, source)), tmp_path / "base")
+        make_base(read_tier("smollm2", gsm8k_tier(tmp_path, source)).base_job(), tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+def test_a_perfect_base_is_trained_and_sampled_as_one(tmp_path):
+    tier = perfect_base(tmp_path)
+    train(tier.train_job("grpo", 0), base=tmp_path / "base", data=tmp_path / "data", out=tmp_path / "run")
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines())
+    assert (row["correct"], row["formatted"], row["truncated"]) == (1, 1, 0)
+    sample(tier.sample_job("test"), model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
+    assert samples["text"].tolist() == ["<think>\n" + PERFECT] * 3
+    assert set(samples["finish_reason"]) == {"stop"}
+    assert set(samples["n_tokens"]) == {len(load_tokenizer(tmp_path / "base")(PERFECT).input_ids) + 1}
 
 
 def doctor(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -365,7 +404,8 @@ def test_doctor_shows_prompt_stops_and_verdict(tmp_path, monkeypatch, capsys, ki
     path = save(tokenizer_with(CARRIED[kind], *TAGS), tmp_path / "model")
     code, out, _ = doctor(monkeypatch, capsys, "--model", path, "--dataset", "gsm8k")
     assert code == 0
-    dialogue = TextWorld("gsm8k").dialogue(load_tokenizer(path))
+    dialogue = GSM8K().dialogue(load_tokenizer(path))
+    assert len(dialogue.notes) == 1
     question = re.search(r"A shelf holds .*\?", out)[0]
     assert dialogue.render(question) in out
     assert all(note in out for note in dialogue.notes)

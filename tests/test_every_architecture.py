@@ -188,9 +188,11 @@ def outcome(check, model: PreTrainedModel, prompt: int, length: int) -> str:
     try:
         check(model, prompt, length)
     except UserError as refusal:
-        assert "\n" not in str(refusal).strip()
-        return str(refusal)
-    return "exact"
+        line = str(refusal)
+    else:
+        return "exact"
+    assert "\n" not in line
+    return line
 
 
 # What people train must stay exact below its window: a refusal of these would be a fault of ours.

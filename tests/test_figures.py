@@ -9,7 +9,7 @@ from test_tables import STEP, TIMING, make_row
 
 from iapo_bench.errors import UserError
 from iapo_bench.report.curves import training_curves
-from iapo_bench.report.style import save_figure
+from iapo_bench.report.style import method_styles, save_figure
 from iapo_bench.report.table1 import accuracy_length
 from iapo_bench.report.wallclock import wallclock_bars, wallclock_row
 
@@ -104,8 +104,31 @@ def test_training_curves(logs):
     length = figure.axes[1].lines[0]
     assert list(length.get_xdata()) == [8 * s for s in range(1, 9)]
     assert list(length.get_ydata())[:4] == pytest.approx([58, 57.5, 57, 56]), "59, 58, 57, ... smoothed"
-    looks = {(line.get_color(), line.get_linestyle()) for line in length.axes.lines}
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in length.axes.lines}
     assert len(looks) == len(METHODS) - 1, "every method looks different"
+
+
+def test_a_method_looks_the_same_whatever_is_shown_beside_it():
+    every = method_styles([*METHODS, "iapo_ni", "iapo_ne"], {"iapo_ni": "iapo", "iapo_ne": "iapo"})
+    for i, name in enumerate(METHODS[:-2]):
+        assert method_styles(METHODS[i:-2])[name] == every[name]
+    for look in zip(*every.values(), strict=True):
+        assert len(set(map(str, look))) > 1
+    first_two = list(every.values())[1:3]
+    assert all(a != b for a, b in list(zip(*first_two, strict=True))[:3]), "apart in colour, marker and dash"
+    assert len({style[:3] for style in every.values()}) == len(every)
+    variants = [every["iapo_ni"], every["iapo_ne"]]
+    assert {style.colour for style in variants} == {every["iapo"].colour}
+    assert len({style.marker for style in [*variants, every["iapo"]]}) == 3
+
+
+def test_figures_are_as_wide_as_printed_columns(rows):
+    figure = accuracy_length(rows)
+    assert figure.get_figwidth() * 2.54 == pytest.approx(17.5)
+    sizes = {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()}
+    assert min(sizes) >= 7
+    assert max(sizes) <= 8
+    assert accuracy_length([make_row(ks=(16,))]).get_figwidth() * 2.54 == pytest.approx(8.5)
 
 
 def test_training_curves_of_several_seeds(tmp_path):
@@ -160,6 +183,7 @@ def test_files_are_written_whole_and_the_same_each_time(tmp_path, rows, monkeypa
         assert first == second
     svg = (tmp_path / "figures" / "a.svg").read_text()
     assert all(f">{method}</text>" in svg for method in METHODS)
+    assert "<title>small on micro: accuracy against length" in svg
 
     def break_off(figure, path, **_):
         path.write_text("half")

@@ -12,12 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from builders import perfect_base
 from project_copy import copy_project, snakemake
 from test_text_worlds import gsm8k_row, write_rows
 
-from iapo_bench.config import TierConfig, parse_tier, read_tier
+from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.lm_evaluation import as_text, evaluate
+from iapo_bench.evaluate.lm_evaluation import evaluate
 from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.report.lm_eval import COLUMNS
 from iapo_bench.rollout import Sampling
@@ -135,11 +136,12 @@ def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
     assert set(results["task"]) == {"iapo_gsm8k"}
 
 
-def test_a_prompt_that_is_not_its_own_text_is_refused(tokenizer):
-    ids = tokenizer("7 + 8 = ?").input_ids
-    assert tokenizer(as_text(ids, tokenizer), add_special_tokens=False).input_ids == ids
-    with pytest.raises(UserError, match="does not tokenize to its own tokens"):
-        as_text([*ids, len(tokenizer)], tokenizer)
+def test_a_prefilled_tag_special_tags_and_the_turns_end_are_read_as_our_sampler_reads_them(tmp_path):
+    tier = perfect_base(tmp_path)
+    evaluate(tier.lm_eval_job(), model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
+    results = pd.read_parquet(tmp_path / "results.parquet")
+    assert results["response"].tolist() == ["<think>\n1 + 1 </think><answer>4</answer>"] * 3
+    assert results["correct"].all()
 
 
 ARC = """---

@@ -10,7 +10,7 @@ from builders import write_grades
 
 from iapo_bench import config as configuration
 from iapo_bench import workflow
-from iapo_bench.config import parse_tier, read_tier
+from iapo_bench.config.tier import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.report.rows import measure
 from iapo_bench.report.tuning import choose, pick

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "iapo_bench"
 
 # In dependency order. The first line is the ground, the last the top.
 ROOMS = [
-    {"errors", "files", "seeds", "batch", "plugins", "method", "config"},
+    {"errors", "files", "progress", "seeds", "batch", "plugins", "method", "config"},
     {"machine"},
     {"worlds"},
     {"models"},
@@ -21,7 +21,7 @@ ROOMS = [
     {"report"},
     {"tokens"},
     {"plan"},
-    {"bench", "cli", "doctor", "workflow", "__main__"},
+    {"bench", "new", "cli", "doctor", "workflow", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

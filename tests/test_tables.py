@@ -1,15 +1,20 @@
 """The tables: columns, markdown, wall-clock rows, and files written whole or not at all."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.metrics import Cell, Summary
+from iapo_bench.evaluate.metrics import Cell, Summary, Tally
 from iapo_bench.report import wallclock
+from iapo_bench.report.accuracy_length import accuracy_length
+from iapo_bench.report.comparisons import compare, comparison_blocks
+from iapo_bench.report.document import latex, markdown, page, write_document
 from iapo_bench.report.rows import Row, read_rows, split_run
-from iapo_bench.report.table1 import table_frame, table_markdown, write_table
+from iapo_bench.report.table1 import best_rows, table_blocks, table_frame
 from iapo_bench.report.wallclock import wallclock_row, write_wallclock
 from iapo_bench.train.trainer import PHASES
 
@@ -22,13 +27,13 @@ PUBLISHED_COLUMNS = [
 
 
 def make_row(method="iapo", ks=(2, 16), accuracy=0.5, length=40.0, half=0.01, **changes) -> Row:
-    """A row whose pass and length intervals are `half` (relative) wide on either side."""
+    """A row whose pass and length intervals are `half` (relative) wide on either side; its counts are drawn."""
     cells = {}
     for k in ks:
         for measure, mean in (("pass", accuracy), ("length", length), ("ratio", accuracy / length)):
             cells[f"{measure}@{k}"] = Cell(mean, mean / 100, mean * (1 - half), mean * (1 + half))
     labels = {"model": "small", "dataset": "micro", "tier": "micro", "profile": "paper", "selection": "validation"}
-    own = {key: changes.pop(key) for key in list(changes) if key in labels}
+    own = {key: changes.pop(key) for key in list(changes) if key in labels or key == "parent"}
     summary = {
         "n_problems": 200,
         "n_samples": 32,
@@ -38,8 +43,30 @@ def make_row(method="iapo", ks=(2, 16), accuracy=0.5, length=40.0, half=0.01, **
         "accuracy": accuracy,
         "outcomes": {"CORRECT": 1200, "WRONG": 33, "UNPARSEABLE": 44, "TIMEOUT": 5, "ERROR": 6},
         "truncated": 0.031,
+        "format_rate": 0.982,
+    } | changes
+    generator = np.random.default_rng([int(1e6 * accuracy), *method.encode()])
+    shape = (len(summary["train_seeds"]), len(summary["sampling_seeds"]), summary["n_problems"])
+    counts = {
+        "correct": generator.binomial(summary["n_samples"], accuracy, shape),
+        "tokens": np.rint(summary["n_samples"] * (length + generator.normal(0, 1, shape))).astype(int),
     }
-    return Row(method=method, summary=Summary(cells=cells, **(summary | changes)), **(labels | own))
+    tally = Tally(
+        tuple(summary["train_seeds"]),
+        tuple(summary["sampling_seeds"]),
+        tuple(f"p{i}" for i in range(summary["n_problems"])),
+        summary["n_samples"],
+        counts,
+    )
+    return Row(method=method, summary=Summary(cells=cells, **summary), tally=tally, **(labels | own))
+
+
+def table_markdown(rows, published=None) -> str:
+    return markdown(table_blocks(rows, published))
+
+
+def write_table(rows, out) -> None:
+    write_document(out, table_frame(rows), table_blocks(rows))
 
 
 def parse(markdown: str) -> list[dict[str, str]]:
@@ -64,12 +91,13 @@ def test_columns_are_the_published_ones_and_then_the_rest():
         *("pass@2_lo", "pass@2_hi", "pass@16_lo", "pass@16_hi"),
         *("length@2_lo", "length@2_hi", "length@16_lo", "length@16_hi"),
         *("ratio@2_lo", "ratio@2_hi", "ratio@16_lo", "ratio@16_hi"),
+        *("format_rate", "truncated"),
     ]
 
 
 def test_values_order_and_missing_ks(tmp_path):
     rows = [make_row("base"), make_row("zeta", ks=(16,)), make_row("alpha", accuracy=2 / 3)]
-    write_table(rows, tmp_path / "table.csv", tmp_path / "table.md")
+    write_table(rows, tmp_path / "table.csv")
     frame = pd.read_csv(tmp_path / "table.csv", dtype={"train_seeds": str})
     assert frame["method"].tolist() == ["base", "zeta", "alpha"]
     assert frame["pass@32"].isna().all()
@@ -84,38 +112,101 @@ def test_rows_survive_their_files(tmp_path):
     rows = [make_row("base"), make_row()]
     paths = [tmp_path / f"{row.method}.json" for row in rows]
     for path, row in zip(paths, rows, strict=True):
-        path.write_text(json.dumps(row.to_dict()))
-    assert read_rows(paths) == rows
+        row.write(path)
+    for found, row in zip(read_rows(paths), rows, strict=True):
+        assert (found.to_dict(), found.tally.problems) == (row.to_dict(), row.tally.problems)
+        assert all((found.tally.counts[name] == count).all() for name, count in row.tally.counts.items())
     for content in ("{", "{}", json.dumps({**rows[0].to_dict(), "tier": 1})[:-30]):
         paths[1].write_text(content)
         with pytest.raises(UserError, match=r"iapo\.json: "):
             read_rows(paths)
+    rows[1].write(paths[1])
+    paths[1].with_suffix(".parquet").unlink()
+    with pytest.raises(UserError, match=r"iapo\.parquet.*measure again"):
+        read_rows(paths)
     with pytest.raises(UserError, match=r"none\.json"):
         read_rows([tmp_path / "none.json"])
 
 
-def test_markdown_cells_and_evidence():
-    results, evidence = parse(table_markdown([make_row("iapo"), make_row("base", accuracy=0.4, length=60)]))[::2]
-    assert list(results) == ["method", "Pass@2", "Pass@16", "Length@16", "Ratio@16"]
-    assert results["Pass@2"] == "**0.500 [0.495, 0.505]**"
-    assert results["Length@16"] == "**40.0 [39.6, 40.4]**"
-    assert results["Ratio@16"] == "**0.0125 [0.0124, 0.0126]**"
-    assert evidence["samples"] == "32"
-    assert evidence["sampling seeds"] == "42 142"
-    assert evidence["training seeds"] == "0 1"
-    assert evidence["settings chosen by"] == "validation"
-    assert (evidence["CORRECT"], evidence["ERROR"], evidence["truncated"]) == ("1,200", "6", "3.1%")
+def test_markdown_cells_and_what_stands_behind_them():
+    text = table_markdown([make_row("iapo"), make_row("base", accuracy=0.4, length=60)])
+    results, answers = parse(text)[::2]
+    assert results == {
+        "method": "iapo",
+        "Pass@2": "**.500 ±.005**",
+        "Pass@16": "**.500 ±.005**",
+        "Length": "**40.0 ±0.4**",
+        "Ratio@16 \N{MULTIPLICATION SIGN} 10³": "**12.5 ±0.1**",
+    }
+    assert "200 problems, 32 samples with each of the sampling seeds 42, 142; estimator unbiased" in text
+    assert "training seeds 0, 1; settings chosen by validation." in text
+    assert "Smallest true difference in Pass@2" in text
+    assert (answers["CORRECT"], answers["ERROR"]) == ("93.2%", "0.5%")
+    assert (answers["truncated"], answers["format"]) == ("3.1%", "98.2%")
+    assert "training seeds" not in answers, "what is the same for all is said once"
+    mixed = [make_row("base"), make_row("dapo"), make_row("gtpo", selection="published settings")]
+    assert "published settings" in [row.get("settings chosen by") for row in parse(table_markdown(mixed))]
+    assert max(map(len, text.splitlines())) <= 200
 
 
-def test_only_a_separate_best_stands_alone_in_bold():
-    def bold(*accuracies: float) -> list[bool]:
-        rows = [make_row(f"m{i}", accuracy=accuracy, ks=(16,)) for i, accuracy in enumerate(accuracies)]
-        return [cell["Pass@16"].startswith("**") for cell in parse(table_markdown(rows)) if "Pass@16" in cell]
+def bold(key: str, rows: list[Row]) -> list[bool]:
+    pairs = compare(rows)
+    return [row.name in best_rows(rows, pairs, key) for row in rows]
 
-    assert bold(0.3, 0.5, 0.4) == [False, True, False]
-    assert bold(0.3, 0.5, 0.495) == [False, True, True]
-    assert bold(0.5, 0.496, 0.495) == [False, False, False]
-    assert bold(0.5) == [False]
+
+def test_bold_is_what_paired_tests_leave_undecided_with_the_best():
+    def of(*accuracies: float) -> list[bool]:
+        return bold("pass@16", [make_row(f"m{i}", accuracy=a, ks=(1, 16)) for i, a in enumerate(accuracies)])
+
+    assert of(0.01, 0.05, 0.03) == [False, True, False]
+    assert of(0.01, 0.05, 0.0495) == [False, True, True]
+    assert of(0.05, 0.0499, 0.0498) == [False, False, False], "where it would be all, none is"
+
+
+def test_rows_that_overlap_can_be_told_apart_by_pairs():
+    """Intervals of rows that overlap, on problems that both find hard or easy alike."""
+    generator = np.random.default_rng(0)
+    hard_P = generator.beta(1, 1, 200)
+    rows = []
+    for name, shift in (("a", 0.0), ("b", 0.03), ("c", 0.0)):
+        row = make_row(name, ks=(1, 16), accuracy=0.5 + shift, half=0.2, train_seeds=[0])
+        counts = row.tally.counts | {"correct": generator.binomial(32, np.clip(hard_P + shift, 0, 1), (1, 2, 200))}
+        rows.append(replace(row, tally=replace(row.tally, counts=counts)))
+    assert bold("pass@1", rows) == [False, True, False]
+
+
+def test_a_model_that_says_nothing_does_not_win_by_length():
+    rows = [make_row("base", accuracy=0.4, length=60), make_row("iapo", length=50), make_row("mute", (2, 16), 0.02, 5)]
+    assert bold("length@16", rows) == [False, True, False]
+    assert bold("ratio@16", rows) == [False, True, False]
+    assert bold("length@16", rows[1:]) == [False, True], "without a base there is nothing to fall below"
+
+
+def test_controls_stand_in_the_table_but_never_in_bold():
+    rows = [make_row("base", accuracy=0.4, length=60), make_row("iapo"), make_row("base_cut", (2,), 0.3, 20)]
+    results = [row for row in parse(table_markdown(rows)) if "Length" in row or "Pass@16" in row]
+    assert [row["method"] for row in results] == ["base", "iapo", "base_cut"]
+    assert results[2]["Pass@2"] == ".300 ±.003"
+    assert results[2]["Pass@16"] == "", "not measured"
+    assert not any("**" in cell for cell in results[2].values())
+
+
+def test_every_form_says_the_same():
+    blocks = table_blocks([make_row("base", accuracy=0.4, length=60), make_row("iapo_ni")])
+    tex, html = latex(blocks), page(blocks)
+    assert tex.count("\\toprule") == tex.count("\\bottomrule") == tex.count("\\begin{table}") == 2
+    assert "iapo\\_ni & \\textbf{.500 $\\pm$.005}" in tex
+    assert "93.2\\%" in tex
+    assert "<td><strong>.500 ±.005</strong></td>" in html
+    assert "<title>small on micro (tier micro)</title>" in html
+
+
+def test_a_smoke_tier_says_that_its_numbers_mean_nothing():
+    rows = [make_row("base", tier="smoke"), make_row("iapo", tier="smoke")]
+    for text in (table_markdown(rows), markdown(comparison_blocks(compare(rows)))):
+        assert "these numbers mean nothing" in text
+    assert "mean nothing" in accuracy_length(rows).get_suptitle().replace("\n", " ")
+    assert "mean nothing" not in table_markdown([make_row("base"), make_row("iapo")])
 
 
 def test_unlike_rows_are_not_set_against_each_other():
@@ -123,8 +214,8 @@ def test_unlike_rows_are_not_set_against_each_other():
     text = table_markdown(rows)
     assert text.count("## small on micro") == 2
     assert "## large on micro" in text
-    assert "(50 problems;" in text
-    assert "**0." not in text, "nothing here has a like to be better than"
+    assert "50 problems, " in text
+    assert "**." not in text, "nothing here has a like to be better than"
     with pytest.raises(UserError, match="no k"):
         table_markdown([make_row("a", ks=(2,)), make_row("b", ks=(4,))])
 
@@ -132,14 +223,13 @@ def test_unlike_rows_are_not_set_against_each_other():
 def test_published_cells_stand_beside_matching_rows_only():
     line = ["small", "micro", "iapo", 0.8519, 0.0084, 0.8979, 0.0068, 150.37, 0.22, 150.15, 0.24, 0.00567, 0.00598]
     published = pd.DataFrame([line], columns=PUBLISHED_COLUMNS)
-    ours, base = parse(table_markdown([make_row(), make_row("base")], published))[:2]
-    assert ours["Pass@16, published"] == "0.8519 ± 0.0084"
-    assert ours["Length@16, published"] == "150.37 ± 0.22"
-    assert ours["Ratio@16, published"] == "0.00567"
-    assert base["Pass@16, published"] == ""
-    assert "Pass@2, published" not in ours
+    (ours,) = parse(table_markdown([make_row(), make_row("base")], published))[4:]
+    assert ours["Pass@16"] == "0.8519 ± 0.0084"
+    assert ours["Length"] == "150.37 ± 0.22"
+    assert ours["Ratio@16 \N{MULTIPLICATION SIGN} 10³"] == "5.67"
+    assert "Pass@2" not in ours, "not published"
     for other in ({"model": "large"}, {"dataset": "gsm8k"}):
-        assert ", published" not in table_markdown([make_row(**other)], published)
+        assert "Published" not in table_markdown([make_row(**other)], published)
 
 
 def test_a_profile_other_than_the_papers_is_named():
@@ -157,15 +247,15 @@ def test_a_profile_other_than_the_papers_is_named():
 
 def test_same_rows_same_files(tmp_path):
     for name in ("a", "b"):
-        write_table([make_row("base"), make_row()], tmp_path / f"{name}.csv", tmp_path / f"{name}.md")
-    for suffix in ("csv", "md"):
+        write_table([make_row("base"), make_row()], tmp_path / f"{name}.csv")
+    for suffix in ("csv", "md", "tex", "html"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
-    csv, markdown = tmp_path / "table.csv", tmp_path / "table.md"
+    csv = tmp_path / "table.csv"
     with pytest.raises(UserError, match="no summaries"):
-        write_table([], csv, markdown)
+        write_table([], csv)
     assert not list(tmp_path.iterdir())
     csv.write_text("old")
 
@@ -175,7 +265,7 @@ def test_a_failed_write_leaves_the_old_table(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", break_off)
     with pytest.raises(OSError, match="disk full"):
-        write_table([make_row()], csv, markdown)
+        write_table([make_row()], csv)
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
     assert csv.read_text() == "old"
 

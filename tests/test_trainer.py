@@ -6,28 +6,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iapo_bench.config import read_tier
+from iapo_bench.config.tier import read_tier
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.run import answer_reading
-from iapo_bench.train.trainer import Task, Trainer, TrainSettings
-from iapo_bench.train.update import UpdateSettings
+from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.grading import Outcome, make_grader
 
-SETTINGS = TrainSettings(
+SETTINGS = TrainConfig(
     completions=48,
     prompts_per_step=4,
     group_size=4,
     max_tokens=10,
-    temperature=1.0,
     max_draws=3,
     checkpoint_every=1,
-    update=UpdateSettings(lr=1e-3, micro_batch_tokens=200),
-    seed=0,
+    lr=1e-3,
+    micro_batch_tokens=200,
 )
 METHODS = {
     "grpo": {},
@@ -37,6 +36,7 @@ METHODS = {
     "gtpo": {},
     "sgrpo": {"a": 2, "k": 4},
     "iapo": {"alpha": 0.1, "beta": 0.1},
+    "random_reward": {},
 }
 
 
@@ -52,7 +52,7 @@ def rare_grade(texts, golds):
 
 @pytest.fixture
 def make_trainer(tokenizer, world):
-    def make(method="grpo", settings=SETTINGS, grade=coin_grade, options=None) -> Trainer:
+    def make(method="grpo", settings=SETTINGS, grade=coin_grade, options=None, rewards=None, seed=0) -> Trainer:
         model = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1)
         problems = world.load("train")
         task = Task(
@@ -62,10 +62,11 @@ def make_trainer(tokenizer, world):
             tokenizer=tokenizer,
             eos_ids=(1, 7, 8),  # an untrained model must end sometimes, too
             postfix_ids=tokenizer(POSTFIX).input_ids,
+            rewards=rewards,
         )
         reference = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1).eval()
         loaded = load_method(method, **(METHODS[method] if options is None else options))
-        return Trainer(loaded, settings, task, model, TransformersEngine(model), reference)
+        return Trainer(loaded, settings, seed, task, model, TransformersEngine(model), reference)
 
     return make
 
@@ -82,7 +83,7 @@ def test_same_seed_same_run_bit_for_bit(make_trainer, method):
     assert untimed(first.run()) == untimed(second.run())
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    other = make_trainer(method, replace(SETTINGS, seed=1))
+    other = make_trainer(method, seed=1)
     assert untimed(other.run()) != untimed(first.rows)
 
 
@@ -177,7 +178,9 @@ def test_dynamic_sampling_is_bounded_and_pays_for_what_it_throws_away(make_train
 
 
 def test_dynamic_sampling_fills_the_batch(make_trainer):
-    row = make_trainer("dapo", replace(SETTINGS, completions=10**4, max_draws=50), grade=rare_grade).step()
+    row = make_trainer(
+        "dapo", SETTINGS.model_copy(update={"completions": 10**4, "max_draws": 50}), grade=rare_grade
+    ).step()
     assert row["groups"] == 4
     assert row["draws"] > 1
     assert row["zero_variance_groups"] == 0
@@ -194,7 +197,7 @@ def test_lengths_are_reported_before_any_masking(make_trainer):
 
 def test_groups_of_one_are_refused(make_trainer):
     with pytest.raises(UserError, match="group_size must be at least 2"):
-        make_trainer("grpo", replace(SETTINGS, group_size=1))
+        make_trainer("grpo", SETTINGS.model_copy(update={"group_size": 1}))
 
 
 def test_the_real_grader_in_the_loop(make_trainer):

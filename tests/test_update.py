@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import Credit, LossSpec, Signal
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.signals.statistics import compute_signals, token_statistics
 from iapo_bench.train.update import (
-    UpdateSettings,
     backward,
     k3,
     make_optimizer,
@@ -30,6 +30,10 @@ SPECS = {
     "GSPO": LossSpec(ratio="sequence", clip_low=0.05, clip_high=0.06),
     "CISPO by sequence, KL": LossSpec(objective="cispo", ratio="sequence", clip_high=0.1, kl_coef=0.2),
 }
+
+
+def settings_of(**changes) -> TrainConfig:
+    return TrainConfig(completions=8, max_tokens=9, **changes)
 
 
 def make_rollout(groups: int = 4, seed: int = 0):
@@ -241,8 +245,8 @@ def test_several_updates_move_the_ratio(model):
         filled = compute_signals(
             model, batch, frozenset({Signal.OLD_LOGP}), temperature=1.0, micro_batch_tokens=500, postfix_ids=[]
         )
-        settings = UpdateSettings(lr=0.02, updates_per_rollout=count)
-        stats = update(model, make_optimizer(model, settings), filled, credit, LossSpec(), settings, temperature=1.0)
+        settings = settings_of(lr=0.02, updates_per_rollout=count)
+        stats = update(model, make_optimizer(model, settings.lr), filled, credit, LossSpec(), settings)
         fractions[count] = stats["clip_fraction"]
     assert fractions[1] == 0
     assert fractions[4] > 0.05
@@ -261,8 +265,8 @@ def test_gap_between_sampler_and_trainer(model):
         model, batch, frozenset({Signal.OLD_LOGP}), temperature=1.0, micro_batch_tokens=500, postfix_ids=[]
     )
     shifted = replace(batch, sampler_logp_BT=(filled.old_logp_BT + 0.25) * batch.completion_mask_BT)
-    settings = UpdateSettings(lr=0.01)
-    stats = update(model, make_optimizer(model, settings), shifted, credit, LossSpec(), settings, temperature=1.0)
+    settings = settings_of(lr=0.01)
+    stats = update(model, make_optimizer(model, settings.lr), shifted, credit, LossSpec(), settings)
     assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-5)
     assert stats["kl"] is None
 
@@ -273,12 +277,10 @@ def test_a_single_step_has_ratio_one_whoever_asked_for_old_log_probabilities(mod
     mask = batch.completion_mask_BT
     asked = replace(batch, old_logp_BT=torch.full_like(batch.sampler_logp_BT, -2.0) * mask)
     results = []
-    for settings in (UpdateSettings(lr=1e-3), UpdateSettings(lr=1e-3, updates_per_rollout=2)):
+    for settings in (settings_of(lr=1e-3), settings_of(lr=1e-3, updates_per_rollout=2)):
         for rollout in (batch, asked):
             network = copy.deepcopy(model)
-            stats = update(
-                network, make_optimizer(network, settings), rollout, credit, LossSpec(), settings, temperature=1.0
-            )
+            stats = update(network, make_optimizer(network, settings.lr), rollout, credit, LossSpec(), settings)
             results.append((stats["clip_fraction"], torch.cat([p.detach().flatten() for p in network.parameters()])))
     assert results[0][0] == results[1][0] == 0
     assert torch.equal(results[0][1], results[1][1])
@@ -289,7 +291,7 @@ def test_small_steps_are_not_lost_in_bfloat16(model):
     """A hundred steps of 1e-6 with one sign: each is far below a weight's rounding, together they are not."""
     model.to(torch.bfloat16)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    optimizer = make_optimizer(model, UpdateSettings(lr=1e-6))
+    optimizer = make_optimizer(model, 1e-6)
     float32 = {name: value.detach().float().requires_grad_() for name, value in model.named_parameters()}
     reference = torch.optim.AdamW(float32.values(), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
     for _ in range(100):
@@ -317,16 +319,16 @@ def test_the_copies_of_a_stopped_optimiser_come_back(model):
                 parameter.grad = torch.ones_like(parameter)
             optimizer.step()
 
-    settings = UpdateSettings(lr=3e-6)
+    settings = settings_of(lr=3e-6)
     start = copy.deepcopy(model.state_dict())
-    run(make_optimizer(model, settings), 60)
+    run(make_optimizer(model, settings.lr), 60)
     expected = copy.deepcopy(model.state_dict())
     model.load_state_dict(start)
-    first = make_optimizer(model, settings)
+    first = make_optimizer(model, settings.lr)
     run(first, 25)
     state, weights = copy.deepcopy(first.state_dict()), copy.deepcopy(model.state_dict())
     model.load_state_dict(start)
-    second = make_optimizer(model, settings)
+    second = make_optimizer(model, settings.lr)
     model.load_state_dict(weights)
     second.load_state_dict(state)
     run(second, 35)
@@ -336,12 +338,12 @@ def test_the_copies_of_a_stopped_optimiser_come_back(model):
 def test_float32_weights_are_stepped_as_adamw_steps_them(model):
     batch, credit = make_rollout()
     plain = copy.deepcopy(model)
-    settings = UpdateSettings(lr=1e-3)
+    settings = settings_of(lr=1e-3)
     for network, optimizer in (
-        (model, make_optimizer(model, settings)),
+        (model, make_optimizer(model, settings.lr)),
         (plain, torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)),
     ):
         for _ in range(2):
-            update(network, optimizer, batch, credit, LossSpec(), settings, temperature=1.0)
+            update(network, optimizer, batch, credit, LossSpec(), settings)
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 
-from iapo_bench.config import read_tier
+from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.method import load_method

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from project_copy import copy_project, snakemake
 
-from iapo_bench.config import TierConfig, read_tier
+from iapo_bench.config.tier import TierConfig, read_tier
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.machine.provenance import checksum
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from iapo_bench.config import TrainConfig
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_tokenizer
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.run import train_settings
 from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds.grading import make_grader
 
@@ -38,7 +37,7 @@ def main() -> None:
         postfix_ids=[],
     )
     method = load_method("grpo", loss={"kl_coef": 0.0})
-    trainer = Trainer(method, train_settings(config, seed=0), task, model, TransformersEngine(model))
+    trainer = Trainer(method, config, 0, task, model, TransformersEngine(model))
     for _ in range(job["steps"]):
         sys.stdin.readline()
         started = time.perf_counter()

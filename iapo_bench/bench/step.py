@@ -9,14 +9,15 @@ from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.bench.informativeness import synchronise
-from iapo_bench.config import TrainConfig, read_tier
+from iapo_bench.config.tier import read_tier
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.machine.provenance import hardware
 from iapo_bench.method import Signal, load_method
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer
 from iapo_bench.plan.costs import DEVICES, Lengths, Work, flops
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.run import answer_reading, train_settings
+from iapo_bench.train.run import answer_reading
 from iapo_bench.train.trainer import PHASES, Task, Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.grading import Outcome, make_grader
@@ -70,9 +71,7 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
             reading=answer_reading(settings, tokenizer),
         )
         reference = load_model(base).to(accelerator())
-        return Trainer(
-            load_method(method), train_settings(settings, seed=0), task, model, _WaitingEngine(model), reference
-        )
+        return Trainer(load_method(method), settings, 0, task, model, _WaitingEngine(model), reference)
 
     trainers = {name: trainer(name) for name in VARIANTS}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
@@ -146,7 +145,7 @@ def bench_step_at_size(
         method = load_method(name)
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
-        trainer = Trainer(method, train_settings(config, seed=0), task, model, _WaitingEngine(model), model)
+        trainer = Trainer(method, config, 0, task, model, _WaitingEngine(model), model)
         taken = [trainer.step() for _ in trange(steps + 1, desc=name, unit="step")][1:]
         seconds = {phase: statistics.median(row[f"seconds_{phase}"] for row in taken) for phase in PHASES}
         number = prompts_per_step * group_size

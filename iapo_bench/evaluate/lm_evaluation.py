@@ -2,8 +2,8 @@
 
 Our task (`configs/lm_eval/`) is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
 limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
-takes prompts as text and tokenizes them itself: each is checked to come back as the ids that it stands for. The text of
-a response is made of its tokens by the function that makes our samples' (`completion_texts`).
+takes prompts as text, from which both make the tokens; the text of a response is made of its tokens by the function
+that makes our samples' (`completion_texts`).
 """
 
 import difflib
@@ -23,7 +23,10 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from iapo_bench.config import CONFIG_DIR, PromptConfig, TierConfig, WorldConfig
+from iapo_bench.config.lm_eval import LmEvalJob
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.reading import CONFIG_DIR
+from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.models.checkpoints import (
@@ -45,44 +48,35 @@ from iapo_bench.worlds.load import load_world
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 
 
-def evaluate(
-    tier: TierConfig,
-    *,
-    model: Path,
-    data: Path,
-    out: Path,
-    tasks: list[str] | None = None,
-    limit: int | None = None,
-    backend: str | None = None,
-) -> None:
+def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     """Write `out/scores.json` and, a row for each problem, `out/results.parquet` of the checkpoint `model`.
 
-    The tier's own task is always among the tasks; `tasks` (standard ones), `limit` and `backend` (`hf` or `vllm`) are
-    by default the tier's. Raises UserError, before anything is generated, for a model, data, a task or a backend that
-    is not there, and for a standard task whose dataset cannot be fetched.
+    The dataset's own task is always among the tasks. Raises UserError, before anything is
+    generated, for a model, data, a task or a backend that is not there, and for a standard task whose dataset cannot be
+    fetched.
     """
-    own = f"iapo_{tier.world.name}"
-    settings = tier.lm_eval
-    names = [name for name in dict.fromkeys(settings.tasks if tasks is None else tasks) if name != own]
-    limit, backend = limit or settings.limit, backend or settings.backend
+    own = f"iapo_{job.world.name}"
+    settings = job.lm_eval
+    names = [name for name in dict.fromkeys(settings.tasks) if name != own]
+    limit, backend = settings.limit, settings.backend
     if backend == "vllm":
         import_vllm()
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is not a checkpoint directory (no config.json)")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default
     what = {
-        **{"model": str(model), "data": str(data), "world": tier.world.model_dump(), "seed": tier.seed},
-        "prompt": tier.prompt.model_dump(),
-        **{"max_tokens": tier.evaluate.max_tokens, "problems": tier.evaluate.problems},
+        **{"model": str(model), "data": str(data), "world": job.world.model_dump(), "seed": job.world_seed},
+        "prompt": job.prompt.model_dump(),
+        **{"max_tokens": job.evaluate.max_tokens, "problems": job.evaluate.problems},
     }
     manager = TaskManager(include_path=CONFIG_DIR / "lm_eval", include_defaults=False, metadata=what)
     ours = list(manager.load([own])["tasks"].values())
     standard = _load_standard(names)
 
     tokenizer = load_tokenizer(model)
-    dialogue = load_world(tier.world, tier.seed).dialogue(tokenizer, tier.prompt)
+    dialogue = load_world(job.world, job.world_seed).dialogue(tokenizer, job.prompt)
     stops = stop_ids(load_skeleton(model), dialogue)
-    lm = _open(tier, model, backend, tokenizer, stops)
+    lm = _open(job, model, backend, tokenizer, stops)
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
     with _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)):
@@ -93,11 +87,11 @@ def evaluate(
                 task_manager=manager,  # or it would read the thousands of its own
                 limit=limit,
                 gen_kwargs={
-                    "max_gen_toks": tier.evaluate.max_tokens,
+                    "max_gen_toks": job.evaluate.max_tokens,
                     # With hf they are in the model's generation config.
                     **({"stop_token_ids": list(stops)} if backend == "vllm" else {}),
                 },
-                batch_size=tier.evaluate.batch_size,
+                batch_size=job.evaluate.batch_size,
             )
         ]
     if standard:
@@ -143,26 +137,16 @@ def load_problems(
 ) -> dict[str, Dataset]:
     """The test problems as lm-eval's dataset: `id`, `prompt` (text), `answer`. It passes the task's metadata by name.
 
-    Raises UserError for missing data, a prompt that does not fit the model's context with its completion, and one whose
-    text stands for other tokens than those that our sampler feeds.
+    Raises UserError for missing data, and for a prompt that does not fit the model's context with its completion.
     """
     chosen = read_problems(Path(data) / "test.jsonl")[:problems]
     tokenizer = load_tokenizer(Path(model))
     dialogue = load_world(WorldConfig(**world), seed).dialogue(tokenizer, PromptConfig(**prompt))
-    prompts = encode(chosen, dialogue, Path(model), max_tokens)
+    encode(chosen, dialogue, Path(model), max_tokens)  # for its checks
     rows = [
-        {"id": problem.id, "prompt": as_text(ids, tokenizer), "answer": problem.answer}
-        for problem, ids in zip(chosen, prompts, strict=True)
+        {"id": problem.id, "prompt": dialogue.render(problem.question), "answer": problem.answer} for problem in chosen
     ]
     return {"test": Dataset.from_list(rows)}
-
-
-def as_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that the tokenizer turns into `ids`, special tokens spelt out. Raises UserError when there is none."""
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if tokenizer(text, add_special_tokens=False).input_ids != ids:
-        raise UserError(f"{tokenizer.name_or_path}: the prompt '{text[:60]}' does not tokenize to its own tokens")
-    return text
 
 
 class OutcomeFilter(Filter):
@@ -235,18 +219,16 @@ def _our_text(lm: LM, read: Callable[[list[list[int]]], list[str]]) -> Iterator[
         delattr(lm, name)
 
 
-def _open(
-    tier: TierConfig, model: Path, backend: str, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]
-) -> LM:
+def _open(job: LmEvalJob, model: Path, backend: str, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> LM:
     """lm-eval's model."""
-    dtype = stored_dtype(model, torch_dtype(tier.model.dtype))
+    dtype = stored_dtype(model, torch_dtype(job.dtype))
     network = load_model(model, dtype=dtype)
     if backend == "vllm":
         del network  # it was only a check of the weights
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": tier.evaluate.engine_memory}
+            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": job.evaluate.engine_memory}
             return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu))
 
     from lm_eval.models.huggingface import HFLM
@@ -254,7 +236,7 @@ def _open(
     network.to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
     network.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
-    return HFLM(network, tokenizer=tokenizer, batch_size=tier.evaluate.batch_size)
+    return HFLM(network, tokenizer=tokenizer, batch_size=job.evaluate.batch_size)
 
 
 def _vllm_class() -> type[LM]:

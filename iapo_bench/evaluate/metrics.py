@@ -1,6 +1,6 @@
 """What the tables say of a method: Pass@k, Length@k and Ratio@k, with their spread and their uncertainty.
 
-Names end in their dimensions: T training seeds, S sampling seeds, P problems, N samples a problem, B bootstrap draws.
+Names end in their dimensions: T training seeds, S sampling seeds, P problems, N samples a problem.
 A run is one sampling seed of one training seed.
 """
 
@@ -12,14 +12,19 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from iapo_bench.errors import UserError
-from iapo_bench.seeds import numpy_stream
+from iapo_bench.evaluate.intervals import Estimate, estimate
 from iapo_bench.worlds.grading import Outcome
 
 Estimator = Literal["unbiased", "first_k"]
 MEASURES = ("pass", "length", "ratio")
 COLUMNS = ("problem_id", "sample", "seed", "n_tokens", "finish_reason", "outcome")
+OPTIONAL_COLUMNS = ("outcome_lenient", "formatted")
+COUNTS = ("correct", "tokens", "truncated", "formatted", "lenient")
+_CATEGORIES = ("problem_id", "finish_reason", "outcome", "outcome_lenient")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Summary:
     accuracy: float  # share of correct completions: Pass@1
     outcomes: dict[str, int]  # completions by outcome
     truncated: float  # share of completions that the token limit cut
+    format_rate: float | None = None  # share of completions in the asked-for format, where the grades say
 
     @property
     def ks(self) -> list[int]:
@@ -52,8 +58,12 @@ class Summary:
         return sorted(int(key.removeprefix("pass@")) for key in self.cells if key.startswith("pass@"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        """Plain values, ready for JSON: the bounds of an interval that is not known are None."""
+        cells = {
+            key: {part: None if np.isnan(value) else value for part, value in asdict(cell).items()}
+            for key, cell in self.cells.items()
+        }
+        return asdict(self) | {"cells": cells}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -61,7 +71,75 @@ class Summary:
         if missing := [field.name for field in fields(cls) if field.name not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
         own = {field.name: content[field.name] for field in fields(cls)}
-        return cls(**{**own, "cells": {key: Cell(**cell) for key, cell in content["cells"].items()}})
+        cells = {
+            key: Cell(**{part: float("nan") if value is None else value for part, value in cell.items()})
+            for key, cell in content["cells"].items()
+        }
+        return cls(**{**own, "cells": cells})
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts for every problem of one method, from which all measures follow without the completions.
+
+    `counts` holds integer arrays (T, S, P) over the N samples of a problem: `correct`, `tokens`, `truncated`, and where
+    the grades say, `formatted` and `lenient` (correct by the lenient grader).
+    """
+
+    train_seeds: tuple[int, ...]
+    sampling_seeds: tuple[int, ...]
+    problems: tuple[str, ...]
+    n_samples: int
+    counts: dict[str, np.ndarray]
+
+    def values(self, measure: str) -> np.ndarray:
+        """A measure's contribution of every problem and training seed, (T, P), whose mean is the measure.
+
+        `measure` is `pass@k`, `lenient@k`, `length`, `ratio@k` or `tokens_per_correct`. Quotients are linearised (the
+        delta method), so that differences of quotients are paired by problem too. NaN for a quotient without a correct
+        answer, and for `lenient@k` where the grades have no lenient outcome.
+        """
+        name, _, k = measure.partition("@")
+        length_TSP = self.counts["tokens"] / self.n_samples
+        if name == "length":
+            return length_TSP.mean(axis=1)
+        if name == "tokens_per_correct":
+            correct_TSP = self.counts["correct"] / self.n_samples
+            return _quotient(length_TSP.mean(axis=1), correct_TSP.mean(axis=1))
+        counted = "lenient" if name == "lenient" else "correct"
+        if counted not in self.counts:
+            return np.full((len(self.train_seeds), len(self.problems)), np.nan)
+        pass_TSP = pass_at_k(self.n_samples, self.counts[counted], int(k))
+        if name == "ratio":
+            return _quotient(pass_TSP, length_TSP).mean(axis=1)
+        return pass_TSP.mean(axis=1)
+
+    def rate(self, count: str) -> float | None:
+        """The share of completions counted as `count`; None where the grades do not say."""
+        return float(self.counts[count].mean() / self.n_samples) if count in self.counts else None
+
+    def to_parquet(self, path: Path) -> None:
+        """Write a row for every training seed, sampling seed and problem."""
+        layout = pd.MultiIndex.from_product(
+            [self.train_seeds, self.sampling_seeds, self.problems], names=["train_seed", "seed", "problem_id"]
+        )
+        columns = {name: count.ravel() for name, count in self.counts.items()}
+        frame = pd.DataFrame({"n_samples": self.n_samples} | columns, index=layout).reset_index()
+        frame.to_parquet(path, index=False)
+
+    @classmethod
+    def from_parquet(cls, path: Path) -> Self:
+        """The inverse of `to_parquet`. Raises UserError for a file that is missing or is not one."""
+        try:
+            frame = pd.read_parquet(path)
+            seeds, sampling, problems = (tuple(frame[key].unique()) for key in ("train_seed", "seed", "problem_id"))
+            shape = (len(seeds), len(sampling), len(problems))
+            counts = {name: frame[name].to_numpy().reshape(shape) for name in COUNTS if name in frame}
+            return cls(
+                tuple(map(int, seeds)), tuple(map(int, sampling)), problems, int(frame["n_samples"].iloc[0]), counts
+            )
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise UserError(f"{path} cannot be read as counts by problem ({error}): measure again") from None
 
 
 def pass_at_k(n: int, c: np.ndarray, k: int) -> np.ndarray:
@@ -89,81 +167,130 @@ def first_k(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def read_grades(path: Path) -> pd.DataFrame:
-    """The grades of one method and training seed, one row a completion. Raises UserError if the file is not that."""
+    """The grades of one method and training seed, one row a completion, without their texts.
+
+    Words are categorical and numbers small, 24 bytes a row. Raises UserError if the file is not that.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist: grade first")
-    frame = pd.read_parquet(path)
-    if missing := [column for column in COLUMNS if column not in frame]:
-        raise UserError(f"{path} has no column '{missing[0]}': grade again")
-    return frame
+    try:
+        present = pq.read_schema(path).names
+        if missing := [column for column in COLUMNS if column not in present]:
+            raise UserError(f"{path} has no column '{missing[0]}': grade again")
+        columns = [column for column in (*COLUMNS, *OPTIONAL_COLUMNS) if column in present]
+        table = pq.read_table(path, columns=columns, read_dictionary=[c for c in _CATEGORIES if c in columns])
+        for column in ("sample", "n_tokens"):
+            table = table.set_column(columns.index(column), column, table[column].cast(pa.int32()))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as grades ({error}): grade again") from None
+    return table.to_pandas(split_blocks=True, self_destruct=True)
 
 
-def summarise(
-    runs: dict[int, pd.DataFrame],
-    ks: Iterable[int],
-    *,
-    estimator: Estimator = "unbiased",
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> Summary:
+def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Estimator = "unbiased") -> Summary:
     """Measure one method. `runs` holds, for each training seed, the grades of all its sampling seeds.
 
-    Pass@k and Length@k (tokens, end of sequence included, of the first k samples) are means over problems; Ratio@k is
-    their quotient; each is then averaged over runs. Intervals are the 2.5% and 97.5% quantiles of `bootstrap` draws. A
-    draw takes problems with replacement, the same for every run and measure, and training seeds likewise if there are
-    several (the pigeonhole bootstrap, Owen 2007). Equal seeds draw equal problems, so methods share their draws.
+    Pass@k and Length@k (tokens, end of sequence included) are means over problems; Ratio@k is their quotient; each is
+    then averaged over runs. `unbiased` takes all subsets of k samples to be equally likely, so Length@k is the mean of
+    all samples; `first_k` looks at the first k samples only. Intervals are those of `iapo_bench.evaluate.intervals`:
+    over problems, and over training seeds where there are several.
 
     Raises UserError for too few samples, missing or repeated rows, or training seeds sampled differently.
     """
-    if not runs:
-        raise UserError("there are no grades to measure")
-    grids = [_Grid.of(frame, f"training seed {train_seed}") for train_seed, frame in runs.items()]
-    for train_seed, grid in zip(runs, grids, strict=True):
-        if grid.layout != grids[0].layout:
-            raise UserError(
-                f"training seeds {next(iter(runs))} and {train_seed} differ in problems, sampling seeds or samples: "
-                "sample both with the same settings"
-            )
-    problems, sampling_seeds, N = grids[0].layout
-    correct_TSPN = np.stack([grid.correct_SPN for grid in grids])
-    tokens_TSPN = np.stack([grid.tokens_SPN for grid in grids])
+    return Samples.of(runs).summary(ks, estimator)
 
-    T, P = len(runs), len(problems)
-    generator = numpy_stream(seed, "bootstrap")
-    problem_weights_BP = generator.multinomial(P, np.full(P, 1 / P), size=bootstrap) / P
-    seed_weights_BT = generator.multinomial(T, np.full(T, 1 / T), size=bootstrap) / T
 
-    cells = {}
-    for k in sorted(set(ks)):
-        unbiased = estimator == "unbiased"
-        pass_TSP = pass_at_k(N, correct_TSPN.sum(axis=-1), k) if unbiased else first_k(correct_TSPN, k)
-        length_TSP = tokens_TSPN[..., :k].mean(axis=-1)
-        runs_TS = {"pass": pass_TSP.mean(axis=-1), "length": length_TSP.mean(axis=-1)}
-        draws_BTS = {
-            "pass": np.tensordot(problem_weights_BP, pass_TSP, axes=(1, 2)),
-            "length": np.tensordot(problem_weights_BP, length_TSP, axes=(1, 2)),
-        }
-        for values in (runs_TS, draws_BTS):
-            values["ratio"] = values["pass"] / values["length"]
-        for measure in MEASURES:
-            draws_B = (seed_weights_BT * draws_BTS[measure].mean(axis=2)).sum(axis=1)
-            lo, hi = np.quantile(draws_B, (0.025, 0.975))
-            values = runs_TS[measure]
-            cells[f"{measure}@{k}"] = Cell(float(values.mean()), float(values.std()), float(lo), float(hi))
+@dataclass(frozen=True)
+class Samples:
+    """All graded completions of one method, every problem sampled equally often in every run.
 
-    completions = pd.concat(runs.values())
-    counts = completions["outcome"].value_counts()
-    return Summary(
-        n_problems=P,
-        n_samples=N,
-        train_seeds=list(runs),
-        sampling_seeds=list(sampling_seeds),
-        estimator=estimator,
-        cells=cells,
-        accuracy=float(correct_TSPN.mean()),
-        outcomes={outcome.value: int(counts.get(outcome.value, 0)) for outcome in Outcome},
-        truncated=float((completions["finish_reason"] == "length").mean()),
-    )
+    `flags` holds boolean arrays (T, S, P, N): `correct`, `truncated`, and where the grades say, `formatted`, `lenient`.
+    """
+
+    train_seeds: tuple[int, ...]
+    sampling_seeds: tuple[int, ...]
+    problems: tuple[str, ...]
+    tokens_TSPN: np.ndarray
+    flags: dict[str, np.ndarray]
+    outcomes: dict[str, int]
+
+    @classmethod
+    def of(cls, runs: dict[int, pd.DataFrame]) -> Self:
+        """Check and arrange the grades of each training seed. Raises UserError as `summarise` does."""
+        if not runs:
+            raise UserError("there are no grades to measure")
+        grids = [_Grid.of(frame, f"training seed {train_seed}") for train_seed, frame in runs.items()]
+        for train_seed, grid in zip(runs, grids, strict=True):
+            if grid.layout != grids[0].layout:
+                raise UserError(
+                    f"training seeds {next(iter(runs))} and {train_seed} differ in problems, sampling seeds or samples"
+                    ": sample both with the same settings"
+                )
+        problems, sampling_seeds, _ = grids[0].layout
+        shared = set.intersection(*(set(grid.flags_SPN) for grid in grids))
+        return cls(
+            train_seeds=tuple(runs),
+            sampling_seeds=sampling_seeds,
+            problems=problems,
+            tokens_TSPN=np.stack([grid.tokens_SPN for grid in grids]),
+            flags={
+                name: np.stack([grid.flags_SPN[name] for grid in grids])
+                for name in grids[0].flags_SPN
+                if name in shared
+            },
+            outcomes={outcome.value: sum(grid.outcomes[outcome.value] for grid in grids) for outcome in Outcome},
+        )
+
+    def tally(self) -> Tally:
+        """Counts by problem."""
+        counts = {name: flags.sum(axis=-1) for name, flags in self.flags.items()}
+        counts["tokens"] = self.tokens_TSPN.sum(axis=-1, dtype=np.int64)
+        n_samples = self.tokens_TSPN.shape[-1]
+        return Tally(self.train_seeds, self.sampling_seeds, self.problems, n_samples, counts)
+
+    def summary(self, ks: Iterable[int], estimator: Estimator = "unbiased") -> Summary:
+        """The measures at every k."""
+        tally, N = self.tally(), self.tokens_TSPN.shape[-1]
+        cells = {}
+        for k in sorted(set(ks)):
+            if estimator == "unbiased":
+                pass_TSP = pass_at_k(N, tally.counts["correct"], k)
+                length_TSP = tally.counts["tokens"] / N
+            else:
+                pass_TSP = first_k(self.flags["correct"], k)
+                length_TSP = self.tokens_TSPN[..., :k].mean(axis=-1)
+            for measure, values_TSP in (
+                ("pass", pass_TSP),
+                ("length", length_TSP),
+                ("ratio", _quotient(pass_TSP, length_TSP)),
+            ):
+                cells[f"{measure}@{k}"] = _cell(values_TSP, highest=1.0 if measure == "pass" else np.inf)
+        return Summary(
+            n_problems=len(self.problems),
+            n_samples=N,
+            train_seeds=list(self.train_seeds),
+            sampling_seeds=list(self.sampling_seeds),
+            estimator=estimator,
+            cells=cells,
+            accuracy=float(self.flags["correct"].mean()),
+            outcomes=self.outcomes,
+            truncated=float(self.flags["truncated"].mean()),
+            format_rate=tally.rate("formatted"),
+        )
+
+
+def _cell(values_TSP: np.ndarray, highest: float) -> Cell:
+    runs_TS = values_TSP.mean(axis=-1)
+    found: Estimate = estimate(values_TSP.mean(axis=1), seeds=True)
+    lo, hi = found.interval
+    return Cell(float(runs_TS.mean()), float(runs_TS.std()), max(lo, 0.0), min(hi, highest))
+
+
+def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Contributions (..., P) to the quotient of two means over P, linearised: their mean is the quotient."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = above.mean(axis=-1, keepdims=True) / below.mean(axis=-1, keepdims=True)
+        quotient = np.where(np.isfinite(quotient), quotient, np.nan)
+        return quotient + (above - quotient * below) / below.mean(axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -171,8 +298,9 @@ class _Grid:
     """The grades of one training seed, every problem sampled equally often with every sampling seed."""
 
     layout: tuple[tuple[str, ...], tuple[int, ...], int]  # problems, sampling seeds, samples a problem
-    correct_SPN: np.ndarray
     tokens_SPN: np.ndarray
+    flags_SPN: dict[str, np.ndarray]
+    outcomes: dict[str, int]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, where: str) -> Self:
@@ -180,31 +308,60 @@ class _Grid:
         if frame.empty:
             raise UserError(f"{where}: there are no grades")
         for column, known in (("outcome", {*Outcome}), ("finish_reason", {"stop", "length"})):
-            if odd := set(frame[column]) - known:
+            if odd := set(frame[column].unique()) - known:
                 raise UserError(f"{where}: unknown {column} '{odd.pop()}': known: {', '.join(sorted(known))}")
+        if frame["problem_id"].isna().any():
+            raise UserError(f"{where}: a completion without its problem's id")
         if not (frame["n_tokens"] >= 1).all():
             raise UserError(f"{where}: a completion has no tokens; its end of sequence counts as one")
-        keys = ["seed", "problem_id", "sample"]
-        frame = frame.sort_values(keys)
-        if (twice := frame.duplicated(keys)).any():
-            seed, problem, sample = frame.loc[twice, keys].iloc[0]
-            raise UserError(f"{where}: problem '{problem}', seed {seed}, sample {sample} is there more than once")
-        seeds, problems = sorted(set(frame["seed"])), sorted(set(frame["problem_id"]))
-        N = int(frame["sample"].max()) + 1
-        everything = pd.MultiIndex.from_product([seeds, problems])
-        sizes = frame.groupby(keys[:2]).size().reindex(everything, fill_value=0)
-        if (sizes != N).any() or frame["sample"].min() < 0:
-            seed, problem = sizes.index[int(sizes.to_numpy().argmin())]
-            raise UserError(
-                f"{where}: problem '{problem}' has {sizes.min()} samples for seed {seed}, not samples 0 to "
-                f"{N - 1}: sample every problem equally often"
-            )
+        seed_codes, seeds = pd.factorize(frame["seed"], sort=True)
+        problem_ids = frame["problem_id"].astype("category").cat.remove_unused_categories()
+        problem_ids = problem_ids.cat.reorder_categories(sorted(problem_ids.cat.categories))
+        problem_codes, problems = problem_ids.cat.codes.to_numpy(np.int64), problem_ids.cat.categories
+        place, N = _places(frame["sample"].to_numpy(), seed_codes, problem_codes, seeds, problems, where)
         shape = (len(seeds), len(problems), N)
+
+        def arrange(values: Any, dtype: Any) -> np.ndarray:
+            out = np.empty(len(frame), dtype)
+            out[place] = values
+            return out.reshape(shape)
+
+        flags = {"correct": frame["outcome"] == Outcome.CORRECT, "truncated": frame["finish_reason"] == "length"}
+        if "formatted" in frame:
+            flags["formatted"] = frame["formatted"]
+        if "outcome_lenient" in frame:
+            flags["lenient"] = frame["outcome_lenient"] == Outcome.CORRECT
+        counts = frame["outcome"].value_counts()
         return cls(
-            layout=(tuple(problems), tuple(int(seed) for seed in seeds), N),
-            correct_SPN=(frame["outcome"] == Outcome.CORRECT).to_numpy().reshape(shape),
-            tokens_SPN=frame["n_tokens"].to_numpy().reshape(shape),
+            layout=(tuple(map(str, problems)), tuple(map(int, seeds)), N),
+            tokens_SPN=arrange(frame["n_tokens"], np.int32),
+            flags_SPN={name: arrange(flag, bool) for name, flag in flags.items()},
+            outcomes={outcome.value: int(counts.get(outcome.value, 0)) for outcome in Outcome},
         )
+
+
+def _places(
+    sample: np.ndarray, seed_codes: np.ndarray, problem_codes: np.ndarray, seeds: Any, problems: Any, where: str
+) -> tuple[np.ndarray, int]:
+    """Where each row belongs in a (S, P, N) grid laid out flat, and N. Raises UserError unless rows fill it once."""
+    N, P = int(sample.max()) + 1, len(problems)
+    group = seed_codes * P + problem_codes
+    sizes = np.bincount(group, minlength=len(seeds) * P)
+    if sample.min() >= 0 and len(seeds) * P * N <= 2 * len(sample):
+        place = group * N + sample
+        filled = np.bincount(place, minlength=len(seeds) * P * N)
+        if (filled == 1).all():
+            return place, N
+        if filled.max() > 1:
+            g, n = divmod(int(filled.argmax()), N)
+            raise UserError(
+                f"{where}: problem '{problems[g % P]}', seed {seeds[g // P]}, sample {n} is there more than once"
+            )
+    odd = int(sizes.argmin())
+    raise UserError(
+        f"{where}: problem '{problems[odd % P]}' has {sizes[odd]} samples for seed {seeds[odd // P]}, not samples 0 to "
+        f"{N - 1}: sample every problem equally often"
+    )
 
 
 def _require_samples(n: int, k: int) -> None:

@@ -1,13 +1,12 @@
 """Sample completions of a checkpoint."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.provenance import hardware
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
@@ -20,18 +19,16 @@ from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
 
-def sample(
-    tier: TierConfig, *, model: Path, data: Path, split: str, out: Path, seeds: Sequence[int], n_samples: int
-) -> None:
+def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     """Sample every problem of a split, all seeds with one model load: `out/samples.parquet` and `out/timing.json`."""
-    config = tier.evaluate
-    problems = read_problems(split_file(data, split))[: config.problems]
-    world = load_world(tier.world, tier.seed)
-    # Of vllm the model is only a check: it must not take the accelerator's memory.
+    config, n_samples = job.evaluate, job.evaluate.n_samples
+    problems = read_problems(split_file(data, job.split))[: config.problems]
+    world = load_world(job.world, job.world_seed)
+    # With vllm this model only verifies the weights; keep it off the GPU.
     device = accelerator() if config.engine == "transformers" else torch.device("cpu")
-    network = load_model(model, dtype=torch_dtype(tier.model.dtype)).to(device)
+    network = load_model(model, dtype=torch_dtype(job.dtype)).to(device)
     tokenizer = load_tokenizer(model)
-    dialogue = world.dialogue(tokenizer, tier.prompt)
+    dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, model, config.max_tokens)
     stops = stop_ids(network, dialogue)
     engine = make_engine(
@@ -58,7 +55,7 @@ def sample(
     engine.generate(prompts[:8], sampling(0, 1, min(8, config.max_tokens)))
     warm = time.perf_counter()
     frames = []
-    for seed in seeds:
+    for seed in config.seeds:
         completions = engine.generate(prompts, sampling(seed, n_samples, config.max_tokens))
         frames.append(
             pd.DataFrame(

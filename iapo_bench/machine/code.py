@@ -6,9 +6,11 @@ leaves no trace in the digest: comments, docstrings, descriptions of settings an
 
 import ast
 import hashlib
+import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -95,3 +97,36 @@ class _Silent(ast.NodeTransformer):
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         return ast.copy_location(ast.Constant(""), node)
+
+
+def differences(before: Any, after: Any, limit: int = 3) -> str:
+    """What differs between two identities, in words: "since train.lr is 0.2, was 0.1 and 2 more"."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+    told = [f"{key} is {_short(new.get(key))}, was {_short(old.get(key))}" for key in changed[:limit]]
+    more = f" and {len(changed) - limit} more" if len(changed) > limit else ""
+    return "since " + "; ".join(told) + more if told else "though nothing differs"
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def source_if_unknown(path: Path) -> str | None:
+    """The text of a file that git does not hold as it is: untracked, changed, or in no repository."""
+    try:
+        git = ["git", "-C", str(path.parent)]
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", path.name], capture_output=True, check=False)
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", path.name], capture_output=True, check=False)
+    except OSError:
+        return path.read_text()
+    return None if tracked.returncode == clean.returncode == 0 else path.read_text()

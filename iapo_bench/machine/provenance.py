@@ -4,14 +4,14 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
-from iapo_bench.config import digest
+from iapo_bench.config.section import digest
 from iapo_bench.files import write_json
 
 PACKAGES = (
@@ -31,16 +31,26 @@ PACKAGES = (
 
 
 def hardware() -> str:
-    """The accelerator if there is one, otherwise the processor, in words."""
-    if torch.cuda.is_available():
+    """The accelerator if torch runs here and has one, otherwise the processor, in words."""
+    torch = sys.modules.get("torch")  # what reads tables must not wait for it
+    if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.is_file()
-        else []
-    )
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def instruction_set() -> str:
+    """The widest vector instructions of the processor, which decide the last digits of trained models."""
+    flags = set(_cpuinfo("flags").split())
+    known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "asimd": "NEON"}
+    return next((name for flag, name in known.items() if flag in flags), platform.machine())
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo, empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
 
 
 def write_provenance(
@@ -56,8 +66,9 @@ def write_provenance(
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
         "hardware": hardware(),
+        "instruction_set": instruction_set(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "threads": torch.get_num_threads(),
+        "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
         **(extra or {}),
     }
     write_json(path, content)

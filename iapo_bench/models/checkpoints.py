@@ -238,6 +238,11 @@ def context_of(config: PretrainedConfig) -> int:
     raise UserError(f"the configuration of {config.model_type} does not say how long its context is")
 
 
+def vocabulary_size(path: Path) -> int:
+    """How many tokens the model at `path` has embeddings for."""
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
+
+
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, notes: dict | None = None
 ) -> None:

@@ -8,47 +8,39 @@ times: with the adapters off it is the reference of a KL term.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from iapo_bench.config.train import LoraConfig
 from iapo_bench.seeds import torch_stream
 
 ADAPTER = "default"
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """A layer of weight W computes with W + alpha / rank * B A, where A has `rank` rows.
-
-    No dropout: the policy that is updated must be the one that sampled.
-    """
-
-    rank: int
-    alpha: float
-
-
-def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
+def add_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> None:
     """Wrap every linear layer but the output layer, and freeze all that was there before.
+
+    A layer of weight W then computes with W + alpha / rank * B A, where A has `rank` rows. No dropout: the policy that
+    is updated must be the one that sampled.
 
     A and B are float32 whatever the model's dtype, so that small steps are not rounded away. A is drawn as peft draws
     it, but from `seed`, and B is zero: the model starts as what it was. Raises ValueError where there are adapters.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    import peft
 
     if _wrapped(model):
         raise ValueError("the model has adapters already")
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     # On the meta device, where peft neither draws nor rounds: it would do the latter to the model's dtype.
-    inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+    peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     generator = torch_stream(seed, "lora")
     for layer in _wrapped(model).values():
         device = layer.get_base_layer().weight.device

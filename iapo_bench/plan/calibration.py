@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.plan.costs import PHASES, Lengths, Work, flops, sampling_work, training_work
@@ -41,7 +41,7 @@ class Rates:
         one = flops(size, work)
         return work.completions * (self.other + sum(one[phase] / self._rate(phase) for phase in PHASES))
 
-    def schooling(self, size: Architecture, work: Work) -> float:
+    def sft(self, size: Architecture, work: Work) -> float:
         """Predicted seconds."""
         return work.completions * flops(size, work)["update"] / self._rate("update")
 

@@ -9,17 +9,17 @@ With N weights that multiply every token (`Architecture.matrix_parameters`, the 
   K + 1 tokens of forward pass for every completion token where it reads the answer's entropy (K tokens of postfix);
 * update: 6 N a token, forward and backward, and 2 * vocabulary * hidden more where the logits are computed twice;
   8 N where all activations are, 2 N less where the weights are frozen beside adapters;
-* the schooling of the base: 6 N a token, too.
+* the fine-tuning of the base: 6 N a token, too.
 """
 
 import math
 from dataclasses import dataclass, replace
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import Signal, load_method
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.signals.statistics import CHUNK_LOGITS
-from iapo_bench.train.sft import Schooling, WarmStart
+from iapo_bench.train.sft import SFT, TaughtSFT
 
 GIB = 2**30
 PHASES = ("rollout", "signals", "update")
@@ -85,35 +85,35 @@ class Work:
 
 def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
     """The training of one method. Groups that dynamic sampling drops are counted as if they were trained on."""
-    settings = tier.training_slice(method)
-    train, chosen = settings["train"], settings["method"]
-    made = load_method(chosen["name"], chosen["profile"], **chosen["options"])
-    needs = made.needs | ({Signal.OLD_LOGP} if train["updates_per_rollout"] > 1 else set())
-    step = train["prompts_per_step"] * train["group_size"]
+    job = tier.train_job(method, tier.train.seeds[0])
+    train = job.train
+    made = load_method(job.method.name, job.method.profile, **job.method.options)
+    needs = made.needs | ({Signal.OLD_LOGP} if train.updates_per_rollout > 1 else set())
+    step = train.prompts_per_step * train.group_size
     return Work(
-        completions=train["completions"],
+        completions=train.completions,
         step=step,
-        batch=min(step, train["rollout_batch_size"]),
-        group=train["group_size"],
-        lengths=replace(lengths, completion=min(lengths.completion, train["max_tokens"])),
-        max_tokens=train["max_tokens"],
+        batch=min(step, train.rollout_batch_size),
+        group=train.group_size,
+        lengths=replace(lengths, completion=min(lengths.completion, train.max_tokens)),
+        max_tokens=train.max_tokens,
         answer=Signal.ANSWER_ENTROPY in needs,
         policy=bool(needs),
         reference=bool(made.loss.kl_coef),
         # Layers computed again; no gradients of frozen weights.
-        passes=3 + train["gradient_checkpointing"] - (train["lora"] is not None),
+        passes=3 + train.gradient_checkpointing - (train.lora is not None),
     )
 
 
-def schooling_work(tier: TierConfig, lengths: Lengths) -> Work | None:
+def sft_work(tier: TierConfig, lengths: Lengths) -> Work | None:
     """The supervised steps that make the base, on worked solutions taken as long as a completion; None without any."""
-    kind = WarmStart if tier.model.source == "warm-start" else Schooling
-    chosen = tier.model.warm_start
-    if kind is Schooling and not chosen:
+    kind = TaughtSFT if tier.model.source == "taught" else SFT
+    chosen = tier.model.sft
+    if kind is SFT and not chosen:
         return None
     size = int(chosen.get("batch_size", kind.batch_size))
-    lessons = int(chosen.get("steps", kind.steps)) * size
-    return Work(lessons, step=size, batch=size, group=1, lengths=lengths, max_tokens=math.ceil(lengths.completion))
+    examples = int(chosen.get("steps", kind.steps)) * size
+    return Work(examples, step=size, batch=size, group=1, lengths=lengths, max_tokens=math.ceil(lengths.completion))
 
 
 def sampling_work(tier: TierConfig, problems: int, lengths: Lengths) -> Work:
@@ -165,7 +165,7 @@ def rollout_seconds(size: Architecture, work: Work, device: Device, dtype: str, 
 
 
 def update_seconds(size: Architecture, work: Work, device: Device, dtype: str) -> float:
-    """Of the updates on all completions, or lessons."""
+    """Of the updates on all completions, or examples."""
     return work.completions * flops(size, work)["update"] / (device.flops[dtype] * UPDATE_UTILISATION)
 
 

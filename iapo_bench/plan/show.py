@@ -7,12 +7,12 @@ from typing import Any
 from tabulate import tabulate
 from transformers import AutoConfig
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture
 from iapo_bench.plan import costs
 from iapo_bench.plan.calibration import Rates, compare, fit, read_runs
-from iapo_bench.train.sft import WarmStart
+from iapo_bench.train.sft import TaughtSFT
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
 
 TEST_PROBLEMS = {
@@ -87,9 +87,9 @@ def architecture(tier: TierConfig) -> Architecture:
     Raises UserError when none of them says.
     """
     source = tier.model.source
-    if source == "warm-start":
-        known = {"hidden": WarmStart.hidden, "layers": WarmStart.layers, "heads": WarmStart.heads}
-        chosen = {name: int(tier.model.warm_start.get(name, default)) for name, default in known.items()}
+    if source == "taught":
+        known = {"hidden": TaughtSFT.hidden, "layers": TaughtSFT.layers, "heads": TaughtSFT.heads}
+        chosen = {name: int(tier.model.sft.get(name, default)) for name, default in known.items()}
         kv, hidden = max(1, chosen["heads"] // 2), chosen["hidden"]
         return Architecture(
             **chosen, kv_heads=kv, intermediate=3 * hidden, vocabulary=len(VOCABULARY), tied=True, qkv_bias=False
@@ -146,7 +146,7 @@ def time_table(
 ) -> list[dict[str, Any]]:
     """Hours of one training run and of sampling one model, and of both over all seeds; a row a method, and the sum.
 
-    The base's training is its schooling.
+    The base's training is its fine-tuning.
     """
     engine, sampler = tier.train.engine, tier.evaluate.engine
     sampled, seeds = costs.sampling_work(tier, problems, lengths), len(tier.train.seeds)
@@ -155,12 +155,12 @@ def time_table(
         rates.sampling(size, sampled) if rates else costs.rollout_seconds(size, sampled, machine, dtype, sampler)
     ) / 3600
     base: dict[str, Any] = {"method": "base"}
-    schooling = 0.0
-    if lessons := costs.schooling_work(tier, lengths):
-        spent = rates.schooling(size, lessons) if rates else costs.update_seconds(size, lessons, machine, dtype)
-        schooling = spent / 3600
-        base |= {"steps": lessons.completions // lessons.step, ("training h" if rates else "update h"): schooling}
-    rows = [base | {"sampling h": sampling, _hours(device): schooling + sampling}]
+    tuning = 0.0
+    if examples := costs.sft_work(tier, lengths):
+        spent = rates.sft(size, examples) if rates else costs.update_seconds(size, examples, machine, dtype)
+        tuning = spent / 3600
+        base |= {"steps": examples.completions // examples.step, ("training h" if rates else "update h"): tuning}
+    rows = [base | {"sampling h": sampling, _hours(device): tuning + sampling}]
     for method in tier.methods:
         work = costs.training_work(tier, method, lengths)
         if rates:

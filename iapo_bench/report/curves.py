@@ -35,9 +35,8 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
     with mpl.rc_context(STYLE):
         several = any(len(frames) > 1 for frames in steps.values())
         title = f"Training, centred running mean over {SMOOTHING} steps"
-        figure, axes = new_figure(
-            2, title + ("; lines: mean over training seeds, bands: their range" if several else "")
-        )
+        title += "; lines: mean over training seeds, bands: their range" if several else ""
+        figure, axes = new_figure(2, title, height=2.6)
         for ax, (key, label) in zip(axes, panels, strict=True):
             for method, frames in steps.items():
                 style = styles[method]

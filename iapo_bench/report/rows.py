@@ -1,26 +1,29 @@
 """Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import RowJob
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.metrics import Summary, read_grades, summarise
-from iapo_bench.files import write_json
+from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
+from iapo_bench.files import whole_file, write_json
 from iapo_bench.report.steps import read_json
 
 BASE = "base"
+# Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
+CONTROLS = ("base_cut", "base_shortest")
 
 LABELS = ("model", "dataset", "method", "tier", "profile", "selection")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a method's summary, what it was measured on, and how its settings were chosen."""
+    """One line of the table: a method's summary, its counts by problem, what it was measured on, and how its settings
+    were chosen."""
 
     model: str
     dataset: str
@@ -29,23 +32,38 @@ class Row:
     profile: str
     selection: str
     summary: Summary
+    tally: Tally
+    parent: str = ""  # the method that a variant varies
+    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training, but for its seeds
+
+    @property
+    def trained(self) -> bool:
+        """Whether a method was trained, which the base and its controls were not."""
+        return self.method != BASE and self.method not in CONTROLS
 
     @property
     def name(self) -> str:
         """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
-        told = self.method == BASE or self.profile == "paper" or self.method.endswith(self.profile)
+        told = not self.trained or self.profile == "paper" or self.method.endswith(self.profile)
         return self.method if told else f"{self.method} ({self.profile})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: the labels and the summary on one level."""
-        return {label: getattr(self, label) for label in LABELS} | self.summary.to_dict()
+        """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
+        return {label: getattr(self, label) for label in (*LABELS, "parent", "settings")} | self.summary.to_dict()
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
+    def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
         """The inverse of `to_dict`. Raises UserError when a key is missing."""
-        if missing := [label for label in LABELS if label not in content]:
+        labels = (*LABELS, "parent", "settings")
+        if missing := [label for label in labels if label not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
-        return cls(**{label: content[label] for label in LABELS}, summary=Summary.from_dict(content))
+        return cls(**{label: content[label] for label in labels}, summary=Summary.from_dict(content), tally=tally)
+
+    def write(self, path: Path) -> None:
+        """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
+        with whole_file(path.with_suffix(".parquet")) as counts:
+            self.tally.to_parquet(counts)
+        write_json(path, self.to_dict())
 
 
 def split_run(name: str) -> tuple[str, str]:
@@ -57,31 +75,43 @@ def split_run(name: str) -> tuple[str, str]:
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """The rows in summary files, in the order given. Raises UserError, with the path, for a file that holds none."""
+    """The rows in summary files, in the order given, with the counts beside them.
+
+    Raises UserError, with the path, for a file that holds none.
+    """
     rows = []
     for path in paths:
         try:
-            rows.append(Row.from_dict(read_json(path)))
+            rows.append(Row.from_dict(read_json(path), Tally.from_parquet(path.with_suffix(".parquet"))))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return rows
 
 
-def measure(tier: TierConfig, method: str, grades: dict[int, Path], out: Path) -> None:
-    """Write one method's summary; `grades` holds its grades by training seed."""
-    summary = summarise({seed: read_grades(path) for seed, path in grades.items()}, tier.evaluate.ks)
-    trained = method != BASE
-    varied = f" of {tier.parent(method)}, varied" if method in tier.ablations else ""
+def measure(job: RowJob, grades: dict[int, Path], out: Path) -> None:
+    """Write one row's summary and its counts by problem; `grades` holds its grades by training seed."""
+    samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
     row = Row(
-        model=tier.model.name,
-        dataset=tier.world.name,
-        method=method,
-        tier=tier.tier,
-        profile=tier.method(method).profile if trained else "",
-        selection=tier.selection + varied if trained else "",
-        summary=summary,
+        **job.labels.model_dump(),
+        method=job.method,
+        profile=job.profile,
+        selection=job.selection,
+        summary=samples.summary(job.ks),
+        tally=samples.tally(),
+        parent=job.parent,
+        settings=job.settings,
     )
-    write_json(out, row.to_dict())
+    row.write(out)
+
+
+def parents(rows: Iterable[Row]) -> dict[str, str]:
+    """The method behind each row's name, for `method_styles`."""
+    return {row.name: row.parent or row.method for row in rows}
+
+
+def caution(tier: str) -> str:
+    """What figures and tables of a tier must say first: of a smoke tier, that its numbers mean nothing."""
+    return "Smoke tier: every step is real, but these numbers mean nothing. " if tier.startswith("smoke") else ""
 
 
 def run_names(table: pd.DataFrame) -> pd.Series:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.tune import SensitivityJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import read_grades, summarise
 from iapo_bench.files import whole_file
@@ -18,20 +18,18 @@ from iapo_bench.report.style import INK, STYLE, new_figure, save_figure
 _INTERVAL = (("", "mean"), ("_lo", "lo"), ("_hi", "hi"))
 
 
-def make_sensitivity(tier: TierConfig, base: Path, grades: Sequence[Path], *, out: Path, figure: Path) -> None:
+def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *, out: Path, figure: Path) -> None:
     """Write what came out at each point of the tier's grid, `grades` in its order, with intervals, and heat maps."""
-    if tier.tune is None or tier.sensitivity is None:
-        raise UserError(f"tier {tier.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
-    points = tier.sensitivity.points()
+    points = job.sensitivity.points()
     if len(grades) != len(points):
         raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")
-    k = tier.tune.k
+    k = job.tune.k
     ks = sorted({1, k})
     measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]
     rows = []
     for name, point, path in [
         (BASE, {}, base),
-        *zip([tier.sensitivity.method] * len(points), points, grades, strict=True),
+        *zip([job.sensitivity.method] * len(points), points, grades, strict=True),
     ]:
         summary = summarise({0: read_grades(path)}, ks)
         cells = {measure: summary.cells[measure] for measure in measures}
@@ -42,7 +40,7 @@ def make_sensitivity(tier: TierConfig, base: Path, grades: Sequence[Path], *, ou
         )
     frame = pd.DataFrame(rows)
     drawing = sensitivity_maps(
-        frame, list(tier.sensitivity.grid), measures, title=f"{tier.model.name}, validation split"
+        frame, list(job.sensitivity.grid), measures, title=f"{job.model} on {job.dataset}, validation split"
     )
     with whole_file(out) as partial:
         frame.to_csv(partial, index=False, float_format="%.6g")
@@ -57,7 +55,7 @@ def sensitivity_maps(table: pd.DataFrame, options: Sequence[str], measures: Sequ
     base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE]
     across, up = options[1], options[0]
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(len(measures), title, height=3.4, width=3.0)
+        figure, axes = new_figure(len(measures), title, height=2.2)
         for ax, measure in zip(axes, measures, strict=True):
             values = grid.pivot_table(index=up, columns=across, values=measure)
             lengths = measure.startswith("length")

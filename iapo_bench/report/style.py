@@ -1,6 +1,7 @@
-"""How every figure looks."""
+"""How every figure looks: sizes of a printed column, one look for each method."""
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +13,47 @@ from matplotlib.figure import Figure
 from iapo_bench.files import whole_file
 from iapo_bench.report.rows import BASE
 
-# Okabe and Ito's colours, which every kind of colour vision can tell apart; without yellow, too faint for a line.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Widths of one and of two printed columns, in inches (8.5 and 17.5 cm).
+COLUMN, PAGE = 8.5 / 2.54, 17.5 / 2.54
 
-INK = "#222222"
+INK, GREY, LIGHT = "#222222", "#767676", "#E6E6E6"
+# Okabe and Ito's colours, which every kind of colour vision can tell apart; without yellow, too faint for a line.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", INK, "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "D", "^", "*", "v", "P", "X")
+DASHES = ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (1, 1)), (0, (7, 1, 1, 1, 1, 1)))
+# Phases of training and other parts of a whole: neutral, so that nobody takes them for methods.
+NEUTRAL = ("#3D4852", "#7A93AC", "#B3C6D6", "#E3DCCB", "#F4F1EA")
+
+# A method looks the same in every figure; a method that is not listed comes after these.
+_ORDER = (
+    *("dapo", "gfpo", "gtpo", "sgrpo", "iapo", "grpo", "dr_grpo", "kimi", "efficient", "shorterbetter", "laser"),
+    *("alp", "dler", "grpo_lead", "gdpo", "random_reward", "gspo", "cispo"),
+)
 
 STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.7,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
+    "grid.color": LIGHT,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "iapo-bench",  # equal figures, equal files
@@ -33,30 +61,56 @@ STYLE: Any = {
 
 
 class Style(NamedTuple):
+    """A method's colour, marker, pattern of dashes, and what fills its marker."""
+
     colour: str
     marker: str
-    dashes: str
+    dashes: Any
+    face: str
+
+
+def method_styles(methods: Iterable[str], parents: Mapping[str, str] | None = None) -> dict[str, Style]:
+    """A look for each name, the same in every figure. A variant has its parent's colour, and an open marker.
+
+    `parents` names the method of each name that is not one: of a variant, or of a method in another profile.
+    """
+    names = list(dict.fromkeys(methods))
+    parents = {name: (parents or {}).get(name) or name for name in names}
+    known = [*_ORDER, *sorted({*parents.values()} - {*_ORDER, BASE})]
+    styles, variants = {}, dict.fromkeys(known, 0)
+    for name in names:
+        if name == BASE:
+            styles[name] = Style(GREY, "o", (0, (1, 1)), "white")
+            continue
+        place = known.index(parents[name])
+        colour, offset = PALETTE[place % len(PALETTE)], 0
+        if name != parents[name]:
+            variants[parents[name]] += 1
+            offset = variants[parents[name]]
+        marker, dashes = MARKERS[(place + offset) % len(MARKERS)], DASHES[(place + offset) % len(DASHES)]
+        styles[name] = Style(colour, marker, dashes, "white" if offset else colour)
+    return styles
+
+
+def new_figure(
+    panels: int, title: str, *, height: float, wide: bool = True, widths: list[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure one or, if `wide`, two printed columns wide and `height` inches high, with panels side by side."""
+    width = PAGE if wide else COLUMN
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("\n".join(textwrap.wrap(title, round(16.5 * width))), x=0.01, ha="left")
+    axes = figure.subplots(1, panels, squeeze=False, gridspec_kw={"width_ratios": widths} if widths else None)
+    return figure, list(axes[0])
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """Write `stem.png` and `stem.svg`, each whole or not at all."""
+    """Write `stem.png` and `stem.svg`, each whole or not at all; the figure's title is theirs too."""
+    title = " ".join(figure.get_suptitle().split())
     with mpl.rc_context(STYLE):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for kind, metadata in (
+            ("png", {"Software": None, "Title": title}),
+            ("svg", {"Date": None, "Title": title}),
+        ):
             with whole_file(stem.with_name(f"{stem.name}.{kind}")) as partial:
-                figure.savefig(partial, format=kind, dpi=200, metadata=metadata)
-
-
-def new_figure(panels: int, title: str, height: float = 3.6, width: float = 4.0) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(1.0 + width * panels, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def method_styles(methods: Iterable[str]) -> dict[str, Style]:
-    """A look for each method; the base takes none of the palette, so the others look the same without it."""
-    styles = {BASE: Style(INK, "o", ":")}
-    for i, method in enumerate(method for method in methods if method != BASE):
-        cycle, colour = divmod(i, len(PALETTE))
-        styles[method] = Style(PALETTE[colour], "osD^"[cycle % 4], ("-", "--", "-.", ":")[cycle % 4])
-    return styles
+                figure.savefig(partial, format=kind, dpi=300, metadata=metadata)

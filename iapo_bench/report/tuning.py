@@ -7,31 +7,23 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from iapo_bench.config import TierConfig, TuneConfig, search_space
-from iapo_bench.errors import UserError
+from iapo_bench.config.tune import TuneConfig, TuneJob
 from iapo_bench.evaluate.metrics import read_grades, summarise
 from iapo_bench.files import to_json, whole_file
 
 
-def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
+def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
     """Choose each method's settings on validation and write them to `out`, with the evidence as CSV beside it.
 
     `trials` holds `<method>/trial<i>/validation/grades.parquet` for every trial, `base` the base model's grades. The
     choice is the trial of highest Ratio@k among those whose Pass@k is no more than `tolerance` below the base's, or, if
-    there is none, of highest Pass@k. Raises UserError when methods have unequal numbers of trials.
+    there is none, of highest Pass@k.
     """
-    if tier.tune is None:
-        raise UserError(f"tier {tier.tier} has no 'tune' section")
-    spaces = {method: search_space(method) for method in tier.methods}
-    if len({len(space) for space in spaces.values()}) != 1:
-        sizes = ", ".join(f"{method} {len(space)}" for method, space in spaces.items())
-        raise UserError(f"every method must have the same number of trials, not {sizes}")
-    floor = _score(base, tier.tune)["pass"] - tier.tune.tolerance
+    floor = _score(base, job.tune)["pass"] - job.tune.tolerance
     evidence, choices = [], {}
-    for method, space in spaces.items():
+    for method, space in job.trials.items():
         scores = [
-            _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", tier.tune)
-            for i in range(len(space))
+            _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", job.tune) for i in range(len(space))
         ]
         chosen = pick(scores, floor)
         choices[method] = space[chosen]
@@ -39,16 +31,16 @@ def choose(tier: TierConfig, trials: Path, base: Path, out: Path) -> None:
             evidence.append(
                 {"method": method, "trial": i, "settings": to_json(settings), **score, "chosen": i == chosen}
             )
-    k = tier.tune.k
+    k = job.tune.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})
-    budget = f"{len(next(iter(spaces.values())))} trials of {tier.train.completions} completions each"
+    budget = f"{len(next(iter(job.trials.values())))} trials of {job.completions} completions each"
     with whole_file(out.with_suffix(".csv")) as partial:
         frame.to_csv(partial, index=False, float_format="%.6g")
     with whole_file(out) as partial:
         partial.write_text(
-            f"# Chosen on the validation split: {budget} for every method, all with seed {tier.tune.seed};\n"
+            f"# Chosen on the validation split: {budget} for every method, all with seed {job.tune.seed};\n"
             f"# highest Ratio@{k} among the trials with Pass@{k} of at least {floor:.4f}, the base's less "
-            f"{tier.tune.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
+            f"{job.tune.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
             + yaml.safe_dump(choices, sort_keys=False)
         )
 
@@ -62,6 +54,6 @@ def pick(scores: Sequence[dict[str, float]], floor: float) -> int:
 
 
 def _score(grades: Path, config: TuneConfig) -> dict[str, Any]:
-    summary = summarise({0: read_grades(grades)}, [config.k], bootstrap=1)
+    summary = summarise({0: read_grades(grades)}, [config.k])
     measured = {measure: summary.cells[f"{measure}@{config.k}"].mean for measure in ("pass", "length", "ratio")}
     return {"accuracy": summary.accuracy, **measured}

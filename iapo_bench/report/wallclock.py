@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.report.rows import BASE, run_names, split_run
 from iapo_bench.report.steps import read_json, read_steps
-from iapo_bench.report.style import INK, PALETTE, STYLE, new_figure, save_figure
+from iapo_bench.report.style import INK, NEUTRAL, STYLE, new_figure, save_figure
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
 
 
-def make_wallclock(tier: TierConfig, runs: dict[str, Path], *, out: Path, figure: Path) -> None:
+def make_wallclock(labels: Labels, runs: dict[str, Path], *, out: Path, figure: Path) -> None:
     """Write seconds by phase for each run, METHOD/SEED or "base": a directory with `test/timing.json` and, but for the
     base, `train.jsonl`."""
     rows = [
@@ -27,8 +27,8 @@ def make_wallclock(tier: TierConfig, runs: dict[str, Path], *, out: Path, figure
             None if name == BASE else folder / "train.jsonl",
             folder / "test" / "timing.json",
             run=name,
-            dataset=tier.world.name,
-            model=tier.model.name,
+            dataset=labels.dataset,
+            model=labels.model,
         )
         for name, folder in runs.items()
     ]
@@ -95,7 +95,7 @@ def wallclock_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     with mpl.rc_context(STYLE):
         figure, axes = new_figure(2, "Wall-clock", height=1.4 + 0.3 * len(rows))
         left = np.zeros(len(rows))
-        for phase, colour in zip(PHASES, PALETTE, strict=False):
+        for phase, colour in zip(PHASES, NEUTRAL, strict=False):
             seconds = np.array([row[f"train_seconds_{phase}"] or 0.0 for row in rows])
             axes[0].barh(places, seconds, left=left, color=colour, label=phase, height=0.7)
             left += seconds

@@ -11,13 +11,13 @@ from functools import partial
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import context_of, decoder_and_head, evaluating
 from iapo_bench.models.exact import require_exact
 from iapo_bench.models.sharding import whole
+from iapo_bench.progress import progress as progress_bar
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.decode_graph import EXACT, GRAPHS, CudaCapture, Schedule, StepGraphs
 from iapo_bench.rollout.draw import invert_cdf
@@ -123,7 +123,7 @@ class _Run:
         self.uniform_RT = torch.zeros(self.slots, columns, dtype=torch.float64, device=self.device)
         self.eos = torch.tensor(sampling.eos_ids, **long)
         self.graphs = StepGraphs(self._step, CudaCapture(self.device)) if schedule.graphs else None
-        self.bar = tqdm(total=len(self.waiting), desc="generate", unit="completion", disable=not progress)
+        self.bar = progress_bar(total=len(self.waiting), desc="generate", unit="completion", disable=not progress)
 
     def finish(self) -> list[Completion]:
         while self.waiting or self.active:

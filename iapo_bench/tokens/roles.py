@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from iapo_bench.batch import SIGNAL_NOISE
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import Labels, RolesJob, TokensJob
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.report.rows import BASE, split_run
@@ -50,20 +50,20 @@ _SPECIAL = (PAD, EOS, UNKNOWN)
 
 
 def make_role_tables(
-    tier: TierConfig, runs: Mapping[str, Path], *, informativeness: Path, roles: Path, figure: Path
+    job: RolesJob, runs: Mapping[str, Path], *, informativeness: Path, roles: Path, figure: Path
 ) -> None:
     """Write both tables and their figure. A run is named `base`, `METHOD` or `METHOD/SEED`.
 
     `runs` are directories with `test/token_roles.parquet` and `test/samples.parquet`.
     """
-    micro_world(tier)
+    micro_world(job)
     counts = {name: count_roles(read_samples(folder / "test" / "samples.parquet")) for name, folder in runs.items()}
     aucs = []
     for name, folder in runs.items():
         tokens = _read(folder / "test" / "token_roles.parquet", _TOKEN_COLUMNS, "score its tokens first")
-        aucs.append(_labels(tier, name) | {"scored_by": "own model"} | auc_table(tokens).to_dict("list"))
+        aucs.append(_labels(job.labels, name) | {"scored_by": "own model"} | auc_table(tokens).to_dict("list"))
     removed = [
-        _labels(tier, name) | role_table(count, None if name == BASE else counts.get(BASE)).to_dict("list")
+        _labels(job.labels, name) | role_table(count, None if name == BASE else counts.get(BASE)).to_dict("list")
         for name, count in counts.items()
     ]
     frames = [pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True) for parts in (aucs, removed)]
@@ -194,11 +194,11 @@ def read_samples(path: Path) -> pd.DataFrame:
     return frame
 
 
-def micro_world(tier: TierConfig) -> MicroWorld:
+def micro_world(job: RolesJob | TokensJob) -> MicroWorld:
     """The tier's world. Raises UserError unless it is the micro world."""
-    if tier.world.name != "micro":
-        raise UserError(f"roles are known in the micro world only, not in '{tier.world.name}'")
-    world = load_world(tier.world, tier.seed)
+    if job.world.name != "micro":
+        raise UserError(f"roles are known in the micro world only, not in '{job.world.name}'")
+    world = load_world(job.world, job.world_seed)
     assert isinstance(world, MicroWorld)
     return world
 
@@ -217,9 +217,9 @@ def _read(path: Path, columns: Iterable[str], hint: str) -> pd.DataFrame:
     return frame
 
 
-def _labels(tier: TierConfig, name: str) -> dict[str, str]:
+def _labels(labels: Labels, name: str) -> dict[str, str]:
     method, seed = split_run(name)
-    return {"model": tier.model.name, "dataset": tier.world.name, "method": method, "train_seed": seed}
+    return {"model": labels.model, "dataset": labels.dataset, "method": method, "train_seed": seed}
 
 
 def _by_problem(counts: pd.DataFrame, role: str) -> tuple[np.ndarray, np.ndarray]:

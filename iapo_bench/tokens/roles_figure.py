@@ -35,7 +35,7 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
     scores = [score for score in SCORE_LABELS if score in set(aucs["score"])]
     with mpl.rc_context(STYLE):
         title = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}: what tokens tell, and what they are for"
-        figure, (left, right) = new_figure(2, title, height=3.4 + 0.16 * len(runs))
+        figure, (left, right) = new_figure(2, title, height=2.6 + 0.16 * len(runs))
         left.axhline(0.5, color="#888888", linewidth=1, linestyle="--", zorder=1)
         for i, run in enumerate(runs):
             mine = aucs[aucs["run"] == run].set_index("score").loc[scores]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from torch.nn.functional import pad
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.report import TokensJob
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.method import Signal
@@ -24,7 +24,7 @@ COMPLETIONS = 400
 
 
 def score_tokens(
-    tier: TierConfig, *, model: Path, samples: Path, data: Path, out: Path, completions: int = COMPLETIONS
+    job: TokensJob, *, model: Path, samples: Path, data: Path, out: Path, completions: int = COMPLETIONS
 ) -> None:
     """Score the tokens of some of a run's test samples with the run's own model; one row a token, to parquet `out`.
 
@@ -40,7 +40,7 @@ def score_tokens(
 
     Raises UserError for another world than micro, and for samples that are missing or not of this model's vocabulary.
     """
-    world = micro_world(tier)
+    world = micro_world(job)
     frame = select(read_samples(samples), completions)
     problems = {problem.id: problem for problem in read_problems(data / "test.jsonl")}
     if missing := sorted(set(frame["problem_id"]) - set(problems)):
@@ -70,8 +70,8 @@ def score_tokens(
             device=device,
         ),
         frozenset({Signal.OLD_LOGP, Signal.TOKEN_ENTROPY, Signal.ANSWER_ENTROPY}),
-        temperature=tier.train.temperature,
-        micro_batch_tokens=tier.train.micro_batch_tokens,
+        temperature=job.temperature,
+        micro_batch_tokens=job.micro_batch_tokens,
         postfix_ids=postfix,
     )
     answer_BS, next_BT, logp_BT = batch.answer_entropy_BS, batch.token_entropy_BT, batch.old_logp_BT

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
@@ -18,6 +17,7 @@ from iapo_bench.files import whole_file
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.method import Signal
 from iapo_bench.models.checkpoints import accelerator, context_length, load_model, load_tokenizer
+from iapo_bench.progress import progress
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.signals.statistics import compute_signals
@@ -111,7 +111,7 @@ def score(
     """What `model` says of every token, in the order of `transcripts`."""
     speaks_micro = set(tokenizer.get_vocab()) <= set(VOCABULARY)
     scored = []
-    with tqdm(total=len(transcripts), desc="informativeness", unit="transcript", disable=None) as bar:
+    with progress(total=len(transcripts), desc="informativeness", unit="transcript") as bar:
         for start in range(0, len(transcripts), BATCH):
             part = transcripts[start : start + BATCH]
             batch = collate(

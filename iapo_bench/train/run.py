@@ -1,16 +1,25 @@
-"""One training run, from files to files."""
+"""One training run, from files to files.
 
+A run that was stopped goes on from its last checkpoint, and only from its own: what identifies it lies beside the
+checkpoint, and a checkpoint of anything else is set aside.
+"""
+
+import json
 import shutil
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iapo_bench.config import TierConfig, TrainConfig, digest
-from iapo_bench.files import to_json, whole_file
+from iapo_bench.config.section import digest, identity
+from iapo_bench.config.train import TrainConfig, TrainJob
+from iapo_bench.files import to_json, whole_file, write_json
 from iapo_bench.machine import parallel
-from iapo_bench.machine.provenance import write_provenance
-from iapo_bench.method import load_method
+from iapo_bench.machine.code import code_digest, differences, source_if_unknown
+from iapo_bench.machine.provenance import checksum, write_provenance
+from iapo_bench.method import Method, load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
     accelerator,
@@ -21,54 +30,38 @@ from iapo_bench.models.checkpoints import (
     torch_dtype,
     weights_checksum,
 )
-from iapo_bench.models.lora import LoraSettings, add_lora
+from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.signals.informativeness import AnswerReading
-from iapo_bench.train.trainer import Task, Trainer, TrainSettings
-from iapo_bench.train.update import UpdateSettings
+from iapo_bench.train.rewards import Rewards
+from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
 from iapo_bench.worlds.grading import make_grader
 from iapo_bench.worlds.load import load_world
 
 
 @parallel.processes()
-def train(
-    tier: TierConfig, method: str, *, base: Path, data: Path, seed: int, out: Path, trial: int | None = None
-) -> None:
+def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     """Train one method from `base` and write `out/model`, `out/train.jsonl` and `out/provenance.json`.
 
-    What is needed to go on after an interruption lies in `out/resume`, under a name that other settings cannot match.
+    `data`: what `prepare` wrote. What is needed to go on after an interruption lies in `out/resume`.
     """
-    settings = tier.training_slice(method, trial)
-    config = TrainConfig(**settings["train"])
-    world = load_world(tier.world, tier.seed)
-    chosen = settings["method"]
-    credit = load_method(chosen["name"], chosen["profile"], **chosen["options"])
-    if parallel.is_main() and (idle := credit.loss.idle_choices(config.updates_per_rollout)):
+    config = job.train
+    world = load_world(job.world, job.world_seed)
+    method = load_method(job.method.name, job.method.profile, **job.method.options)
+    if parallel.is_main() and (idle := method.loss.idle_choices(config.updates_per_rollout)):
         click.echo(
-            f"warning: {method}: {', '.join(idle)} of the loss change nothing with train.updates_per_rollout = 1, "
-            "where the policy is the one that sampled: set it to 2 or more",
+            f"warning: {job.method.name}: {', '.join(idle)} of the loss change nothing with "
+            "train.updates_per_rollout = 1, where the policy is the one that sampled: set it to 2 or more",
             err=True,
         )
     problems = read_problems(data / "train.jsonl")[: config.problems]
-    dtype = torch_dtype(tier.model.dtype)
-    model = load_model(base, dtype=dtype).to(accelerator())
-    if config.lora:
-        add_lora(model, LoraSettings(**config.lora.model_dump()), seed)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model, reference = _load_models(job, method, base)
     tokenizer = load_tokenizer(base)
-    dialogue = world.dialogue(tokenizer, tier.prompt)
+    dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
-    reference = None
-    if credit.loss.kl_coef:
-        reference = model if config.lora else load_model(base, dtype=dtype).to(accelerator())
-    if config.sharded:
-        sharding.shard(model)
-        if reference is not None:
-            sharding.shard(reference)
-    state = out / "resume" / f"{digest([settings, seed, weights_checksum(base)])}.pt"
+    run = run_identity(job, base, data)
     engine = make_engine(
         config.engine,
         base,
@@ -88,45 +81,77 @@ def train(
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
             reading=answer_reading(config, tokenizer),
             prefill=dialogue.prefill,
+            rewards=Rewards(problems, config.rewards),
         )
-        trainer = Trainer(credit, train_settings(config, seed), task, model, engine, reference)
-        rows = trainer.run(state, broken=out / "broken")
+        trainer = Trainer(method, config, job.seed, task, model, engine, reference)
+        rows = trainer.run(_own_state(out / "resume", run), broken=out / "broken")
     with sharding.whole(model) as trained:
         if parallel.is_main():
-            save_model(trained, tokenizer, out / "model", notes=settings)
+            save_model(trained, tokenizer, out / "model", notes=job.model_dump(mode="json"))
     if not parallel.is_main():
         return
     with whole_file(out / "train.jsonl") as partial:
         partial.write_text("".join(to_json(row) + "\n" for row in rows))
     write_provenance(
         out / "provenance.json",
-        config=settings,
+        config=job.model_dump(mode="json"),
         inputs=[data / "train.jsonl"],
-        seeds={"train": seed, "data": tier.seed},
-        extra={"processes": parallel.size()},
+        seeds={"train": job.seed, "data": job.world_seed},
+        extra={
+            "run": run,
+            "processes": parallel.size(),
+            "sources": {
+                f"{path.parent.name}/{path.name}": text
+                for path in job.plugins
+                if (text := source_if_unknown(path)) is not None
+            },
+        },
     )
     shutil.rmtree(out / "resume", ignore_errors=True)
 
 
-def train_settings(config: TrainConfig, seed: int) -> TrainSettings:
-    """The trainer's settings from a resolved `train` section."""
-    return TrainSettings(
-        completions=config.completions,
-        prompts_per_step=config.prompts_per_step,
-        group_size=config.group_size,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        max_draws=config.max_draws,
-        checkpoint_every=config.checkpoint_every,
-        update=UpdateSettings(
-            lr=config.lr,
-            updates_per_rollout=config.updates_per_rollout,
-            micro_batch_tokens=config.micro_batch_tokens,
-            clip_norm=config.clip_norm,
-            importance_cap=config.importance_cap,
-        ),
-        seed=seed,
-    )
+def _load_models(job: TrainJob, method: Method, base: Path) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """The model to train, and the reference of a KL term: with adapters the model itself."""
+    config, dtype = job.train, torch_dtype(job.dtype)
+    model = load_model(base, dtype=dtype).to(accelerator())
+    if config.lora:
+        add_lora(model, config.lora, job.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    reference = None
+    if method.loss.kl_coef:
+        reference = model if config.lora else load_model(base, dtype=dtype).to(accelerator())
+    if config.sharded:
+        sharding.shard(model)
+        if reference is not None:
+            sharding.shard(reference)
+    return model, reference
+
+
+def run_identity(job: TrainJob, base: Path, data: Path) -> dict[str, Any]:
+    """All that a run's checkpoint depends on: settings that change results, base, problems, code and versions."""
+    return {
+        "settings": identity(job),
+        "base": weights_checksum(base),
+        "problems": checksum(data / "train.jsonl"),
+        "code": code_digest("iapo_bench.train.run", job.plugins),
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
+    }
+
+
+def _own_state(folder: Path, run: dict[str, Any]) -> Path:
+    """The file of this run's checkpoint; what another run left in `folder` is set aside, with a line that says why."""
+    note = folder / "run.json"
+    if parallel.is_main():
+        before = json.loads(note.read_text()) if note.is_file() else None
+        if before is not None and before != run:
+            aside = folder.with_name(f"{folder.name}-{digest(before)}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            click.echo(f"starts anew, {differences(before, run)}; the old checkpoint is set aside in {aside}", err=True)
+        write_json(note, run)
+    parallel.gather([])
+    return folder / "state.pt"
 
 
 def answer_reading(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> AnswerReading:

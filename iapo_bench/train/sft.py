@@ -1,4 +1,4 @@
-"""Supervised steps before RL: they teach the micro world's model all it knows, and a fetched one to keep the format."""
+"""Supervised fine-tuning (SFT) before RL: all that the micro world's model knows, and the format for a fetched one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import build_micro, decoder_and_head, disable_dropout
+from iapo_bench.progress import progress
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.signals.statistics import CHUNK_LOGITS
 from iapo_bench.train.update import FullPrecisionAdamW
@@ -21,11 +21,11 @@ from iapo_bench.worlds.dialogue import Dialogue
 IGNORED = -100
 
 # Token ids of a prompt, at least one, and of the completion to learn.
-Lesson = tuple[list[int], list[int]]
+Example = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
-class Schooling:
+class SFT:
     """Length and pace: few steps leave a model fallible, which is what training is to mend.
 
     `micro_batch_tokens`, padding included, bounds memory only.
@@ -39,8 +39,8 @@ class Schooling:
 
 
 @dataclass(frozen=True)
-class WarmStart(Schooling):
-    """The schooling of the micro world's own model, and that model's size."""
+class TaughtSFT(SFT):
+    """The fine-tuning of the micro world's own model, and that model's size."""
 
     steps: int = 500
     batch_size: int = 64
@@ -51,42 +51,42 @@ class WarmStart(Schooling):
     heads: int = 4
 
 
-def warm_start(
-    world: MicroWorld, tokenizer: PreTrainedTokenizerBase, settings: WarmStart
+def teach_micro(
+    world: MicroWorld, tokenizer: PreTrainedTokenizerBase, settings: TaughtSFT
 ) -> tuple[PreTrainedModel, list[dict]]:
     """A model that answers chains with traces, and one row of its loss every tenth step."""
     model = build_micro(
         tokenizer, hidden=settings.hidden, layers=settings.layers, heads=settings.heads, seed=settings.seed
     )
-    lessons = [
+    examples = [
         (tokenizer(question).input_ids, tokenizer(trace).input_ids)
         for question, trace in world.traces(settings.steps * settings.batch_size)
     ]
-    return model, teach(model, lessons, settings, pad_id=tokenizer.pad_token_id)
+    return model, fine_tune(model, examples, settings, pad_id=tokenizer.pad_token_id)
 
 
-def encode_lessons(
+def encode_examples(
     dialogue: Dialogue, problems: Sequence[Problem], traces: Sequence[str], *, context: int
-) -> list[Lesson]:
+) -> list[Example]:
     """The chat prompt of every problem, and its trace with the end of the turn.
 
     Raises UserError where they have more than `context` tokens.
     """
-    lessons = [
+    examples = [
         (dialogue.encode(problem.question), dialogue.encode_reply(trace))
         for problem, trace in zip(problems, traces, strict=True)
     ]
-    for problem, (prompt, completion) in zip(problems, lessons, strict=True):
+    for problem, (prompt, completion) in zip(problems, examples, strict=True):
         if (length := len(prompt) + len(completion)) > context:
             raise UserError(
                 f"problem '{problem.id}' has {length} tokens with its solution, the model's context {context}: "
-                "set model.warm_start to null"
+                "set model.sft to null"
             )
-    return lessons
+    return examples
 
 
-def teach(model: PreTrainedModel, lessons: Sequence[Lesson], settings: Schooling, *, pad_id: int) -> list[dict]:
-    """Train `model` in place on `lessons`, epoch after epoch as far as the steps go; one row of its loss (nats a
+def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT, *, pad_id: int) -> list[dict]:
+    """Train `model` in place on `examples`, epoch after epoch as far as the steps go; one row of its loss (nats a
     completion token) every tenth step.
 
     The learning rate warms up over a twentieth of the steps, then falls. The model is left in evaluation mode.
@@ -103,33 +103,33 @@ def teach(model: PreTrainedModel, lessons: Sequence[Lesson], settings: Schooling
         ],
         [warmup],
     )
-    order = _epochs(len(lessons), settings)
-    lengths = [len(prompt) + len(completion) for prompt, completion in lessons]
+    order = _epochs(len(examples), settings)
+    lengths = [len(prompt) + len(completion) for prompt, completion in examples]
     batches = [[order[i] for i in batch] for batch in _batches([lengths[i] for i in order], settings)]
     log = []
-    bar = trange(settings.steps, desc="warm start", unit="step", mininterval=1)
+    bar = progress(range(settings.steps), desc="SFT", unit="step")
     for step in bar:
         optimizer.zero_grad()
         loss = backward(
-            model, [lessons[i] for i in batches[step]], pad_id=pad_id, micro_batch_tokens=settings.micro_batch_tokens
+            model, [examples[i] for i in batches[step]], pad_id=pad_id, micro_batch_tokens=settings.micro_batch_tokens
         )
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 10 == 0 or step == settings.steps - 1:
             log.append({"step": step, "loss": round(loss, 5)})
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     optimizer.zero_grad()
     model.eval()
     return log
 
 
-def backward(model: PreTrainedModel, lessons: Sequence[Lesson], *, pad_id: int, micro_batch_tokens: int) -> float:
-    """Add the gradient of the mean loss over all the lessons' completion tokens, whatever the micro-batches; return
+def backward(model: PreTrainedModel, examples: Sequence[Example], *, pad_id: int, micro_batch_tokens: int) -> float:
+    """Add the gradient of the mean loss over all the examples' completion tokens, whatever the micro-batches; return
     that mean, nats."""
-    tokens = sum(len(completion) for _, completion in lessons)
+    tokens = sum(len(completion) for _, completion in examples)
     total = 0.0
-    for part in _micro_batches(lessons, micro_batch_tokens):
+    for part in _micro_batches(examples, micro_batch_tokens):
         loss = _summed_loss(model, part, pad_id) / tokens
         loss.backward()
         total += loss.item()
@@ -137,17 +137,17 @@ def backward(model: PreTrainedModel, lessons: Sequence[Lesson], *, pad_id: int, 
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, lessons: Sequence[Lesson], *, pad_id: int, micro_batch_tokens: int) -> float:
-    """The mean loss over all the lessons' completion tokens, nats."""
-    tokens = sum(len(completion) for _, completion in lessons)
-    parts = _micro_batches(lessons, micro_batch_tokens)
+def mean_loss(model: PreTrainedModel, examples: Sequence[Example], *, pad_id: int, micro_batch_tokens: int) -> float:
+    """The mean loss over all the examples' completion tokens, nats."""
+    tokens = sum(len(completion) for _, completion in examples)
+    parts = _micro_batches(examples, micro_batch_tokens)
     return sum(_summed_loss(model, part, pad_id).item() for part in parts) / tokens
 
 
-def _summed_loss(model: PreTrainedModel, lessons: Sequence[Lesson], pad_id: int) -> torch.Tensor:
+def _summed_loss(model: PreTrainedModel, examples: Sequence[Example], pad_id: int) -> torch.Tensor:
     """The loss summed over completion tokens; the backward pass recomputes each chunk's logits."""
     decoder, head = decoder_and_head(model)
-    ids_BT, labels_BT = (tensor.to(model.device) for tensor in _collate(lessons, pad_id))
+    ids_BT, labels_BT = (tensor.to(model.device) for tensor in _collate(examples, pad_id))
     # Right padding under a causal mask reaches no real token, and its labels are ignored.
     hidden_BTD = decoder(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
     hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT[:, 1:].flatten()
@@ -162,18 +162,18 @@ def _summed_loss(model: PreTrainedModel, lessons: Sequence[Lesson], pad_id: int)
     return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
 
 
-def _epochs(n_lessons: int, settings: Schooling) -> list[int]:
-    """Indices of lessons, one for each row of each step: as they come, then shuffled anew for every further epoch."""
+def _epochs(n_examples: int, settings: SFT) -> list[int]:
+    """Indices of examples, one for each row of each step: as they come, then shuffled anew for every further epoch."""
     order: list[int] = []
     count = settings.steps * settings.batch_size
     while len(order) < count:
-        epoch = len(order) // n_lessons
+        epoch = len(order) // n_examples
         rng = numpy_stream(settings.seed, "warm-start-epoch", epoch)
-        order += rng.permutation(n_lessons).tolist() if epoch else range(n_lessons)
+        order += rng.permutation(n_examples).tolist() if epoch else range(n_examples)
     return order[:count]
 
 
-def _batches(lengths: list[int], settings: Schooling) -> list[list[int]]:
+def _batches(lengths: list[int], settings: SFT) -> list[list[int]]:
     """Indices by batch. Within a window of batches like lengths go together, which halves the padding."""
     rng = numpy_stream(settings.seed, "warm-start-order")
     size, window = settings.batch_size, 16 * settings.batch_size
@@ -185,10 +185,10 @@ def _batches(lengths: list[int], settings: Schooling) -> list[list[int]]:
     return batches
 
 
-def _micro_batches(lessons: Sequence[Lesson], max_tokens: int) -> Iterator[list[Lesson]]:
-    """The lessons by length, in parts of at most `max_tokens` padded tokens (or one lesson)."""
-    part: list[Lesson] = []
-    for prompt, completion in sorted(lessons, key=lambda lesson: len(lesson[0]) + len(lesson[1])):
+def _micro_batches(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
+    """The examples by length, in parts of at most `max_tokens` padded tokens (or one example)."""
+    part: list[Example] = []
+    for prompt, completion in sorted(examples, key=lambda example: len(example[0]) + len(example[1])):
         if part and (len(prompt) + len(completion)) * (len(part) + 1) > max_tokens:
             yield part
             part = []
@@ -196,11 +196,11 @@ def _micro_batches(lessons: Sequence[Lesson], max_tokens: int) -> Iterator[list[
     yield part
 
 
-def _collate(lessons: Sequence[Lesson], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(prompt) + len(completion) for prompt, completion in lessons)
-    ids_BT = torch.full((len(lessons), width), pad_id)
-    labels_BT = torch.full((len(lessons), width), IGNORED)
-    for row, (prompt, completion) in enumerate(lessons):
+def _collate(examples: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(prompt) + len(completion) for prompt, completion in examples)
+    ids_BT = torch.full((len(examples), width), pad_id)
+    labels_BT = torch.full((len(examples), width), IGNORED)
+    for row, (prompt, completion) in enumerate(examples):
         ids_BT[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
         labels_BT[row, len(prompt) : len(prompt) + len(completion)] = torch.tensor(completion)
     return ids_BT, labels_BT

@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import to_json, whole_file
 from iapo_bench.machine import parallel
@@ -28,32 +28,21 @@ from iapo_bench.method import Credit, Method, Signal, accepts, checked_credit, r
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import disable_dropout, require_finite
 from iapo_bench.models.lora import load_trainable_state, trainable_state
+from iapo_bench.progress import progress
 from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals, signal_noise
-from iapo_bench.train.update import UpdateSettings, make_optimizer, update
+from iapo_bench.train.rewards import CORRECT, Rewards
+from iapo_bench.train.trial import try_method
+from iapo_bench.train.update import make_optimizer, update
+from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The tier's `train` section as it applies to one method, and the run's seed."""
-
-    completions: int
-    prompts_per_step: int
-    group_size: int
-    max_tokens: int
-    temperature: float
-    max_draws: int
-    checkpoint_every: int
-    update: UpdateSettings
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,7 @@ class Task:
     postfix_ids: list[int]
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
+    rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
 
     def texts(self, completions: list[Completion]) -> list[str]:
         """What is graded of each completion."""
@@ -84,7 +74,7 @@ def count_updates(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
     return sum(row["updates_moved"] for row in rows), sum(row["updates"] for row in rows)
 
 
-def complaints(row: dict[str, Any], settings: TrainSettings) -> list[str]:
+def complaints(row: dict[str, Any], config: TrainConfig) -> list[str]:
     """What kept a step from teaching anything, in words."""
     found = []
     if not row["groups"]:
@@ -94,7 +84,7 @@ def complaints(row: dict[str, Any], settings: TrainSettings) -> list[str]:
     elif not row["updates_moved"]:
         found.append(f"no update moved the weights (gradient norm {row['grad_norm']:.3g})")
     if row["truncated"] == 1:
-        found.append(f"every completion was cut at max_tokens = {settings.max_tokens}")
+        found.append(f"every completion was cut at max_tokens = {config.max_tokens}")
     if row["length"] == 1:
         found.append("every completion is a single token")
     return found
@@ -108,6 +98,8 @@ class _Draw:
     completions: list[Completion]
     correct: list[bool]
     formatted: list[bool]
+    rewards: list[float]
+    paid: list[dict[str, float]]
     outcomes: Counter
     lengths: list[int]
     truncated: int
@@ -121,25 +113,28 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        settings: TrainSettings,
+        config: TrainConfig,
+        seed: int,
         task: Task,
         model: PreTrainedModel,
         engine: RolloutEngine,
         reference: PreTrainedModel | None = None,
     ) -> None:
-        require_groups(settings.group_size)
+        require_groups(config.group_size)
         if not task.prompts:
             raise UserError("there are no training problems")
         if method.loss.kl_coef and reference is None:
             raise ValueError("a KL term needs the reference model")
         self.method = method
-        self.settings = settings
+        self.config = config
+        self.seed = seed
         self.task = task
+        self.rewards = task.rewards or Rewards([Problem("", "", gold) for gold in task.golds])
         self.model = model
         self.engine = engine
         self.reference = reference
         disable_dropout(model)
-        self.optimizer = make_optimizer(model, settings.update)
+        self.optimizer = make_optimizer(model, config.lr)
         self.broken: Path | None = None  # directory for a batch that broke a step; None: keep none
         self.cursor = 0  # problems drawn so far, over all epochs
         self.generated = 0  # completions so far
@@ -150,7 +145,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the budget leaves no room for another group."""
-        return self.generated + self.settings.group_size > self.settings.completions
+        return self.generated + self.config.group_size > self.config.completions
 
     def run(self, state: Path | None = None, broken: Path | None = None) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
@@ -164,23 +159,22 @@ class Trainer:
             self._load(state)
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
-        bar = tqdm(
-            total=self.settings.completions,
+        bar = progress(
+            total=self.config.completions,
             initial=self.generated,
             desc=self.method.name,
             unit="completion",
-            mininterval=1,
             disable=not parallel.is_main(),
         )
         while not self.finished:
             before = self.generated
             row = self.step()
             if parallel.is_main():
-                for complaint in complaints(row, self.settings):
+                for complaint in complaints(row, self.config):
                     bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
             bar.update(self.generated - before)
-            bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}")
-            if state is not None and len(self.rows) % self.settings.checkpoint_every == 0:
+            bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
+            if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
                 self._save(state)
         bar.close()
         moved, updates = count_updates(self.rows)
@@ -194,7 +188,7 @@ class Trainer:
         self._clock = dict.fromkeys(PHASES, 0.0)
         step = len(self.rows)
         # Whatever draws without a generator of its own draws the same in every run.
-        torch.manual_seed(stream_seed(self.settings.seed, "step", step))
+        torch.manual_seed(stream_seed(self.seed, "step", step))
         draw = self._draw(step)
         row: dict[str, Any] = {
             "step": step,
@@ -206,7 +200,8 @@ class Trainer:
             "length": sum(draw.lengths) / len(draw.lengths),
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
-            "updates": self.settings.update.updates_per_rollout,
+            "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
+            "updates": self.config.updates_per_rollout,
             "updates_moved": 0,
         }
         if draw.prompts:
@@ -221,19 +216,19 @@ class Trainer:
 
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
-        settings = self.settings
-        draw = _Draw([], [], [], [], Counter(), [], 0, 0)
-        while len(draw.prompts) < settings.prompts_per_step and draw.draws < settings.max_draws and not self.finished:
-            wanted = settings.prompts_per_step - len(draw.prompts)
-            affordable = (settings.completions - self.generated) // settings.group_size
+        config = self.config
+        draw = _Draw([], [], [], [], [], [], Counter(), [], 0, 0)
+        while len(draw.prompts) < config.prompts_per_step and draw.draws < config.max_draws and not self.finished:
+            wanted = config.prompts_per_step - len(draw.prompts)
+            affordable = (config.completions - self.generated) // config.group_size
             problems = [self._next_problem() for _ in range(min(wanted, affordable))]
-            own = parallel.share(len(problems) * settings.group_size, settings.group_size)
+            own = parallel.share(len(problems) * config.group_size, config.group_size)
             sampling = Sampling(
-                max_tokens=settings.max_tokens,
+                max_tokens=config.max_tokens,
                 eos_ids=self.task.eos_ids,
-                samples_per_prompt=settings.group_size,
-                temperature=settings.temperature,
-                seed=stream_seed(settings.seed, "sampling", step, draw.draws),
+                samples_per_prompt=config.group_size,
+                temperature=config.temperature,
+                seed=stream_seed(self.seed, "sampling", step, draw.draws),
                 first_index=own.start,
             )
             with self._phase("rollout"):
@@ -241,48 +236,54 @@ class Trainer:
                 completions = parallel.gather(self.engine.generate(prompts, sampling))
             with self._phase("grade"):
                 texts = self.task.texts(completions[own])
-                golds = [self.task.golds[p] for p in problems for _ in range(settings.group_size)]
-                outcomes = parallel.gather(self.task.grade(texts, golds[own]))
+                asked = [p for p in problems for _ in range(config.group_size)]
+                judged = self.task.grade(texts, [self.task.golds[p] for p in asked[own]])
+                token_ids = [completion.token_ids for completion in completions[own]]
+                paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
+                outcomes = parallel.gather(judged)
                 formatted = parallel.gather([is_formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
+            draw.paid += paid
             draw.lengths += [len(c.token_ids) for c in completions]
             draw.truncated += sum(c.finish_reason == "length" for c in completions)
             for i, problem in enumerate(problems):
-                group = slice(i * settings.group_size, (i + 1) * settings.group_size)
+                group = slice(i * config.group_size, (i + 1) * config.group_size)
                 correct = [outcome is Outcome.CORRECT for outcome in outcomes[group]]
                 if accepts(self.method, torch.tensor(correct)):
                     draw.prompts.append(self.task.prompts[problem])
                     draw.completions += completions[group]
                     draw.correct += correct
                     draw.formatted += formatted[group]
+                    draw.rewards += [self.rewards.total(each) for each in paid[group]]
         return draw
 
     def _next_problem(self) -> int:
         epoch, place = divmod(self.cursor, len(self.task.prompts))
         if self._epoch[0] != epoch:
-            order = numpy_stream(self.settings.seed, "data", epoch).permutation(len(self.task.prompts))
+            order = numpy_stream(self.seed, "data", epoch).permutation(len(self.task.prompts))
             self._epoch = (epoch, order.tolist())
         self.cursor += 1
         return self._epoch[1][place]
 
     def _collate(self, draw: _Draw) -> RolloutBatch:
-        return collate(
+        batch = collate(
             draw.prompts,
             draw.completions,
             draw.correct,
             draw.formatted,
-            group_size=self.settings.group_size,
-            max_tokens=self.settings.max_tokens,
+            group_size=self.config.group_size,
+            max_tokens=self.config.max_tokens,
             pad_id=int(self.task.tokenizer.pad_token_id),
             device=self.model.device,
         )
+        return replace(batch, rewards_B=torch.tensor(draw.rewards, device=batch.rewards_B.device))
 
     def _signals(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with its signals, each rank having computed those of its share of the groups."""
         needs = self.method.needs
-        if self.settings.update.updates_per_rollout > 1:
+        if self.config.updates_per_rollout > 1:
             needs = needs | {Signal.OLD_LOGP}
         device = batch.rewards_B.device
         rows = torch.arange(len(batch.rewards_B), device=device)[parallel.share(len(batch.rewards_B), batch.group_size)]
@@ -299,8 +300,8 @@ class Trainer:
                     model,
                     batch.rows(rows),
                     needs,
-                    temperature=self.settings.temperature,
-                    micro_batch_tokens=self.settings.update.micro_batch_tokens,
+                    temperature=self.config.temperature,
+                    micro_batch_tokens=self.config.micro_batch_tokens,
                     postfix_ids=self.task.postfix_ids,
                     reading=self.task.reading,
                     entropies=self.method.reading,
@@ -318,8 +319,11 @@ class Trainer:
         try:
             with self._phase("signals"):
                 batch = self._signals(batch)
-            batch = shaped_batch(self.method, batch).validate()
-            credit = checked_credit(self.method, batch, torch_stream(self.settings.seed, "method", step))
+            shaped = shaped_batch(self.method, batch).validate()
+            credit = checked_credit(self.method, shaped, torch_stream(self.seed, "method", step))
+            if step == 0:
+                try_method(self.method, batch, self.seed, own_rewards=self.rewards.weights != CORRECT)
+            batch = shaped
             with self._phase("update"):
                 stats = update(
                     self.model,
@@ -327,9 +331,8 @@ class Trainer:
                     batch,
                     credit,
                     self.method.loss,
-                    self.settings.update,
-                    temperature=self.settings.temperature,
-                    generator=torch_stream(self.settings.seed, "local rows", step),
+                    self.config,
+                    generator=torch_stream(self.seed, "local rows", step),
                 )
         except (UserError, ValueError) as error:
             raise UserError(f"step {step}: {error}{self._keep(batch, credit, step)}") from error

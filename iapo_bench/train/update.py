@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
 from iapo_bench.method import Credit, LossSpec
@@ -17,20 +18,6 @@ from iapo_bench.signals.statistics import micro_batches, token_statistics
 
 SUMS = ("loss", "tokens", "cut", "gap", "kl")
 MAX_LOG_RATIO = 20.0  # beyond, exp overflows sooner or later, and infinity times an advantage of 0 is no number
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """`updates_per_rollout` optimiser steps, each on its own groups; `micro_batch_tokens` bounds memory only.
-
-    `importance_cap`: weigh tokens by `importance_weights`, for an engine whose rounding is not the trainer's.
-    """
-
-    lr: float
-    updates_per_rollout: int = 1
-    micro_batch_tokens: int = 4096
-    clip_norm: float = 1.0
-    importance_cap: float | None = None
 
 
 class FullPrecisionAdamW(torch.optim.AdamW):
@@ -80,13 +67,13 @@ class FullPrecisionAdamW(torch.optim.AdamW):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "masters"})
 
 
-def make_optimizer(model: PreTrainedModel, settings: UpdateSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: PreTrainedModel, lr: float) -> torch.optim.Optimizer:
     """AdamW with the betas of the IAPO paper and no weight decay, in float32 whatever the model's dtype.
 
     Over the weights that are trained: of a frozen one no copy is kept.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    return FullPrecisionAdamW(trained, lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    return FullPrecisionAdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 def token_scales(
@@ -231,9 +218,8 @@ def update(
     batch: RolloutBatch,
     credit: Credit,
     spec: LossSpec,
-    settings: UpdateSettings,
+    config: TrainConfig,
     *,
-    temperature: float,
     generator: torch.Generator | None = None,
 ) -> dict[str, float | None]:
     """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm, sampler/trainer gap, and how
@@ -247,25 +233,25 @@ def update(
     Raises UserError before a step whose loss or gradient norm is not finite, and after one that left such a weight.
     """
     model.train()
-    if settings.updates_per_rollout == 1:
+    if config.updates_per_rollout == 1:
         batch = replace(batch, old_logp_BT=None)
     norms, sums, moved = [], [], 0
-    for rows in _update_batches(batch, settings.updates_per_rollout):
+    for rows in _update_batches(batch, config.updates_per_rollout):
         optimizer.zero_grad()
         part = backward(
             model,
             batch.rows(rows),
             credit.rows(rows),
             spec,
-            temperature=temperature,
-            micro_batch_tokens=settings.micro_batch_tokens,
-            importance_cap=settings.importance_cap,
+            temperature=config.temperature,
+            micro_batch_tokens=config.micro_batch_tokens,
+            importance_cap=config.importance_cap,
             generator=generator,
         )
         sums.append(parallel.sum_numbers(part))
         if not sharding.is_sharded(model):
             parallel.sum_gradients(model)
-        norms.append(sharding.clip_gradients(model, settings.clip_norm))
+        norms.append(sharding.clip_gradients(model, config.clip_norm))
         _require_finite_step(len(norms), sums[-1]["loss"], norms[-1])
         before = sharding.fingerprint(model)
         optimizer.step()

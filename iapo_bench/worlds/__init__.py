@@ -11,7 +11,7 @@ from iapo_bench.files import to_json, whole_file
 if TYPE_CHECKING:  # grading workers import this package and must start fast
     from transformers import PreTrainedTokenizerBase
 
-    from iapo_bench.config import PromptConfig
+    from iapo_bench.config.prompt import PromptConfig
     from iapo_bench.worlds.dialogue import Dialogue
 
 THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<answer>", "</answer>"

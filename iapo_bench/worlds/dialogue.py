@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # grading imports this file and must start fast
+    from transformers import PreTrainedTokenizerBase
 
-from iapo_bench.config import PromptConfig
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.errors import UserError
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
 from iapo_bench.worlds.grading import extract_answer, is_formatted
@@ -30,9 +31,12 @@ TODAY = datetime.datetime(2025, 1, 1)
 # Variables that templates use for "let the model reason"; none is set where the template reasons without.
 SWITCHES: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"thinking": True})
 
-_TRIAL = "What is 17+25?"
+# With the characters that a template might escape.
+_TRIAL = "What is 17+25, if 1 < 2 & \"3\" > '2'?"
 # Digits apart, which the smallest vocabulary can write.
 _PERFECT = f"{THINK_OPEN} 1 7 + 2 5 = 4 2 {THINK_CLOSE} {ANSWER_OPEN} 4 2 {ANSWER_CLOSE}"
+# Characters of the private use area, one for each tag.
+_SEALS = {tag: chr(0xE000 + i) for i, tag in enumerate(TAGS)}
 _REPLY, _NEXT = "Understood.", "Go on, please."
 
 
@@ -45,7 +49,7 @@ class Dialogue:
     `notes`: a line for each departure from the plain conversation of system text, worked example and question.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     render: Callable[[str], str]
     prefill: str = ""
     turn_ends: tuple[int, ...] = ()
@@ -76,7 +80,7 @@ class Dialogue:
 
 def completion_texts(
     token_ids: Iterable[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     stop_ids: Iterable[int] = (),
     prefill: str = "",
@@ -92,10 +96,11 @@ def completion_texts(
     hidden -= {i for i, token in added.items() if token.content.strip() in TAGS}
     rows = [[i for i in itertools.takewhile(lambda i: i not in stops, row) if i not in hidden] for row in token_ids]
     # batch_decode([]) is [""], not [].
-    return [prefill + text for text in tokenizer.batch_decode(rows)] if rows else []
+    texts = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False) if rows else []
+    return [prefill + text for text in texts]
 
 
-def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") -> Dialogue:
     """The dialogue of a chat model: its own template, or that of `prompt`.
 
     Raises UserError, one line, where there is no template or none of the forms of the conversation passes it whole.
@@ -106,11 +111,14 @@ def chat_dialogue(prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> D
             "`prompt: FILE.jinja`"
         )
     failure = _Failure(-1, "")
-    for form, as_parts, switches in itertools.product(_forms(prompt), (False, True), SWITCHES):
+    ways = itertools.product(_forms(prompt), (False, True), (False, True), SWITCHES)
+    for form, sealed, as_parts, switches in ways:
         try:
-            return _open(tokenizer, prompt, form, as_parts, switches)
+            return _open(tokenizer, prompt, form, sealed, as_parts, switches)
         except _Failure as reason:
             failure = max(failure, reason, key=lambda failure: failure.progress)
+    if prompt.template is not None:
+        raise UserError(f"the template in `prompt` cannot be used ({failure.reason}): mend it")
     raise UserError(
         f"{tokenizer.name_or_path}: the chat template cannot carry this prompt ({failure.reason}): "
         "write one that can with `prompt: FILE.jinja`"
@@ -126,19 +134,28 @@ class _Failure(Exception):
 
 
 def _open(
-    tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, form: Form, as_parts: bool, switches: dict[str, bool]
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: PromptConfig,
+    form: Form,
+    sealed: bool,
+    as_parts: bool,
+    switches: dict[str, bool],
 ) -> Dialogue:
     """The dialogue in one form of the conversation. Raises _Failure where it does not pass the template whole."""
     note, converse = form
-    render = partial(_render, tokenizer, prompt, as_parts, switches)
+    render = partial(_render, tokenizer, prompt, sealed, as_parts, switches)
     header, prefill = _try(render, converse(_TRIAL), whole=prompt.template is None)
     ends, oddity = _turn_ends(render, converse(_TRIAL), tokenizer)
+    if prompt.template is not None and tokenizer.chat_template is not None:
+        # However it is asked, a chat model ends its turns as it was taught to.
+        taught = partial(_render, tokenizer, PromptConfig(), False, False, {})
+        ends = (*ends, *_turn_ends(taught, [_message("user", _TRIAL)], tokenizer)[0])
     return Dialogue(
         tokenizer,
         lambda question: render(question, converse(question)) + header,
         prefill,
         ends,
-        tuple(_notes(note, as_parts, switches, header, oddity)),
+        tuple(_notes(note, sealed, as_parts, switches, header, oddity)),
     )
 
 
@@ -179,8 +196,9 @@ def _message(role: str, content: str) -> dict[str, Any]:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     prompt: PromptConfig,
+    sealed: bool,
     as_parts: bool,
     switches: dict[str, bool],
     question: str,
@@ -190,14 +208,17 @@ def _render(
 ) -> str:
     """The text of a conversation; `opened`: with the beginning of the assistant's turn. Raises what the template does.
 
+    `sealed`: the template does not see the tags in what system and user say; some delete `/think` there, a switch.
     A template of the user's has, beside the messages, the parts that they are made of.
     """
+    if sealed:
+        messages = [m if m["role"] == "assistant" else m | {"content": _seal(m["content"])} for m in messages]
     if as_parts:
         messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
     own: dict[str, Any] = {}
     if prompt.template is not None:
         own = prompt.model_dump(include={"system", "example", "instruction"}) | {"question": question}
-    return tokenizer.apply_chat_template(
+    text = tokenizer.apply_chat_template(
         messages,
         chat_template=prompt.template,
         tokenize=False,
@@ -206,6 +227,19 @@ def _render(
         **own,
         **switches,
     )
+    return _unseal(text) if sealed else text
+
+
+def _seal(text: str) -> str:
+    for tag, seal in _SEALS.items():
+        text = text.replace(tag, seal)
+    return text
+
+
+def _unseal(text: str) -> str:
+    for tag, seal in _SEALS.items():
+        text = text.replace(seal, tag)
+    return text
 
 
 def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tuple[str, str]:
@@ -252,11 +286,11 @@ def _missing_header(render: Callable[..., str], messages: Messages, text: str) -
 
 
 def _turn_ends(
-    render: Callable[..., str], messages: Messages, tokenizer: PreTrainedTokenizerBase
+    render: Callable[..., str], messages: Messages, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[tuple[int, ...], str]:
     """The tokens after an assistant's reply, as the last turn and as one before another; and, where neither is a token
     of its own, what stands there."""
-    marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() not in TAGS}
+    marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() not in ("", *TAGS)}
     found, written = [], ""
     replied = [*messages, _message("assistant", _REPLY)]
     for turns in (replied, [*replied, _message("user", _NEXT)]):
@@ -280,9 +314,13 @@ def _find(piece: str, text: str) -> re.Match | None:
     return next(iter(reversed(list(pattern.finditer(text)))), None)
 
 
-def _notes(note: str, as_parts: bool, switches: dict[str, bool], header: str, oddity: str) -> Iterator[str]:
+def _notes(
+    note: str, sealed: bool, as_parts: bool, switches: dict[str, bool], header: str, oddity: str
+) -> Iterator[str]:
     if note:
         yield note
+    if sealed:
+        yield "the tags were put in after the template, which changes them"
     if as_parts:
         yield "contents are lists of parts"
     for switch in switches:

@@ -15,9 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, Self
 
 from pebble import ProcessPool
-from tqdm import tqdm
 
 from iapo_bench.errors import UserError, unknown
+from iapo_bench.progress import progress as progress_bar
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, GraderKind
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class MathGrader:
             pair: self._pool.schedule(self._judge, args=pair, timeout=self._timeout) for pair in dict.fromkeys(pairs)
         }
         outcomes = {}
-        for (text, gold), future in tqdm(futures.items(), desc="grading", unit="answer", disable=not progress):
+        for (text, gold), future in progress_bar(futures.items(), desc="grading", unit="answer", disable=not progress):
             try:
                 while not wait([future], timeout=1.0).done:
                     # A pool that breaks can forget tasks that still queue.

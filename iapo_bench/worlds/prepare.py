@@ -1,28 +1,26 @@
-"""Write the problems of every split, checked, without the training problems that another split has too."""
+"""The problems of every split, checked, without the training problems that another split has too."""
 
 from pathlib import Path
 
 import click
 
-from iapo_bench.config import TierConfig
+from iapo_bench.config.section import digest, identity
+from iapo_bench.config.world import PrepareJob
 from iapo_bench.files import whole_directory
 from iapo_bench.machine.provenance import write_provenance
-from iapo_bench.worlds import SPLITS, write_problems
+from iapo_bench.worlds import SPLITS, Problem, write_problems
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.overlap import separate
 
 
-def prepare(tier: TierConfig, out: Path) -> None:
+def prepare(job: PrepareJob, out: Path) -> None:
     """Write the problems of every split to `out/<split>.jsonl`, their golds checked.
 
     Training problems that validation, test or a held-out benchmark has too are left out (of the published splits they
     are only counted); provenance says how many.
     """
-    world = load_world(tier.world, tier.seed)
-    honest = tier.world.splits == "honest"
-    splits, overlap, repeats = separate(
-        {split: world.load(split) for split in SPLITS}, load_held_out(tier.world), remove=honest
-    )
+    honest = job.world.splits == "honest"
+    splits, overlap, repeats = _split(job)
     if repeats:
         fate = "removed from training" if honest else "left in training, as published"
         click.echo(
@@ -33,12 +31,34 @@ def prepare(tier: TierConfig, out: Path) -> None:
             write_problems(partial / f"{split}.jsonl", problems)
         write_provenance(
             partial / "provenance.json",
-            config=tier.world.model_dump(),
-            inputs=sorted(Path(tier.world.data_dir).glob("*.jsonl")) if tier.world.data_dir else [],
-            seeds={"seed": tier.seed},
+            config=identity(job),
+            inputs=sorted(Path(job.world.data_dir).glob("*.jsonl")) if job.world.data_dir else [],
+            seeds={"seed": job.seed},
             extra={
                 "problems": {split: len(problems) for split, problems in splits.items()},
                 "overlap": overlap,
                 "removed_from_train": repeats if honest else 0,
             },
         )
+
+
+def split_digests(job: PrepareJob) -> dict[str, dict[str, str]]:
+    """For every split a digest of its questions and one of its golds, to tell what a change of the data changes."""
+    splits, _, _ = _split(job)
+    return {
+        split: {
+            "questions": digest([(problem.id, problem.question) for problem in problems]),
+            "golds": digest([problem.answer for problem in problems]),
+        }
+        for split, problems in splits.items()
+    }
+
+
+def _split(job: PrepareJob) -> tuple[dict[str, list[Problem]], dict[str, dict[str, int]], int]:
+    """Problems by split, what was found twice, and how many training problems that were."""
+    world = load_world(job.world, job.seed)
+    return separate(
+        {split: world.load(split) for split in SPLITS},
+        load_held_out(job.world),
+        remove=job.world.splits == "honest",
+    )

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.bench.informativeness import with_extra_memory
-from iapo_bench.config import TrainConfig
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import Credit, LossSpec, Signal, load_method
 from iapo_bench.models.checkpoints import build_micro, eos_ids
 from iapo_bench.rollout import Completion

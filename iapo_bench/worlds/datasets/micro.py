@@ -6,19 +6,21 @@ and then, and only a check that follows can find and mend the slip, so that a mo
 slipping pays for the tokens that it saves with accuracy.
 """
 
+import dataclasses
 import enum
 import random
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from iapo_bench.config import PromptConfig
-from iapo_bench.errors import UserError
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.world import WorldConfig
+from iapo_bench.errors import UserError, unknown
 from iapo_bench.seeds import stream_seed
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, SPLITS, TAGS, THINK_CLOSE, THINK_OPEN, GraderKind, Problem
 from iapo_bench.worlds.dialogue import Dialogue
+
+if TYPE_CHECKING:  # grading imports this file and must start fast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 DIGITS = tuple("0123456789")
@@ -70,6 +72,16 @@ class MicroWorld:
     name: ClassVar[str] = "micro"
     grader: ClassVar[GraderKind] = "integer"
 
+    @classmethod
+    def open(cls, config: WorldConfig, seed: int) -> "MicroWorld":
+        """The world with a tier's options. Raises UserError for one that it does not have."""
+        known = {field.name for field in dataclasses.fields(cls)} - {"seed"}
+        for option in config.options:
+            if option not in known:
+                raise unknown("option of the micro world", option, known)
+        options: dict[str, Any] = dict(config.options)
+        return cls(**options, seed=seed)
+
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms:
             terms = (self.min_terms, self.taught_terms, self.max_terms)
@@ -99,11 +111,11 @@ class MicroWorld:
                 return problems
         raise UserError(f"unknown split '{split}': known: {', '.join(SPLITS)}")
 
-    def encode_prompt(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Token ids of the bare question: the model was taught to answer with a trace."""
         return self.dialogue(tokenizer).encode(problem.question)
 
-    def dialogue(self, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig | None = None) -> Dialogue:
+    def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig | None = None) -> Dialogue:
         """The bare question. Raises UserError for settings of a prompt."""
         if prompt not in (None, PromptConfig()):
             raise UserError("the micro world asks the bare question: leave 'prompt' out")
@@ -188,8 +200,11 @@ def evaluate(question: str) -> int:
     return value
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> "PreTrainedTokenizerFast":
     """The word-level tokenizer of the micro world; tags are found even where no space surrounds them."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])

@@ -2,10 +2,12 @@
 
 
 rule token_roles:
+    """Score the tokens of a run's own completions, beside what each is for."""
     input:
-        data=rules.prepare.output,
+        settings=lambda wildcards: FLOW.token_roles(wildcards.run),
+        data=ancient(rules.prepare.output),
         model=f"{WORK}/{{run}}/model",
-        samples=rules.sample.output.samples,
+        samples=f"{WORK}/{{run}}/test/samples.parquet",
     output:
         f"{WORK}/{{run}}/test/token_roles.parquet",
     log:
@@ -15,20 +17,17 @@ rule token_roles:
     conda:
         "../configs/environment.yaml"
     resources:
-        settings=SETTINGS,
         gpu=min(TIER.gpus, 1),
-        mem_mb=TIER.job.mem_mb,
-        runtime=TIER.job.runtime,
-    params:
-        temperature=TIER.train.temperature,
-        code=code_digest("roles"),
+        **LARGE,
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench --threads {threads} --gpus {resources.gpu} token-roles --model {input.model} --samples {input.samples}"
-        " --data {input.data} --out {output} 2>&1 | tee {log}"
+        RUN_GPU + "token-roles --settings {input.settings} --model {input.model}"
+        " --samples {input.samples} --data {input.data} --out {output}"
 
 
 rule role_tables:
+    """Say which scores know a needed token, and which roles each method removed."""
     input:
+        settings=lambda wildcards: FLOW.role_tables(),
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
         samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:
@@ -42,13 +41,9 @@ rule role_tables:
         f"{WORK}/benchmarks/role_tables.tsv"
     conda:
         "../configs/environment.yaml"
-    resources:
-        settings=SETTINGS,
     params:
-        runs=[f"--run {name}={folder}" for name, folder in RUNS.items()],
-        labels=[TIER.model.name, TIER.world.name],
-        code=code_digest("role_tables"),
-        stem=lambda wildcards, output: output.png.removesuffix(".png"),
+        runs=named(RUNS),
+        stem=stem,
     shell:
-        "IAPO_BENCH_CONFIG={resources.settings} python -m iapo_bench role-tables {params.runs} --out {output.csv} --roles {output.roles}"
-        " --figure {params.stem} 2>&1 | tee {log}"
+        RUN + "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
+        " --roles {output.roles} --figure {params.stem}"

@@ -1,0 +1,105 @@
+"""The command line: what jobs run, what makes tables, and tools, each group in a module of its own."""
+
+import sys
+
+import click
+
+from iapo_bench.errors import UserError
+
+
+class _Grouped(click.Group):
+    """Commands listed under what people do with them."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self.sections: dict[str, list[str]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands under a heading of `--help`."""
+        for command in commands:
+            self.add_command(command)
+            self.sections.setdefault(title, []).append(str(command.name))
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list a section."""
+        for title, names in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=86)) for name in names])
+
+
+@click.group(
+    cls=_Grouped,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads for torch; by default what torch chooses.")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: no lease).")
+@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="How many commands may share a GPU.")
+@click.option(
+    "--log",
+    type=click.Path(),
+    help="Write everything that is said to this file, and one line to the terminal at the end.",
+)
+@click.pass_context
+def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: int, log: str | None) -> None:
+    """Which RL method makes a language model reason in fewer tokens without losing accuracy?
+
+    `snakemake --cores all results/table1.csv` runs these commands in order. By hand:
+
+    \b
+      iapo-bench prepare --out data
+      iapo-bench base    --out base
+      iapo-bench train   --method iapo --base base --data data --out iapo
+      iapo-bench sample  --model iapo/model --data data --out iapo/test
+      iapo-bench grade   --samples iapo/test/samples.parquet --data data --out iapo/test/grades.parquet
+      iapo-bench metrics --grades iapo/test/grades.parquet --method iapo --out iapo/summary.json
+      iapo-bench table   --summary iapo/summary.json --out table1.csv --figure accuracy_length
+    """
+    if log:
+        from iapo_bench.cli.log import logged
+
+        context.with_resource(logged(log, context.invoked_subcommand or ""))
+    if gpus:
+        from iapo_bench.machine import parallel
+        from iapo_bench.machine.gpu_lease import lease_gpus
+
+        if not parallel.is_started():
+            context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _add_commands() -> None:
+    from iapo_bench.cli import bench, reports, steps, tools
+
+    cli.add_section("Steps of the workflow", *steps.COMMANDS)
+    cli.add_section("Tables and figures", *reports.COMMANDS)
+    cli.add_section("Tools", *tools.COMMANDS, bench.bench)
+
+
+_add_commands()
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.ClickException as error:
+        fail(error.format_message())
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Print a user's error as one line and exit with code 2."""
+    click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Options that several commands share, and where a command's settings come from."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, ValidationError
+
+from iapo_bench.config.reading import merge, nest, parse_yaml, read_yaml
+from iapo_bench.config.tier import TierConfig, read_tier
+from iapo_bench.errors import UserError
+
+FILE = click.Path(path_type=Path)
+
+RUNS = click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    required=True,
+    metavar="METHOD/SEED=DIR",
+    help="A run's method, training seed and directory; base=DIR for the base. Repeat.",
+)
+
+
+def tier_options(command: Any) -> Any:
+    """`--config` and `--set`."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one setting, e.g. --set train.completions=512. Repeat.",
+    )(command)
+    return click.option("--config", "config", default="micro", metavar="TIER|FILE", help="A tier's name or file.")(
+        command
+    )
+
+
+def read_options(config: str, overrides: tuple[str, ...]) -> TierConfig:
+    """The tier that `--config` and `--set` describe."""
+    changes: dict[str, Any] = {}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {item}: write KEY=VALUE, for example train.completions=512")
+        changes = merge(changes, nest(key, parse_yaml(value, f"--set {item}")[0]))
+    return read_tier(config, changes, where="--set")
+
+
+def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str) -> Callable[[Any], Any]:
+    """Give a command its settings as `job`: from the file of `--settings`, or `make(tier, **options)` with the options
+    called `names`, of the tier that `--config` and `--set` describe."""
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def command(*args: Any, settings: Path | None, config: str, overrides: tuple[str, ...], **given: Any) -> Any:
+            own = {name: given.pop(name) for name in names}
+            job = read_job(settings, kind) if settings else make(read_options(config, overrides), **own)
+            result = function(*args, job, **given)
+            if settings:
+                note_ran(settings)
+            return result
+
+        option = click.option(
+            "--settings",
+            type=FILE,
+            metavar="FILE",
+            help="Resolved settings, as the workflow writes them; for all of these.",
+        )
+        return option(tier_options(command))
+
+    return decorate
+
+
+def read_job(path: Path, kind: type[BaseModel]) -> Any:
+    """The settings of a job, from a file of the workflow. Raises UserError when they are not those of `kind`."""
+    content, _ = read_yaml(path)
+    try:
+        return kind.model_validate(content.get("job"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: job.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def note_ran(settings: Path) -> None:
+    """Keep the settings of a finished job, with which the workflow says why it runs again."""
+    content, _ = read_yaml(settings)
+    ran = settings.parent / "ran" / f"{content['name']}.yaml"
+    ran.parent.mkdir(exist_ok=True)
+    shutil.copy(settings, ran)
+
+
+def named(runs: tuple[str, ...]) -> dict[str, Path]:
+    """The directories of `--run` by name."""
+    found = {}
+    for run in runs:
+        name, separator, folder = run.partition("=")
+        if not separator or not name or not folder:
+            raise UserError(f"--run {run}: write METHOD/SEED=DIR, or base=DIR")
+        found[name] = Path(folder)
+    return found

@@ -1,0 +1,143 @@
+"""What people read: one command an artefact."""
+
+from pathlib import Path
+
+import click
+
+from iapo_bench.cli.options import FILE, RUNS, named, with_job
+from iapo_bench.config.report import Labels, RolesJob, RowJob
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tune import SensitivityJob, TuneJob
+from iapo_bench.errors import UserError
+
+
+def _labels(tier: TierConfig) -> Labels:
+    return tier.labels
+
+
+def _row_job(tier: TierConfig, method: str | None) -> RowJob:
+    if method is None:
+        raise UserError("metrics needs --method: an entry of the tier, or base")
+    return tier.row_job(method)
+
+
+@click.command()
+@with_job(RowJob, _row_job, "method")
+@click.option("--method", help="The method that the grades are of, or 'base'.")
+@click.option(
+    "--grades", type=FILE, multiple=True, required=True, help="Outcomes of `grade`; repeat for training seeds."
+)
+@click.option(
+    "--train-seed", "seeds", type=int, multiple=True, help="The training seed of each --grades; by default 0, 1, ..."
+)
+@click.option("--out", type=FILE, required=True, help="JSON file of the summary.")
+def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], out: Path) -> None:
+    """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
+    from iapo_bench.report.rows import measure
+
+    seeds = seeds or tuple(range(len(grades)))
+    if len(seeds) != len(grades):
+        raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
+    measure(job, dict(zip(seeds, grades, strict=True)), out)
+
+
+@click.command()
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Of `metrics`, a row each, in order."
+)
+@click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown and provenance are written beside it.")
+@click.option(
+    "--figure", type=FILE, required=True, help="Accuracy against length, without ending: PNG and SVG are written."
+)
+def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure: Path) -> None:
+    """Put the summaries of all methods into one table and one figure."""
+    from iapo_bench.report.table1 import make_table
+
+    make_table(summaries, published=published, out=out, figure=figure)
+
+
+@click.command()
+@click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
+def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
+    from iapo_bench.report.comparisons import make_comparisons
+
+    make_comparisons(summaries, out=out, figure=figure)
+
+
+@click.command()
+@with_job(Labels, _labels)
+@RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--figure", type=FILE, required=True, help="Bars by phase, without ending.")
+def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> None:
+    """Say where each method's time went: training by phase, and sampling the test problems."""
+    from iapo_bench.report.wallclock import make_wallclock
+
+    make_wallclock(job, named(runs), out=out, figure=figure)
+
+
+@click.command()
+@RUNS
+@click.option("--figure", type=FILE, required=True, help="Accuracy and length during training, without ending.")
+def curves(runs: tuple[str, ...], figure: Path) -> None:
+    """Draw the training curves of runs."""
+    from iapo_bench.report.curves import make_curves
+
+    make_curves(named(runs), figure)
+
+
+@click.command()
+@with_job(TuneJob, TierConfig.tune_job)
+@click.option("--trials", type=FILE, required=True, help="Directory of METHOD/trial<i>/validation/grades.parquet.")
+@click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
+@click.option("--out", type=FILE, required=True, help="YAML file of choices; the evidence is written beside it as CSV.")
+def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
+    """Choose every method's settings from its trials on the validation split."""
+    from iapo_bench.report.tuning import choose
+
+    choose(job, trials, base, out)
+
+
+@click.command()
+@with_job(SensitivityJob, TierConfig.sensitivity_job)
+@click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
+@click.option("--grades", type=FILE, multiple=True, required=True, help="Of each point of the grid, in order; repeat.")
+@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--figure", type=FILE, required=True, help="Heat maps, without ending: PNG and SVG are written.")
+def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Show how two options of a method, on the tier's grid, move accuracy and length on the validation split."""
+    from iapo_bench.report.sensitivity import make_sensitivity
+
+    make_sensitivity(job, base, grades, out=out, figure=figure)
+
+
+@click.command("lm-eval-table")
+@RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file: a row for each run, task and metric.")
+def lm_eval_table(runs: tuple[str, ...], out: Path) -> None:
+    """Join the scores that `lm-eval` wrote to DIR/lm_eval."""
+    from iapo_bench.report.lm_eval import make_lm_eval_table
+
+    make_lm_eval_table(named(runs), out)
+
+
+@click.command("role-tables")
+@with_job(RolesJob, TierConfig.roles_job)
+@RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file: how well each score tells needed from redundant.")
+@click.option("--roles", type=FILE, required=True, help="CSV file: tokens a completion by role.")
+@click.option("--figure", type=FILE, required=True, help="Both, without ending: PNG and SVG are written.")
+def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, figure: Path) -> None:
+    """Say which scores know a needed token, and which roles each method removed. Micro world only."""
+    from iapo_bench.tokens.roles import make_role_tables
+
+    make_role_tables(job, named(runs), informativeness=out, roles=roles, figure=figure)
+
+
+COMMANDS = (metrics, table, comparisons, wallclock, curves, tune, sensitivity, lm_eval_table, role_tables)

@@ -1,0 +1,114 @@
+"""Tools beside the workflow."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from iapo_bench.cli.options import FILE, read_options, tier_options
+from iapo_bench.errors import UserError
+from iapo_bench.new import KINDS, Kind
+from iapo_bench.worlds import POSTFIX
+
+
+@click.command()
+@click.option("--model", type=FILE, required=True, help="Directory of the model.")
+@click.option("--input", "transcripts", type=FILE, required=True, help="JSON-lines file of transcripts.")
+@click.option("--postfix", default=POSTFIX, help="What makes the model answer at once.")
+@click.option(
+    "--temperature",
+    default=1.0,
+    type=click.FloatRange(0, min_open=True),
+    help="Of every distribution that is measured.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
+@click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
+def informativeness(
+    model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path
+) -> None:
+    """Show what each token of your own transcripts tells about the answer, in colour and as a table.
+
+    \b
+    Every line of the input is a JSON object with
+      prompt, completion          text, or
+      prompt_ids, completion_ids  lists of token ids; text beside them is not read
+      id                          optional; the line number otherwise
+      correct                     optional, true or false; shown beside the id
+
+    Text is tokenised as it is, without special tokens: apply the chat template to the prompt before.
+    """
+    from iapo_bench.tokens.transcripts import score_transcripts
+
+    score_transcripts(
+        model=model, transcripts=transcripts, out=out, postfix=postfix, temperature=temperature, limit=limit
+    )
+
+
+@click.command()
+@tier_options
+@click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
+@click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
+def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset: str | None) -> None:
+    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works.
+
+    With --model: the exact prompt, the tokens that stop a completion, and whether a perfect completion would be graded
+    right and well formed; exit code 1 when not, 2 when the model's chat template cannot be used.
+    """
+    from iapo_bench import doctor
+
+    if model is not None:
+        text, works = doctor.examine_model(read_options(config, overrides), model, dataset)
+        click.echo(text)
+    else:
+        if dataset:
+            raise UserError("--dataset needs --model DIR: which model should be asked?")
+        rows, works = doctor.examine()
+        click.echo(doctor.show(rows))
+    if not works:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("name")
+def new(kind: Kind, name: str) -> None:
+    """Write a commented file to start from, and its test: both pass as they are.
+
+    \b
+      iapo-bench new method NAME   methods/NAME.py
+      iapo-bench new dataset NAME  iapo_bench/worlds/datasets/NAME.py
+      iapo-bench new reward NAME   rewards/NAME.py
+    """
+    from iapo_bench.new.write import write_new
+
+    code, test = write_new(kind, name)
+    click.echo(f"wrote {code} and {test}; run: python -m pytest {test}")
+
+
+@click.command()
+@tier_options
+@click.option("--device", default="h100", help="a100, h100, h200 or cpu.")
+@click.option("--gpus", default=8, type=click.IntRange(2), help="Of the strategies that share work.")
+@click.option("--length", type=click.FloatRange(1), help="Mean completion tokens; by default an assumption a dataset.")
+@click.option(
+    "--calibrate",
+    type=FILE,
+    help="A run's METHOD/seed0/train.jsonl, or a directory of such runs; by default results/TIER if it has any.",
+)
+def plan(
+    config: str, overrides: tuple[str, ...], device: str, gpus: int, length: float | None, calibrate: Path | None
+) -> None:
+    """Say what a tier will take before it runs: jobs, GPU-hours, memory by strategy, disk.
+
+    All datasets of the tier, unless --set world.name=NAME chooses one.
+    """
+    from iapo_bench.plan.show import plan as make_plan
+
+    tier = read_options(config, overrides)
+    chosen = any(item.startswith("world.name=") for item in overrides)
+    names = [tier.world.name] if chosen or not tier.datasets else list(tier.datasets)
+    tiers = [read_options(config, (*overrides, f"world.name={name}")) for name in names]
+    click.echo(make_plan(tiers, device=device, gpus=gpus, length=length, calibrate=calibrate))
+
+
+COMMANDS = (informativeness, doctor, plan, new)

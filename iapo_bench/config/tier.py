@@ -1,0 +1,418 @@
+"""A whole tier: its sections, which setting wins, and what each job gets of them.
+
+A tier is a file `configs/<tier>.yaml`. The later wins: defaults, the tier's sections, the choice made on validation
+(`configs/tuned/<tier>[/<dataset>].yaml`), the tier's entry for a method, the command line.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+
+from iapo_bench.config.evaluate import EvalConfig, SampleJob
+from iapo_bench.config.grade import GradeJob
+from iapo_bench.config.job import JobConfig
+from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
+from iapo_bench.config.method import Candidate, MethodConfig, Selection
+from iapo_bench.config.model import BaseJob, ModelConfig
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
+from iapo_bench.config.report import Labels, RolesJob, RowJob, TokensJob
+from iapo_bench.config.section import FREE, Section, identity
+from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
+from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
+from iapo_bench.config.world import PrepareJob, WorldConfig
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.plugins import list_methods
+
+BASE = "base"
+# What a method's entry may change of the `train` section.
+TRAIN_KEYS = ("lr", "updates_per_rollout")
+COMMAND_LINE = "--config"
+
+
+class TierConfig(Section):
+    """A whole tier."""
+
+    tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = Field(description="the tier's name, its file's")
+    seed: int = Field(default=0, description="of data, splits and initialisation")
+    gpus: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="GPUs of a training job, a process on each; other jobs that can use one take one",
+        json_schema_extra=FREE,
+    )
+    job: JobConfig = Field(default=JobConfig(), description="what jobs ask a cluster for")
+    model: ModelConfig = Field(description="where the base model comes from")
+    world: WorldConfig = Field(description="where the problems come from")
+    datasets: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="what goes with a choice of world.name, laid over the file; results are then kept by dataset",
+    )
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to a chat model")
+    train: TrainConfig = Field(description="how every method is trained")
+    evaluate: EvalConfig = Field(description="how checkpoints are sampled and measured")
+    lm_eval: LmEvalConfig = Field(default=LmEvalConfig(), description="what is measured through lm-eval")
+    tune: TuneConfig | None = Field(default=None, description="the search on the validation split")
+    selection: Selection = Field(
+        default="by hand",
+        description="how the settings in this file were chosen, where an entry does not say otherwise",
+    )
+    methods: dict[str, MethodConfig | None] = Field(description="the rows of the table")
+    ablations: dict[str, MethodConfig] = Field(default={}, description="variants of methods, for a table of their own")
+    sensitivity: SensitivityConfig | None = Field(default=None, description="a grid over two options of a method")
+    tuned: dict[str, MethodConfig] = Field(
+        default={}, description="choices made on validation; read from configs/tuned, not set by hand"
+    )
+    given: dict[str, Any] = Field(default={}, description="what the command line says; not set by hand")
+    _places: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> "TierConfig":
+        names = [entry.method or name for name, entry in self._entries().items()]
+        for name in [*names, *([self.parent(self.sensitivity.method)] if self.sensitivity else [])]:
+            if name not in list_methods():
+                raise ValueError(str(unknown("method", name, list_methods())))
+        if twice := set(self.methods) & set(self.ablations):
+            raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
+        if BASE in self._entries():
+            raise ValueError(f"'{BASE}' is the row of the untrained model: give the method another name")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where results and tuned choices of this tier lie, below `results` and `configs/tuned`."""
+        return folder_of(self.tier, self.world.name, self.datasets)
+
+    def place(self, *path: str) -> str:
+        """Where a setting was made: "FILE:LINE" or the command line; the tier's name where it was not."""
+        return next((self._places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._places), self.tier)
+
+    @property
+    def labels(self) -> Labels:
+        """What tables call this tier's things."""
+        return Labels(tier=self.tier, model=self.model.name, dataset=self.world.name)
+
+    def _entries(self) -> dict[str, MethodConfig]:
+        return {name: entry or MethodConfig() for name, entry in {**self.methods, **self.ablations}.items()}
+
+    def parent(self, name: str) -> str:
+        """The method that an entry of `methods` or `ablations` trains: its own name, unless it is a variant."""
+        entry = self._entries().get(name)
+        return (entry.method if entry else None) or name
+
+    def method(self, name: str, trial: int | None = None) -> MethodConfig:
+        """The settings of one method: the tuned choice, the tier's entry, or a trial of the search on top of both, and
+        then the command line. A variant starts from the settings of the method that it varies."""
+        parent = self.parent(name)
+        own = self._entries().get(name, MethodConfig()).model_dump(exclude_unset=True)
+        if parent != name:
+            layers = [self.method(parent).model_dump(exclude_unset=True), own]
+        else:
+            layers = [self.tuned[name].model_dump(exclude_unset=True) if name in self.tuned else {}, own]
+        if trial is not None:
+            layers.append(self._trial(name, trial))
+        layers += [self._given_for_all(), self._given(name)]
+        settings: dict[str, Any] = {}
+        for layer in layers:
+            settings = merge(settings, layer)
+        return MethodConfig(**settings)
+
+    def _given_for_all(self) -> dict[str, Any]:
+        train = self.given.get("train") or {}
+        return {key: train[key] for key in TRAIN_KEYS if key in train}
+
+    def _given(self, name: str) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for section in ("methods", "ablations"):
+            entries = self.given.get(section)
+            given |= (entries.get(name) or {}) if isinstance(entries, dict) else {}
+        return given
+
+    def selection_of(self, name: str) -> str:
+        """How the settings of a row were chosen; of a variant, how its method's were, and that they are varied."""
+        parent = self.parent(name)
+        if parent != name:
+            return f"{self.selection_of(parent)}, varied"
+        entry = self._entries().get(name, MethodConfig())
+        own = entry.model_dump(exclude_unset=True, exclude={"selection", "method"})
+        if self._given_for_all() or {key: value for key, value in self._given(name).items() if key != "selection"}:
+            return "by hand"
+        if name in self.tuned:
+            return "by hand" if own else "validation"
+        if entry.selection or self.selection == "published":
+            return entry.selection or self.selection
+        return "by hand" if own else "defaults"
+
+    def trials(self, name: str) -> list[Candidate]:
+        """The trials of a method: the tier's own, or those of `configs/methods/<method>.yaml`, by number."""
+        if self.tune and name in self.tune.candidates:
+            return self.tune.candidates[name]
+        return read_candidates(self.parent(name))
+
+    def _trial(self, name: str, number: int) -> dict[str, Any]:
+        trials = self.trials(name)
+        if not 0 <= number < len(trials):
+            raise UserError(f"{name} has no trial {number}: there are {len(trials)}, from 0")
+        changes = trials[number].model_dump(exclude_unset=True, exclude={"lr_times"})
+        return {"lr": round_lr(self.train.lr * trials[number].lr_times), **changes}
+
+    # What each job gets.
+
+    def prepare_job(self) -> PrepareJob:
+        """The settings of `prepare`."""
+        return PrepareJob(world=self.world, seed=self.seed)
+
+    def base_job(self) -> BaseJob:
+        """The settings of `base`."""
+        return BaseJob(model=self.model, world=self.world, prompt=self.prompt, seed=self.seed)
+
+    def train_job(
+        self, name: str, seed: int, *, trial: int | None = None, options: dict[str, Any] | None = None
+    ) -> TrainJob:
+        """The settings of a training run of an entry, or of a trial of it; `options` win over its own."""
+        method = self.method(name, trial)
+        changes = {key: getattr(method, key) for key in TRAIN_KEYS if getattr(method, key) is not None}
+        return TrainJob(
+            method=MethodChoice(
+                name=self.parent(name), profile=method.profile, options={**method.options, **(options or {})}
+            ),
+            train=self.train.model_copy(update=changes),
+            world=self.world,
+            prompt=self.prompt,
+            dtype=self.model.dtype,
+            world_seed=self.seed,
+            seed=seed,
+            gpus=self.gpus,
+        )
+
+    def sample_job(self, split: str) -> SampleJob:
+        """The settings of `sample`: the table's on the test split, the search's on another."""
+        evaluate = self.evaluate
+        if split != "test" and self.tune:
+            changes = {"n_samples": self.tune.n_samples, "seeds": [self.tune.seed], "ks": [self.tune.k]}
+            evaluate = EvalConfig(**{**evaluate.model_dump(), **changes})
+        return SampleJob(
+            evaluate=evaluate,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+            split=split,
+        )
+
+    def grade_job(self, split: str) -> GradeJob:
+        """The settings of `grade`."""
+        return GradeJob(world=self.world, world_seed=self.seed, split=split)
+
+    def lm_eval_job(self) -> LmEvalJob:
+        """The settings of `lm-eval`."""
+        return LmEvalJob(
+            lm_eval=self.lm_eval,
+            evaluate=self.evaluate,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+        )
+
+    def row_job(self, name: str) -> RowJob:
+        """The settings of the summary of a row: an entry, or the base."""
+        if name == BASE:
+            return RowJob(labels=self.labels, method=BASE, parent=BASE, ks=self.evaluate.ks)
+        settings = identity(self.train_job(name, self.train.seeds[0]))
+        return RowJob(
+            labels=self.labels,
+            method=name,
+            parent=self.parent(name),
+            profile=self.method(name).profile,
+            selection=self.selection_of(name),
+            settings={key: settings[key] for key in ("method", "train")},
+            ks=self.evaluate.ks,
+        )
+
+    def tokens_job(self) -> TokensJob:
+        """The settings of `token-roles`."""
+        return TokensJob(
+            world=self.world,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+            temperature=self.train.temperature,
+            micro_batch_tokens=self.train.micro_batch_tokens,
+        )
+
+    def roles_job(self) -> RolesJob:
+        """The settings of `role-tables`."""
+        return RolesJob(labels=self.labels, world=self.world, world_seed=self.seed)
+
+    def tune_job(self) -> TuneJob:
+        """The settings of the choice on validation. Raises UserError when methods have unequal numbers of trials."""
+        if self.tune is None:
+            raise UserError(f"tier {self.tier} has no 'tune' section")
+        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in self.methods}
+        if len({len(each) for each in trials.values()}) > 1:
+            sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
+            raise UserError(f"every method must have the same number of trials, not {sizes}")
+        return TuneJob(tune=self.tune, trials=trials, completions=self.train.completions)
+
+    def sensitivity_job(self) -> SensitivityJob:
+        """The settings of the sensitivity table."""
+        if self.tune is None or self.sensitivity is None:
+            raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
+        return SensitivityJob(
+            tune=self.tune, sensitivity=self.sensitivity, model=self.model.name, dataset=self.world.name
+        )
+
+
+def folder_of(tier: str, dataset: str, datasets: dict[str, Any]) -> str:
+    """Where results of a tier lie: by dataset where it has several."""
+    return f"{tier}/{dataset}" if datasets else tier
+
+
+def round_lr(lr: float) -> float:
+    """A learning rate without the last digits of a multiplication."""
+    return float(f"{lr:.12g}")
+
+
+def read_candidates(method: str) -> list[Candidate]:
+    """The trials of a method, from `configs/methods/<method>.yaml`. Raises UserError when there are none."""
+    path = CONFIG_DIR / "methods" / f"{method}.yaml"
+    content, places = read_yaml(path) if path.is_file() else ({}, {})
+    if not content.get("search"):
+        raise UserError(f"{path} lists no trials under 'search': write some, or leave {method} out of the tuning")
+    try:
+        return TuneConfig(candidates={method: content["search"]}).candidates[method]
+    except ValidationError as error:
+        raise UserError(_first_problem(error, places, str(path), TuneConfig)) from None
+
+
+def tier_path(name_or_path: str | Path) -> Path:
+    """The file of a tier, by path or by name. Raises UserError for one that does not exist."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+        return path
+    known = list_tiers()
+    if str(name_or_path) not in known:
+        raise unknown("tier", str(name_or_path), known)
+    return known[str(name_or_path)]
+
+
+def list_tiers() -> dict[str, Path]:
+    """Every tier's file by name."""
+    return {path.stem: path for path in sorted(CONFIG_DIR.glob("*.yaml")) if path.stem not in ("environment", "claims")}
+
+
+def read_tier(
+    name_or_path: str | Path, given: dict[str, Any] | None = None, *, where: str = COMMAND_LINE
+) -> TierConfig:
+    """Read and check a tier; `given` is what the command line says, `where` how it said it.
+
+    Raises UserError, one line, for a missing file, a misspelt key or a bad value, with the place of the mistake.
+    """
+    path = tier_path(name_or_path)
+    content, places = read_yaml(path)
+    return parse_tier(content, given, source=str(path), places=places, where=where)
+
+
+def parse_tier(
+    content: dict[str, Any],
+    given: dict[str, Any] | None = None,
+    *,
+    source: str,
+    places: Places | None = None,
+    where: str = COMMAND_LINE,
+) -> TierConfig:
+    """A tier from its content, what it says of the chosen dataset, the choices made on validation and the command line.
+
+    Raises UserError with the place of the mistake and the nearest known key.
+    """
+    places = dict(places or {})
+    given = typed(given or {})
+    laid = _lay_dataset(content, given)
+    rows, given = _rows(given, laid)
+    _note(given, (), where, places)
+    merged = merge(laid, given) | ({"methods": rows} if rows is not None else {})
+    merged["tuned"], from_file = _tuned_choices(merged)
+    places |= {("tuned", *path): place for path, place in from_file.items()}
+    places |= {("methods", name): where for name in rows or {}}
+    for section in ("methods", "ablations"):
+        for name, entry in (merged.get(section) or {}).items() if isinstance(merged.get(section), dict) else ():
+            parent = (entry.get("method") if isinstance(entry, dict) else None) or name
+            if parent not in list_methods():
+                raise UserError(
+                    f"{places.get((section, name), source)}: {unknown('method', str(parent), list_methods())}"
+                )
+    try:
+        tier = TierConfig.model_validate({**merged, "given": given})
+    except ValidationError as error:
+        raise UserError(_first_problem(error, places, source)) from None
+    tier._places.update(places)
+    return tier
+
+
+def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The rows that a list of `methods` on the command line chooses, with the tier's entries, and the rest of it."""
+    names = given.get("methods")
+    if names is None or isinstance(names, dict):
+        return None, given
+    entries = {**(laid.get("ablations") or {}), **(laid.get("methods") or {})}
+    rows = {str(name): entries.get(str(name)) for name in ([names] if isinstance(names, str) else names)}
+    rest = {key: value for key, value in given.items() if key != "methods"}
+    if varied := set(rows) & set(laid.get("ablations") or {}):
+        laid["ablations"] = {name: entry for name, entry in laid["ablations"].items() if name not in varied}
+    return rows, rest
+
+
+def _note(value: Any, path: tuple[str, ...], where: str, places: Places) -> None:
+    """Blame everything below `path` on `where`."""
+    if path:
+        places[path] = where
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _note(item, (*path, str(key)), where, places)
+
+
+def _tuned_choices(merged: dict[str, Any]) -> tuple[dict[str, Any], Places]:
+    """The choices made on validation for this tier and dataset, if there are any; `tuned: null` leaves them out."""
+    if "tuned" in merged:
+        return merged["tuned"] or {}, {}
+    world, datasets = merged.get("world"), merged.get("datasets")
+    folder = folder_of(
+        str(merged.get("tier")),
+        str(world.get("name")) if isinstance(world, dict) else "",
+        datasets if isinstance(datasets, dict) else {},
+    )
+    path = CONFIG_DIR / "tuned" / f"{folder}.yaml"
+    return read_yaml(path) if path.is_file() else ({}, {})
+
+
+def _lay_dataset(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The content with the chosen dataset's settings; none is left to be laid again when the result is read back."""
+    datasets, world = content.get("datasets"), merge(content, given).get("world")
+    if not isinstance(datasets, dict) or not datasets or not isinstance(world, dict):
+        return dict(content)
+    if (name := world.get("name")) not in datasets:
+        raise unknown("dataset of this tier", str(name), map(str, datasets))
+    laid = datasets[name] or {}
+    return {**(merge(content, laid) if isinstance(laid, dict) else content), "datasets": {n: {} for n in datasets}}
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, be it optional or the value of a mapping or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+
+
+def _first_problem(error: ValidationError, places: Places, source: str, top: type[BaseModel] = TierConfig) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = next((places[tuple(path[:n])] for n in range(len(path), 0, -1) if tuple(path[:n]) in places), source)
+    if first["type"] == "extra_forbidden":
+        section = top
+        for part in path[:-1]:
+            if part in section.model_fields:  # else it is the name of an entry, whose section we have
+                section = section_of(section.model_fields[part].annotation) or section
+        return f"{place}: {'.'.join(path[:-1]) or 'top level'}: {unknown('key', path[-1], section.model_fields)}"
+    return f"{place}: {'.'.join(path) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"

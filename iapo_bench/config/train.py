@@ -1,0 +1,134 @@
+"""How a method is trained: the `train` section."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from iapo_bench.config.model import Dtype
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import FREE, Positive, Section
+from iapo_bench.config.world import WorldConfig
+from iapo_bench.errors import unknown
+from iapo_bench.plugins import list_methods, list_rewards
+
+Engine = Literal["transformers", "vllm"]
+
+
+class LoraConfig(Section):
+    """Adapters on every linear layer but the output layer, trained instead of the weights."""
+
+    rank: Positive = Field(default=16, description="rows of A")
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="an adapter counts alpha / rank times")
+
+
+class TrainConfig(Section):
+    """One budget for every method. A method may change it only where its tuned or own settings say so."""
+
+    completions: Positive = Field(description="budget: completions that a method may generate in all")
+    prompts_per_step: Positive = Field(default=32, description="prompts of a step")
+    group_size: Positive = Field(default=8, description="completions of each prompt, which are compared")
+    max_tokens: Positive = Field(description="limit on completion tokens")
+    temperature: Annotated[float, Field(gt=0)] = Field(default=1.0, description="sampling temperature of rollouts")
+    lr: Annotated[float, Field(gt=0)] = Field(default=1e-6, description="learning rate of AdamW")
+    updates_per_rollout: Positive = Field(default=1, description="optimiser steps on each step's completions")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="limit on the norm of the gradient")
+    max_draws: Positive = Field(
+        default=4, description="rounds of new prompts that dynamic sampling may ask for in a step"
+    )
+    importance_cap: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="weigh tokens by the ratio of the trainer's to the engine's probability, at most this; 2 is usual",
+    )
+    answer_stride: Positive = Field(
+        default=1, description="read the answer's entropy after every so many tokens only; 1 is exact"
+    )
+    skip_answer: bool = Field(default=False, description="skip answer-entropy readings after </think>")
+    lora: LoraConfig | None = Field(
+        default=None, description="train adapters beside frozen weights; they are added to the weights that are saved"
+    )
+    problems: Positive | None = Field(default=None, description="use only the first so many training problems")
+    rewards: Annotated[dict[str, float], Field(min_length=1)] = Field(
+        default={"correct": 1.0},
+        description="what a completion is trained on: files of rewards/, each with its weight; `correct` is the task's "
+        "own, +1 or -1",
+    )
+    engine: Engine = Field(default="transformers", description="what generates completions")
+    engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.4,
+        description="share of the GPU's memory that the vllm engine may take beside the trainer",
+        json_schema_extra=FREE,
+    )
+    micro_batch_tokens: Positive = Field(
+        default=4096, description="padded tokens of a pass with gradients; bounds memory", json_schema_extra=FREE
+    )
+    rollout_batch_size: Positive = Field(
+        default=256, description="completions under way at once; bounds memory", json_schema_extra=FREE
+    )
+    sharded: bool = Field(
+        default=False,
+        description="each of several processes keeps a part of weights, gradients and optimiser (FSDP2)",
+        json_schema_extra=FREE,
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations twice instead of keeping them; slower, less memory",
+        json_schema_extra=FREE,
+    )
+    checkpoint_every: Positive = Field(default=10, description="steps between checkpoints", json_schema_extra=FREE)
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+        default=[0],
+        description="training seeds, a run each; a number n stands for 0 to n - 1",
+        json_schema_extra=FREE,  # which runs there are, not what one of them is
+    )
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_is_a_range(cls, value: Any) -> Any:
+        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError(f"training seeds must differ and not be negative, are {value}")
+        return value
+
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_exist(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value.keys() - list_rewards().keys():
+            raise ValueError(str(unknown("reward", name, list_rewards())))
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_save_memory(self) -> "TrainConfig":
+        if self.sharded and self.lora:
+            raise ValueError("sharded and lora do not go together: adapters are small, set one of them")
+        return self
+
+
+class MethodChoice(Section):
+    """A method as it is trained: its name, profile and options."""
+
+    name: str = Field(description="a file of methods/ or baselines/, without .py")
+    profile: Literal["paper", "released"] = Field(default="paper", description="the equations, or the released code")
+    options: dict[str, Any] = Field(default={}, description="fields of the method's class")
+
+
+class TrainJob(Section):
+    """Everything that decides what one training run does, and nothing that belongs to another."""
+
+    method: MethodChoice = Field(description="what is trained")
+    train: TrainConfig = Field(description="how it is trained")
+    world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
+    dtype: Dtype = Field(description="of weights and gradients")
+    world_seed: int = Field(description="seed of the world and its splits")
+    seed: int = Field(description="seed of data order, sampling and the method's own coins")
+    gpus: int = Field(default=0, description="processes, a GPU each", json_schema_extra=FREE)
+
+    @property
+    def plugins(self) -> list[Path]:
+        """The files of the method and of the rewards."""
+        return [list_methods()[self.method.name], *(list_rewards()[name] for name in self.train.rewards)]

@@ -1,0 +1,53 @@
+"""The search on the validation split, and a grid over two options: the `tune` and `sensitivity` sections."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from iapo_bench.config.method import Candidate
+from iapo_bench.config.section import Positive, Section
+
+
+class TuneConfig(Section):
+    """The search on the validation split: the same number of trials for every method."""
+
+    n_samples: Positive = Field(default=16, description="samples of a validation problem")
+    k: Positive = Field(default=16, description="trials are compared by Ratio@k, held to the base's Pass@k")
+    seed: int = Field(default=7, description="training and sampling seed of every trial")
+    tolerance: Annotated[float, Field(ge=0)] = Field(
+        default=0.02, description="how far validation Pass@k may fall below the base's before a trial is out"
+    )
+    candidates: dict[str, Annotated[list[Candidate], Field(min_length=1)]] = Field(
+        default={}, description="the trials of a method on this tier, in place of configs/methods/METHOD.yaml"
+    )
+
+
+class TuneJob(Section):
+    """What the choice of settings reads, beside the grades of every trial."""
+
+    tune: TuneConfig = Field(description="how trials are compared")
+    trials: dict[str, list[dict[str, Any]]] = Field(description="what each trial of each method changes")
+    completions: Positive = Field(description="budget of a trial")
+
+
+class SensitivityConfig(Section):
+    """A grid over two options of a method, every point trained with the table's budget and measured as in tuning."""
+
+    method: str = Field(description="the method, an entry of `methods`")
+    grid: Annotated[dict[str, Annotated[list[float], Field(min_length=1)]], Field(min_length=2, max_length=2)] = Field(
+        description="two options and their values; the second runs fastest"
+    )
+
+    def points(self) -> list[dict[str, float]]:
+        """The options of every point, the second option running fastest."""
+        (first, xs), (second, ys) = self.grid.items()
+        return [{first: x, second: y} for x in xs for y in ys]
+
+
+class SensitivityJob(Section):
+    """What the sensitivity table reads, beside the grades of every point."""
+
+    tune: TuneConfig = Field(description="how points are measured")
+    sensitivity: SensitivityConfig = Field(description="the grid")
+    model: str = Field(description="what the table calls the model")
+    dataset: str = Field(description="what the table calls the dataset")

@@ -1,0 +1,70 @@
+"""Files found by name: a method, a dataset or a reward is one file, and its name is the file's."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from iapo_bench.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+METHOD_DIRS = (ROOT / "methods", ROOT / "baselines")
+DATASET_DIRS = (ROOT / "iapo_bench" / "worlds" / "datasets",)
+REWARD_DIRS = (ROOT / "rewards",)
+
+
+def find_files(folders: Sequence[Path]) -> dict[str, Path]:
+    """Every file by name, without `.py`; the earlier folder wins. A leading underscore keeps a file apart."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            if not path.name.startswith("_"):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def list_methods() -> dict[str, Path]:
+    """Every method's file by name; `methods/` wins over `baselines/`."""
+    return find_files(METHOD_DIRS)
+
+
+def list_datasets() -> dict[str, Path]:
+    """Every dataset's file by name."""
+    return find_files(DATASET_DIRS)
+
+
+def list_rewards() -> dict[str, Path]:
+    """Every reward's file by name."""
+    return find_files(REWARD_DIRS)
+
+
+def load_function(path: Path, name: str) -> Callable[..., Any]:
+    """The function `name` of a file. Raises UserError when there is none."""
+    function = getattr(_module(path), name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function `{name}`")
+    return function
+
+
+def load_class(path: Path, base: type, name: str) -> type:
+    """The subclass of `base` in a file whose class attribute `name` is `name`. Raises UserError when there is none."""
+    for value in vars(_module(path)).values():
+        if isinstance(value, type) and issubclass(value, base) and getattr(value, "name", None) == name:
+            return value
+    raise UserError(f"{path} has no subclass of {base.__name__} with name = '{name}'")
+
+
+def _module(path: Path) -> ModuleType:
+    """A file of the package as the module that it is, any other run anew under the name of its folder and its own."""
+    if path.is_relative_to(ROOT / "iapo_bench"):
+        return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up postponed annotations there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,101 @@
+"""Accuracy against length, a point for each row."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iapo_bench.errors import UserError
+from iapo_bench.report.rows import Row, caution, parents
+from iapo_bench.report.style import STYLE, Style, method_styles, new_figure
+
+
+def accuracy_length(rows: Sequence[Row]) -> Figure:
+    """Pass@k against Length@k with 95% intervals, at the smallest and the largest k that every row has.
+
+    Raises UserError when the rows are of several models or datasets, or share no k.
+    """
+    if len({(row.model, row.dataset) for row in rows}) != 1:
+        raise UserError("a figure compares methods on one model and dataset: draw one for each")
+    ks = set.intersection(*(set(row.summary.ks) for row in rows))
+    if not ks:
+        raise UserError("no k was measured for every method: measure them with the same ks")
+    shown = sorted({min(ks), max(ks)})
+    styles = method_styles((row.name for row in rows), parents(rows))
+    title = f"{rows[0].model} on {rows[0].dataset}: accuracy against length, 95% intervals"
+    with mpl.rc_context(STYLE):
+        figure, axes = new_figure(len(shown), caution(rows[0].tier) + title, height=2.6, wide=len(shown) > 1)
+        for ax, k in zip(axes, shown, strict=True):
+            for row in rows:
+                x, y = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
+                look = styles[row.name]
+                ax.hlines(y.mean, x.lo, x.hi, color=look.colour, linewidth=0.8)
+                ax.vlines(x.mean, y.lo, y.hi, color=look.colour, linewidth=0.8)
+                ax.plot(x.mean, y.mean, look.marker, color=look.colour, markerfacecolor=look.face, zorder=3)
+            ax.margins(0.12)
+            ax.set_xlabel(f"Length@{k} (tokens)")
+            ax.set_ylabel(f"Pass@{k}")
+        figure.canvas.draw()
+        for ax, k in zip(axes, shown, strict=True):
+            _label_points(ax, rows, k, styles)
+    return figure
+
+
+def _label_points(ax: Axes, rows: Sequence[Row], k: int, styles: Mapping[str, Style]) -> None:
+    """Write each row's name near its point, where it covers no point, no other name and little of the bars.
+
+    A name that finds no room close by stands further off, at the end of a thin line.
+    """
+    points = [(row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]) for row in rows]
+    pixel = ax.figure.dpi / 72  # a point in pixels
+    at = [np.array(ax.transData.transform((x.mean, y.mean))) for x, y in points]
+    bars = []
+    for x, y in points:
+        for ends in (((x.lo, y.mean), (x.hi, y.mean)), ((x.mean, y.lo), (x.mean, y.hi))):
+            bars.append(ax.transData.transform(ends) + np.array([[-pixel], [pixel]]))
+    markers = [_box(centre, 10 * pixel) for centre in at]
+    frame = [ax.bbox.get_points()]
+    labels: list[np.ndarray] = []
+
+    for row, centre, (x, y) in zip(rows, at, points, strict=True):
+        text = ax.text(0, 0, row.name, fontsize=7)
+        size = np.array(text.get_window_extent().size)
+        text.remove()
+        best = float("inf")
+        for radius in (7, 12, 20, 30, 42, 56):
+            for angle in np.arange(16) * np.pi / 8:
+                shift = np.array([np.cos(angle), np.sin(angle)]) * (radius * pixel + size / 2)
+                box = _box(centre + shift, size + 2 * pixel)
+                line = [_box(centre + shift * t, 2 * pixel) for t in (0.2, 0.4, 0.6, 0.8)]
+                outside = _overlap(box, [box]) - _overlap(box, frame)
+                hidden = _overlap(box, markers + labels) + sum(_overlap(dot, labels) for dot in line)
+                cost = 100 * (outside + hidden) + _overlap(box, bars) + radius
+                if cost < best:
+                    best, offset, label, far = cost, shift, box, radius > 12
+        labels.append(label)
+        colour = styles[row.name].colour
+        ax.annotate(
+            row.name,
+            (x.mean, y.mean),
+            xytext=tuple(offset / pixel),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5} if far else None,
+        )
+
+
+def _box(centre: np.ndarray, size: np.ndarray | float) -> np.ndarray:
+    """Lower left and upper right corner, (2, 2), in pixels."""
+    return np.array([centre - size / 2, centre + size / 2])
+
+
+def _overlap(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    """The area of `box` that others cover, in square pixels, counted once for each."""
+    corners = np.array(others).reshape(-1, 2, 2)
+    sides = np.minimum(box[1], corners[:, 1]) - np.maximum(box[0], corners[:, 0])
+    return float(sides.clip(min=0).prod(axis=1).sum())

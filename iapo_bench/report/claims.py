@@ -1,0 +1,432 @@
+"""The ledger of claims: what is published of IAPO, whether its own numbers bear it out, and what was measured here.
+
+Published numbers are means and population standard deviations over three sampling runs of one training run: differences
+are judged by Welch's test on them. Measured ones are paired by problem. Numbers at second hand stand apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import t as student
+from scipy.stats import ttest_ind_from_stats
+
+from iapo_bench.errors import UserError
+from iapo_bench.evaluate.intervals import estimate
+from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.rows import BASE, Row, read_rows
+
+RUNS = 3  # behind a published mean
+ALPHA = 0.05
+COLUMNS = ("claim", "numbers", "model", "dataset", "tier", "verdict", "evidence", "command")
+# Verdicts on published numbers and on measured ones. What is measured on another model reproduces nothing.
+WORDS = {
+    "published": ("supported", "contradicted", "not shown"),
+    "same": ("reproduced", "not reproduced", "undecided"),
+    "other": ("holds here", "does not hold here", "undecided here"),
+    "units": ("comparable", "units differ", ""),
+}
+NO_NUMBERS = "no numbers"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Best(_Strict):
+    kind: Literal["best"]
+    measure: str
+    method: str
+
+
+class Change(_Strict):
+    kind: Literal["change"]
+    measure: str
+    method: str
+    against: list[str]
+    direction: Literal["up", "down"]
+    by: float | None = None
+    tolerance: float = 0.0
+
+
+class NoLoss(_Strict):
+    kind: Literal["no_loss"]
+    measure: str
+    method: str
+    against: str
+
+
+class Time(_Strict):
+    kind: Literal["time"]
+    method: str
+    against: str
+    by: float
+    tolerance: float
+
+
+class Growth(_Strict):
+    kind: Literal["growth"]
+    column: str
+    power: float
+
+
+class Quantity(_Strict):
+    value: float
+    unit: str
+
+
+class Units(_Strict):
+    kind: Literal["units"]
+    values: list[Quantity]
+
+
+class Anchor(_Strict):
+    kind: Literal["anchor"]
+    measure: str
+    method: str
+    anchor: str
+
+
+Check = Annotated[Best | Change | NoLoss | Time | Growth | Units | Anchor, Field(discriminator="kind")]
+
+
+class Claim(_Strict):
+    """A sentence, where it stands, how it is checked, and on which models' published rows."""
+
+    id: str
+    sentence: str
+    source: str
+    check: Check
+    published: list[str] = []
+
+
+class Ledger(_Strict):
+    claims: list[Claim]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a less b: its value, its 95% interval and the two-sided p-value of no difference."""
+
+    a: float
+    b: float
+    value: float
+    lo: float
+    hi: float
+    p: float
+
+
+class Numbers(Protocol):
+    """Rows of one model and dataset that can be compared."""
+
+    def methods(self) -> list[str]: ...
+
+    def has(self, *methods: str) -> bool: ...
+
+    def measures(self, measure: str) -> bool: ...
+
+    def value(self, method: str, measure: str) -> float: ...
+
+    def difference(self, a: str, b: str, measure: str) -> Difference: ...
+
+
+class Published:
+    """The published rows of one model."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self._rows = rows.set_index("method")
+
+    def methods(self) -> list[str]:
+        return list(self._rows.index)
+
+    def has(self, *methods: str) -> bool:
+        return set(methods) <= set(self._rows.index)
+
+    def measures(self, measure: str) -> bool:
+        return measure in self._rows
+
+    def value(self, method: str, measure: str) -> float:
+        return float(self._rows.loc[method, measure])  # type: ignore[arg-type]
+
+    def difference(self, a: str, b: str, measure: str) -> Difference:
+        stats = [(self.value(name, measure), self._std(name, measure)) for name in (a, b)]
+        (mean_a, std_a), (mean_b, std_b) = stats
+        p = float(ttest_ind_from_stats(mean_a, std_a, RUNS, mean_b, std_b, RUNS, equal_var=False).pvalue)
+        variances = np.array([std_a, std_b]) ** 2 / RUNS
+        df = variances.sum() ** 2 / (variances**2 / (RUNS - 1)).sum()
+        half = float(student.isf(ALPHA / 2, df) * np.sqrt(variances.sum()))
+        value = mean_a - mean_b
+        return Difference(mean_a, mean_b, value, value - half, value + half, p)
+
+    def _std(self, method: str, measure: str) -> float:
+        """The sample standard deviation; a ratio's, which is not published, from those of its two parts."""
+        sample = np.sqrt(RUNS / (RUNS - 1))
+        name, _, k = measure.partition("@")
+        if name != "ratio":
+            return float(self._rows.loc[method, f"{measure}_std"] * sample)
+        passed, length = (self._std(method, m) / self.value(method, m) for m in (f"pass@{k}", f"length@{k}"))
+        return float(self.value(method, measure) * np.hypot(passed, length))
+
+
+class Measured:
+    """The rows that a tier measured. Its length is that of all samples, whatever the k."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = {row.method: row for row in rows}
+
+    def methods(self) -> list[str]:
+        """The rows that a table of methods has: neither the base's controls nor variants of a method."""
+        return [name for name, row in self.rows.items() if name == BASE or (row.trained and row.parent in ("", name))]
+
+    def has(self, *methods: str) -> bool:
+        return set(methods) <= set(self.rows)
+
+    def measures(self, measure: str) -> bool:
+        return all(int(measure.partition("@")[2]) <= row.tally.n_samples for row in self.rows.values())
+
+    def value(self, method: str, measure: str) -> float:
+        return float(self._values(method, measure).mean())
+
+    def difference(self, a: str, b: str, measure: str) -> Difference:
+        first, second = (self.rows[name] for name in (a, b))
+        seeds = all(not row.trained or len(row.tally.train_seeds) > 1 for row in (first, second))
+        found = estimate(self._values(a, measure), self._values(b, measure), seeds=seeds)
+        lo, hi = found.interval
+        return Difference(self.value(a, measure), self.value(b, measure), found.value, lo, hi, found.p)
+
+    def _values(self, method: str, measure: str) -> np.ndarray:
+        return self.rows[method].tally.values("length" if measure.startswith("length") else measure)
+
+
+# Whether a claim holds (None: not to be told) and why, in words.
+Finding = tuple[bool | None, str]
+
+
+def check_best(check: Best, numbers: Numbers) -> Finding:
+    """Best of all, and told apart from each: by how much, and the largest p-value among them."""
+    sign = -1 if check.measure.startswith("length") else 1
+    others = [name for name in numbers.methods() if name != check.method]
+    found = {name: numbers.difference(check.method, name, check.measure) for name in others}
+    nearest = min(others, key=lambda name: sign * found[name].value)
+    ahead = all(sign * difference.value > 0 for difference in found.values())
+    decided = all(difference.p < ALPHA for difference in found.values())
+    beaten = sign * found[nearest].value < 0 and found[nearest].p < ALPHA
+    return (True if ahead and decided else False if beaten else None), _told(check.method, nearest, found[nearest])
+
+
+def check_change(check: Change, numbers: Numbers) -> Finding:
+    """In the direction that is claimed, against each; and by how much."""
+    sign = 1 if check.direction == "up" else -1
+    holds: list[bool | None] = []
+    texts = []
+    for other in check.against:
+        found = numbers.difference(check.method, other, check.measure)
+        relative = found.value / found.b
+        as_claimed = check.by is None or abs(relative - check.by) <= check.tolerance
+        right = sign * found.value > 0
+        holds.append(None if not found.p < ALPHA else right and as_claimed)
+        texts.append(f"{_told(check.method, other, found)}, {relative:+.1%}")
+    holds_all = False if False in holds else None if None in holds else True
+    return holds_all, "; ".join(texts)
+
+
+def check_no_loss(check: NoLoss, numbers: Numbers) -> Finding:
+    """Not below: shown if the interval of the difference lies above 0, contradicted if it lies below."""
+    found = numbers.difference(check.method, check.against, check.measure)
+    holds = True if found.lo >= 0 else False if found.hi < 0 else None
+    return holds, _told(check.method, check.against, found)
+
+
+def _told(a: str, b: str, found: Difference) -> str:
+    interval = f"{found.value:+.3g} [{found.lo:+.3g}, {found.hi:+.3g}]"
+    return f"{a} {found.a:.4g}, {b} {found.b:.4g}: {interval}, p = {found.p:.2g}".replace("-", "\N{MINUS SIGN}")
+
+
+def check_numbers(check: Check, numbers: Numbers) -> Finding | None:
+    """The finding of a check on rows that can be compared; None where a row or the measure is missing."""
+    if isinstance(check, Best) and numbers.has(check.method) and numbers.measures(check.measure):
+        return check_best(check, numbers)
+    if isinstance(check, Change) and numbers.has(check.method, *check.against) and numbers.measures(check.measure):
+        return check_change(check, numbers)
+    if isinstance(check, NoLoss) and numbers.has(check.method, check.against) and numbers.measures(check.measure):
+        return check_no_loss(check, numbers)
+    return None
+
+
+def check_anchor(check: Anchor, numbers: Published, anchors: pd.DataFrame) -> Finding | None:
+    """Whether the published cell reaches a number from elsewhere for the same row."""
+    row = anchors[(anchors["method"] == check.method) & (anchors["measure"] == check.anchor)]
+    if row.empty:
+        return None
+    elsewhere, value = row.iloc[0], numbers.value(check.method, check.measure)
+    text = f"{check.method}'s {check.measure} is {value:.4g}, its {check.anchor} elsewhere {elsewhere['value']:.4g} "
+    return bool(value >= elsewhere["value"]), f"{text}({elsewhere['protocol']}; {elsewhere['source']})"
+
+
+def check_units(check: Units) -> Finding:
+    """Whether the numbers are of one unit."""
+    text = " against ".join(f"{quantity.value:g} {quantity.unit}" for quantity in check.values)
+    return len({quantity.unit for quantity in check.values}) == 1, text
+
+
+def check_growth(check: Growth, bench: pd.DataFrame) -> Finding:
+    """The power of the length with which the time grows over the last doubling, of the largest batch.
+
+    Fixed costs flatten it at short lengths.
+    """
+    alone = bench[bench["batch"] == bench["batch"].max()].sort_values("T").tail(2)
+    powers = np.diff(np.log(alone[check.column])) / np.diff(np.log(alone["T"]))
+    text = f"{check.column} grows with length to the power {powers[0]:.2f} from {alone['T'].iloc[0]} tokens to "
+    return bool(powers[0] <= check.power + 0.2), f"{text}{alone['T'].iloc[1]}"
+
+
+def check_time(check: Time, wallclock: pd.DataFrame) -> Finding | None:
+    """Seconds of sampling an equal number of completions, by the means of the runs."""
+    seconds = wallclock.assign(per=wallclock["inference_seconds"] / wallclock["inference_completions"])
+    means = seconds.groupby("method")["per"].mean()
+    if not {check.method, check.against} <= set(means.index):
+        return None
+    change = float(means[check.method] / means[check.against] - 1)
+    holds = change <= check.by + check.tolerance
+    text = f"{check.method} {1000 * means[check.method]:.3g} ms a completion, {check.against} "
+    return holds, f"{text}{1000 * means[check.against]:.3g} ms: {change:+.1%}".replace("-", "\N{MINUS SIGN}")
+
+
+def read_claims(path: Path) -> list[Claim]:
+    """The claims of a ledger file. Raises UserError for a file that states none or states one badly."""
+    try:
+        ledger = Ledger(**(yaml.safe_load(path.read_text()) or {}))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place}: {first['msg']}") from None
+    ids = [claim.id for claim in ledger.claims]
+    if twice := {i for i in ids if ids.count(i) > 1}:
+        raise UserError(f"{path}: the claim '{min(twice)}' stands there twice")
+    return ledger.claims
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is to check claims with: published rows, numbers at second hand, and what was measured."""
+
+    published: pd.DataFrame
+    second_hand: pd.DataFrame
+    measured: Sequence[Row]
+    wallclocks: Sequence[pd.DataFrame] = ()
+    bench: pd.DataFrame | None = None
+
+
+def judge(claims: Sequence[Claim], evidence: Evidence) -> pd.DataFrame:
+    """A row for each claim and set of numbers that it is checked on: the published first, then each tier's."""
+    rows = []
+    for claim in claims:
+        rows += _on_published(claim, evidence) or [_row(claim, "published", None, "", "published")]
+        rows += _on_measured(claim, evidence)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _on_published(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
+    rows = []
+    for model in claim.published:
+        own = evidence.published[evidence.published["model"] == model]
+        found: Finding | None = None
+        if isinstance(claim.check, Units):
+            found = check_units(claim.check)
+        elif own.empty:
+            pass
+        elif isinstance(claim.check, Anchor):
+            anchors = evidence.second_hand[evidence.second_hand["model"] == model]
+            found = check_anchor(claim.check, Published(own), anchors)
+        else:
+            found = check_numbers(claim.check, Published(own))
+        words = "units" if isinstance(claim.check, Units) else "published"
+        rows.append(_row(claim, "published", found, "snakemake claims", words, model=model, dataset="gsm8k"))
+    return rows
+
+
+def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
+    rows = []
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in evidence.measured:
+        groups.setdefault((row.model, row.dataset, row.tier), []).append(row)
+    for (model, dataset, tier), group in groups.items():
+        words = "same" if model in set(evidence.published["model"]) and dataset == "gsm8k" else "other"
+        found = check_numbers(claim.check, Measured(group))
+        if isinstance(claim.check, Time):
+            frames = [frame for frame in evidence.wallclocks if set(frame["model"]) == {model}]
+            found = check_time(claim.check, frames[0]) if frames else None
+        if found is not None:
+            command = f"snakemake --cores all --config tier={tier} all ablations claims"
+            rows.append(_row(claim, "measured", found, command, words, model=model, dataset=dataset, tier=tier))
+    if isinstance(claim.check, Growth) and evidence.bench is not None:
+        found = check_growth(claim.check, evidence.bench)
+        rows.append(_row(claim, "measured", found, "iapo-bench bench informativeness", "other"))
+    return rows
+
+
+def _row(claim: Claim, numbers: str, found: Finding | None, command: str, words: str, **labels: str) -> dict[str, Any]:
+    holds, text = found if found is not None else (None, "")
+    yes, no, unknown = WORDS[words]
+    verdict = NO_NUMBERS if found is None else unknown if holds is None else yes if holds else no
+    return {
+        **dict.fromkeys(COLUMNS, ""),
+        **{"claim": claim.id, "numbers": numbers, "verdict": verdict, "evidence": text, "command": command},
+        **labels,
+    }
+
+
+def make_claims(
+    ledger: Path,
+    *,
+    published: Path,
+    second_hand: Path,
+    summaries: Sequence[Path],
+    wallclocks: Sequence[Path],
+    bench: Path | None,
+    out: Path,
+) -> None:
+    """Write the ledger's verdicts to `out` (CSV) and, for readers, beside it."""
+    claims = read_claims(ledger)
+    evidence = Evidence(
+        pd.read_csv(published),
+        pd.read_csv(second_hand),
+        read_rows(summaries),
+        [pd.read_csv(path) for path in wallclocks],
+        pd.read_csv(bench) if bench else None,
+    )
+    table = judge(claims, evidence)
+    write_document(out, table, claim_blocks(claims, table))
+
+
+def claim_blocks(claims: Sequence[Claim], table: pd.DataFrame) -> list[Block]:
+    """The ledger for readers: a part for each claim."""
+    blocks: list[Block] = ["# What is claimed, and what holds", _HOW_TO_READ]
+    for claim in claims:
+        rows = table[table["claim"] == claim.id]
+        where = [" ".join(filter(None, cells)) for cells in rows[["model", "dataset"]].to_numpy()]
+        columns = {
+            "numbers": [f"{n}, tier {t}" if t else n for n, t in zip(rows["numbers"], rows["tier"], strict=True)],
+            "of": where,
+            "verdict": [f"**{verdict}**" for verdict in rows["verdict"]],
+            "evidence": rows["evidence"].tolist(),
+            "made by": [f"`{command}`" if command else "" for command in rows["command"]],
+        }
+        blocks += [f"## {claim.sentence}", f"{claim.source}.", Table(columns)]
+    return blocks
+
+
+_HOW_TO_READ = """\
+Verdicts on published numbers (`results/published/table1.csv`, means of three sampling runs of one training run) are
+recomputed from them: supported, contradicted, or not shown where Welch's test at 5% cannot tell. A training run more
+might say otherwise. Measured numbers are paired by problem; those of another model or dataset than the published ones
+reproduce nothing, whatever they say. A number at second hand (`results/published/second_hand.csv`) is only ever set
+beside a published one, with its source.
+"""

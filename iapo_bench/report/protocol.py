@@ -1,0 +1,163 @@
+"""How much of a gap is protocol: the same completions, measured as the released code measures and as this suite does.
+
+The released code counts a problem as solved if any of the first k completions is right, keeps 15 problems, cuts prompt
+and completion at 768 tokens together, compares strings, and chooses checkpoints and IAPO's weights by Pass@32/Length@32
+on the problems that it reports. Each is put in place of ours alone, then all together.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from iapo_bench.evaluate.metrics import first_k, pass_at_k
+from iapo_bench.report.document import Block, Table
+from iapo_bench.seeds import numpy_stream
+
+PROBLEMS = 15
+CONTEXT = 768
+DRAWS = 10_000
+OURS, EVERYTHING = "ours", "the released protocol"
+# The parts of the released protocol, in the order in which a completion meets them.
+PARTS = ("first-k", "15 problems", "768 tokens", "exact strings", "chosen on the reported problems")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One run's completions: sampling seeds x problems x samples, as each protocol judges and counts them.
+
+    `correct` and `tokens` are keyed by (cut, exact): whether prompt and completion are cut at the released limit, and
+    whether answers are compared as strings. Problems are in the order of their file.
+    """
+
+    correct: Mapping[tuple[bool, bool], np.ndarray]
+    tokens: Mapping[bool, np.ndarray]
+
+    def cells(self, parts: Sequence[str], k: int, problems: np.ndarray | None = None) -> tuple[float, float, float]:
+        """Pass@k, Length@k and their quotient under these parts of the released protocol, over `problems` (indices)."""
+        cut, exact = "768 tokens" in parts, "exact strings" in parts
+        correct_SPN, tokens_SPN = self.correct[cut, exact], self.tokens[cut]
+        if problems is None:
+            problems = np.arange(correct_SPN.shape[1])[: PROBLEMS if "15 problems" in parts else None]
+        correct_SPN, tokens_SPN = correct_SPN[:, problems], tokens_SPN[:, problems]
+        if "first-k" in parts:
+            solved, tokens = first_k(correct_SPN, k).mean(), tokens_SPN[..., :k].mean()
+        else:
+            n = correct_SPN.shape[-1]
+            solved, tokens = pass_at_k(n, correct_SPN.sum(axis=-1), k).mean(), tokens_SPN.mean()
+        return float(solved), float(tokens), float(solved / tokens)
+
+
+def arrange(frame: pd.DataFrame, problems: Sequence[str], column: str) -> np.ndarray:
+    """A column of grades as (sampling seeds, problems, samples)."""
+    seeds = sorted(frame["seed"].unique())
+    order = {problem: i for i, problem in enumerate(problems)}
+    frame = frame.assign(place=frame["problem_id"].map(order)).sort_values(["seed", "place", "sample"])
+    return frame[column].to_numpy().reshape(len(seeds), len(problems), -1)
+
+
+def measure(candidates: Mapping[str, Sequence[Counted]], k: int) -> pd.DataFrame:
+    """Each method's cells under our protocol, with each part of the released one in place of ours, and with all.
+
+    `candidates`: a method's runs. Ours takes their mean; chosen on the reported problems, the run of highest ratio
+    under the other parts that are in place.
+    """
+    protocols = {OURS: (), **{part: (part,) for part in PARTS}, EVERYTHING: PARTS}
+    lines = []
+    for protocol, parts in protocols.items():
+        cells = {}
+        for method, runs in candidates.items():
+            found = [run.cells(parts, k) for run in runs]
+            if "chosen on the reported problems" in parts:
+                cells[method] = max(found, key=lambda cell: cell[2])
+            else:
+                cells[method] = tuple(np.mean(found, axis=0))
+        order = sorted(cells, key=lambda method: -cells[method][2])
+        lines += [
+            {"kind": "cell", "protocol": protocol, "method": method, "candidates": len(candidates[method])}
+            | dict(zip(("pass", "length", "ratio"), cell, strict=True))
+            | {"rank": 1 + order.index(method)}
+            for method, cell in cells.items()
+        ]
+    return pd.DataFrame(lines).assign(k=k)
+
+
+def ranking_chances(candidates: Mapping[str, Sequence[Counted]], k: int, draws: int = DRAWS) -> pd.DataFrame:
+    """How often each ranking by ratio comes out when 15 of the problems are drawn, by first-k, best first.
+
+    A draw takes one run of each method, one sampling seed being as good as three: the problems are what is few. All
+    methods are asked the same problems.
+    """
+    generator = numpy_stream(0, "protocol")
+    solved, tokens = {}, {}
+    for method, runs in candidates.items():
+        solved[method] = np.stack([first_k(run.correct[False, False], k).mean(axis=0) for run in runs])  # (R, P)
+        tokens[method] = np.stack([run.tokens[False][..., :k].mean(axis=(0, 2)) for run in runs])
+    methods = list(candidates)
+    P = solved[methods[0]].shape[1]
+    counts: dict[tuple[str, ...], int] = {}
+    for _ in range(draws):
+        problems = generator.permutation(P)[:PROBLEMS]
+        ratios = {}
+        for method in methods:
+            run = int(generator.integers(len(solved[method])))
+            ratios[method] = solved[method][run, problems].mean() / tokens[method][run, problems].mean()
+        ranking = tuple(sorted(methods, key=lambda method: -ratios[method]))
+        counts[ranking] = counts.get(ranking, 0) + 1
+    rows = [
+        {"kind": "ranking", "protocol": f"{PROBLEMS} problems drawn of {P}", "method": " > ".join(ranking)}
+        | {"chance": count / draws, "k": k}
+        for ranking, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return pd.DataFrame(rows)
+
+
+def first_chances(rankings: pd.DataFrame) -> dict[str, float]:
+    """The chance of each method to come out first."""
+    chances: dict[str, float] = {}
+    for text, chance in zip(rankings["method"], rankings["chance"], strict=True):
+        first = text.split(" > ")[0]
+        chances[first] = chances.get(first, 0.0) + chance
+    return chances
+
+
+def order_chances(rankings: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """The chance that a comes out before b, for every pair."""
+    chances: dict[tuple[str, str], float] = {}
+    for text, chance in zip(rankings["method"], rankings["chance"], strict=True):
+        for pair in itertools.combinations(text.split(" > "), 2):
+            chances[pair] = chances.get(pair, 0.0) + chance
+    return chances
+
+
+def protocol_blocks(cells: pd.DataFrame, rankings: pd.DataFrame) -> list[Block]:
+    """The table for readers."""
+    k = cells["k"].iloc[0]
+    methods, protocols = list(cells["method"].unique()), list(cells["protocol"].unique())
+    found = cells.set_index(["protocol", "method"])
+    columns = {"protocol": protocols} | {
+        method: [f"{found.loc[(p, method), 'ratio']:#.3g} ({found.loc[(p, method), 'rank']})" for p in protocols]
+        for method in methods
+    }
+    first = first_chances(rankings)
+    top = rankings.head(10)
+    chances = ", ".join(f"{method} {first.get(method, 0.0):.0%}" for method in methods)
+    return [
+        f"# What the protocol of evaluation does, Ratio@{k} and rank",
+        _HOW_TO_READ,
+        Table(columns),
+        "## Rankings under 15 problems",
+        f"{len(rankings)} rankings came out, the likeliest in {top['chance'].iloc[0]:.1%} of the draws. "
+        f"The chance to be first: {chances}.",
+        Table({"ranking": list(top["method"]), "chance": [f"{chance:.1%}" for chance in top["chance"]]}),
+    ]
+
+
+_HOW_TO_READ = """\
+The same checkpoints and completions under both protocols. Each line puts one part of the released protocol in place of
+ours, the last all of them. Ours: Pass@k without bias over all problems and samples, graded as mathematics, the mean
+over training seeds. Chosen on the reported problems: the best of a method's candidates (training seeds, and IAPO's grid
+of weights if there is one) by the ratio that is reported.
+"""

@@ -1,0 +1,58 @@
+"""Rewards of your own: what training pays a completion, each a function in a file of `rewards/`, summed by weight."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from iapo_bench.errors import blamed, unknown
+from iapo_bench.plugins import list_rewards, load_function
+from iapo_bench.worlds import Problem
+from iapo_bench.worlds.grading import Outcome
+
+# Of the problem, the completion's text (as the grader reads it), its token ids (end of sequence included) and what the
+# grader said: a finite number.
+Reward = Callable[[Problem, str, Sequence[int], Outcome], float]
+
+CORRECT = {"correct": 1.0}
+
+
+def load_reward(name: str) -> Reward:
+    """The function `reward` of `rewards/<name>.py`. Raises UserError, naming what exists, for an unknown name."""
+    paths = list_rewards()
+    if name not in paths:
+        raise unknown("reward", name, paths)
+    return load_function(paths[name], "reward")
+
+
+class Rewards:
+    """The rewards of a run: `weights` by name, told of `problems`, the training problems in order."""
+
+    def __init__(self, problems: Sequence[Problem], weights: Mapping[str, float] = CORRECT) -> None:
+        self.problems = problems
+        self.weights = weights
+        self._functions = {name: load_reward(name) for name in weights}
+        self._paths = list_rewards()
+
+    def pay(
+        self,
+        problems: Sequence[int],
+        texts: Sequence[str],
+        token_ids: Sequence[Sequence[int]],
+        outcomes: Sequence[Outcome],
+    ) -> list[dict[str, float]]:
+        """What each reward pays each completion, before weights; `problems` are places in the training problems.
+
+        Raises UserError that names the file and line of a reward that fails, or pays something that is not finite.
+        """
+        rows = list(zip(problems, texts, token_ids, outcomes, strict=True))
+        return [{name: self._pay(name, *row) for name in self._functions} for row in rows]
+
+    def _pay(self, name: str, problem: int, text: str, token_ids: Sequence[int], outcome: Outcome) -> float:
+        with blamed(self._paths[name], f"reward {name}", "reward"):
+            value = float(self._functions[name](self.problems[problem], text, token_ids, outcome))
+            if not math.isfinite(value):
+                raise ValueError(f"{value} for {text[:80]!r}, must be finite")
+        return value
+
+    def total(self, paid: dict[str, float]) -> float:
+        """The weighted sum that a completion is trained on."""
+        return sum(weight * paid[name] for name, weight in self.weights.items())

@@ -1,0 +1,79 @@
+"""What a method is tried for on the first batch of a run: mistakes that would train without a word."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.errors import UserError
+from iapo_bench.method import Credit, Method, visible
+from iapo_bench.seeds import torch_stream
+
+EXTRA_COLUMNS = 3
+JUNK = 9.0  # what signals are made to hold at padding
+
+
+def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
+    """Raise UserError when padding changes a method's rewards or credit, naming file and line, or (with `own_rewards`)
+    when rewards do not change its credit. `batch`: before `shape_rewards`.
+
+    Entropies that are read at padding on purpose (`Reading.padding`) are let be.
+    """
+    batch = visible(batch, method)
+    if not method.reading.padding:
+        _require_no_padding_read(method, batch, seed)
+    if own_rewards:
+        _require_rewards_read(method, batch, seed)
+
+
+def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
+    padded, mask_BT = more_padding(batch), batch.completion_mask_BT
+    if not _alike(method.shape_rewards(batch), method.shape_rewards(padded)):
+        raise _blame(method.shape_rewards, "the rewards change with padding")
+    plain, other = _credit(method, batch, seed), _credit(method, padded, seed)
+    for name in ("advantages_BT", "weights_BT"):
+        if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
+            raise _blame(method.credit, f"{name} change with padding")
+
+
+def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> None:
+    others_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).float()
+    plain, other = _credit(method, batch, seed), _credit(method, replace(batch, rewards_B=others_B), seed)
+    if torch.equal(plain.advantages_BT, other.advantages_BT):
+        raise UserError(
+            f"{method.name} makes its own reward, so train.rewards would change nothing: drop them, or train a method "
+            "that reads batch.rewards_B, such as grpo"
+        )
+
+
+def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
+    shaped = replace(batch, rewards_B=method.shape_rewards(batch))
+    return method.credit(shaped, torch_stream(seed, "method", 0))
+
+
+def more_padding(batch: RolloutBatch) -> RolloutBatch:
+    """The same rows with more columns of padding on the right, and other signals at padding."""
+    real = {"BT": batch.completion_mask_BT}
+    real["BS"] = pad(real["BT"], (1, 0), value=True)  # a prefix more than tokens
+    changes: dict[str, Any] = {}
+    for field in fields(batch):
+        value, dims = getattr(batch, field.name), field.name.rsplit("_", 1)[-1]
+        if isinstance(value, torch.Tensor) and dims in real:
+            junk = JUNK if value.is_floating_point() else 0
+            value = value if value.dtype == torch.bool else torch.where(real[dims], value, junk)
+            changes[field.name] = pad(value, (0, EXTRA_COLUMNS), value=junk)
+    return replace(batch, **changes)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def _blame(hook: Callable, what: str) -> UserError:
+    code = hook.__func__.__code__  # type: ignore[attr-defined]
+    return UserError(
+        f"{code.co_filename}:{code.co_firstlineno}: {what}: reduce over real tokens, with batch.completion_mask_BT"
+    )

@@ -1,0 +1,54 @@
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): 6,973 problems to train on, 500 to validate, the official 1,319 to test.
+
+Validation: the official training rows of lowest hash. The published splits are the official ones.
+"""
+
+import re
+from typing import ClassVar
+
+from iapo_bench.errors import UserError
+from iapo_bench.worlds import Problem
+from iapo_bench.worlds.text import Row, Table, TextWorld
+
+VALIDATION = 500
+
+# `48/2 = <<48/2=24>>24`: what GSM8K's authors let a calculator read.
+_ANNOTATION = re.compile("<<[^<>]*>>")
+
+
+def _read(row: dict) -> Row:
+    solution, marker, gold = row["answer"].rpartition("####")
+    if not marker:
+        raise UserError("no '####' before the gold answer")
+    gold = gold.strip().replace(",", "")
+    if not re.fullmatch(r"-?\d+(\.\d+)?", gold):
+        raise UserError(f"the gold answer '{gold}' is not a number")
+    return row["question"], gold, _ANNOTATION.sub("", solution).strip()
+
+
+class GSM8K(TextWorld):
+    """Word problems of grade-school arithmetic; the gold is a number."""
+
+    name = "gsm8k"
+    integer_golds = True
+    tables: ClassVar[dict[str, Table]] = {
+        split: Table(
+            file=f"gsm8k_{split}.jsonl",
+            hub=("openai/gsm8k", "main"),
+            revision="740312add88f781978c0658806c59bc2815b9866",
+            hub_split=split,
+            fields=("question", "answer"),
+            read=_read,
+        )
+        for split in ("train", "test")
+    }
+
+    def _honest(self, split: str) -> list[Problem]:
+        if split == "test":
+            return self._read_table("test")
+        problems = self._read_table("train")
+        held_out = {problem.id for problem in sorted(problems, key=lambda problem: problem.id)[:VALIDATION]}
+        return [problem for problem in problems if (problem.id in held_out) == (split == "validation")]
+
+    def _published(self, split: str) -> list[Problem]:
+        return self._read_table("train" if split == "train" else "test")

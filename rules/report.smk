@@ -1,0 +1,202 @@
+# What people read: one artefact, one module of iapo_bench/report, one rule, one command.
+
+TRAINED = {name: folder for name, folder in RUNS.items() if name != "base"}
+ABLATED = list(
+    dict.fromkeys(["base", *map(TIER.parent, TIER.ablations), *TIER.ablations])
+)
+
+
+def summaries(rows):
+    """Summaries of rows, and the counts by problem beside them."""
+    return {
+        "summaries": [f"{WORK}/summaries/{row}.json" for row in rows],
+        "counts": [f"{WORK}/summaries/{row}.parquet" for row in rows],
+    }
+
+
+def named(runs):
+    """The options of a command that say which runs there are."""
+    return [f"--run {name}={folder}" for name, folder in runs.items()]
+
+
+def stem(wildcards, output):
+    """A figure's path without its ending."""
+    return output.png.removesuffix(".png")
+
+
+def each_summary(wildcards, input):
+    """The options of a command that name the summaries."""
+    return [f"--summary {path}" for path in input.summaries]
+
+
+rule metrics:
+    """Measure one row: Pass@k, Length@k, Ratio@k over its training seeds."""
+    input:
+        settings=lambda wildcards: FLOW.metrics(wildcards.row),
+        grades=lambda wildcards: [
+            f"{folder}/test/grades.parquet" for folder in FLOW.folders(wildcards.row)
+        ],
+    output:
+        summary=f"{WORK}/summaries/{{row}}.json",
+        counts=f"{WORK}/summaries/{{row}}.parquet",
+    log:
+        f"{WORK}/logs/metrics/{{row}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/metrics/{{row}}.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
+        seeds=lambda wildcards: [
+            f"--train-seed {seed}"
+            for seed in ([0] if wildcards.row == "base" else FLOW.seeds)
+        ],
+    shell:
+        RUN + "metrics --settings {input.settings} {params.grades} {params.seeds}"
+        " --out {output.summary}"
+
+
+rule table:
+    """Put all rows into one table and one figure."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        code=lambda wildcards: FLOW.artefact("table"),
+        published="results/published/table1.csv",
+    output:
+        csv=report(f"{OUT}/table1.csv", category="Table 1"),
+        markdown=report(f"{OUT}/table1.md", category="Table 1"),
+        forms=multiext(f"{OUT}/table1", ".tex", ".html"),
+        provenance=f"{OUT}/table1.provenance.json",
+        png=report(f"{OUT}/figures/accuracy_length.png", category="Table 1"),
+        svg=f"{OUT}/figures/accuracy_length.svg",
+    log:
+        f"{WORK}/logs/table.log",
+    benchmark:
+        f"{WORK}/benchmarks/table.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "table {params.summaries} --published {input.published} --out {output.csv}"
+        " --figure {params.stem}"
+
+
+rule ablation_table:
+    """Put the variants of methods beside what they vary."""
+    input:
+        **summaries(ABLATED),
+        code=lambda wildcards: FLOW.artefact("table"),
+    output:
+        csv=report(f"{OUT}/ablations.csv", category="Ablations"),
+        markdown=report(f"{OUT}/ablations.md", category="Ablations"),
+        forms=multiext(f"{OUT}/ablations", ".tex", ".html"),
+        provenance=f"{OUT}/ablations.provenance.json",
+        png=report(f"{OUT}/figures/ablations.png", category="Ablations"),
+        svg=f"{OUT}/figures/ablations.svg",
+    log:
+        f"{WORK}/logs/ablations.log",
+    benchmark:
+        f"{WORK}/benchmarks/ablations.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "table {params.summaries} --out {output.csv} --figure {params.stem}"
+
+
+rule ablations:
+    """What each part of a method does."""
+    input:
+        rules.ablation_table.output.csv,
+
+
+rule comparisons:
+    """Compare every pair of rows, paired by problem."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        code=lambda wildcards: FLOW.artefact("comparisons"),
+    output:
+        csv=report(f"{OUT}/comparisons.csv", category="Comparisons"),
+        markdown=report(f"{OUT}/comparisons.md", category="Comparisons"),
+        forms=multiext(f"{OUT}/comparisons", ".tex", ".html"),
+        png=report(f"{OUT}/figures/comparisons.png", category="Comparisons"),
+        svg=f"{OUT}/figures/comparisons.svg",
+    log:
+        f"{WORK}/logs/comparisons.log",
+    benchmark:
+        f"{WORK}/benchmarks/comparisons.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "comparisons {params.summaries} --out {output.csv} --figure {params.stem}"
+
+
+rule wallclock:
+    """Say where the time of every run went."""
+    input:
+        settings=lambda wildcards: FLOW.wallclock(),
+        timing=[f"{folder}/test/timing.json" for folder in RUNS.values()],
+        training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
+    output:
+        csv=report(f"{OUT}/wallclock.csv", category="Wall-clock"),
+        png=report(f"{OUT}/figures/wallclock.png", category="Wall-clock"),
+        svg=f"{OUT}/figures/wallclock.svg",
+    log:
+        f"{WORK}/logs/wallclock.log",
+    benchmark:
+        f"{WORK}/benchmarks/wallclock.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        runs=named(RUNS),
+        stem=stem,
+    shell:
+        RUN + "wallclock --settings {input.settings} {params.runs} --out {output.csv}"
+        " --figure {params.stem}"
+
+
+rule curves:
+    """Draw accuracy and length while training."""
+    input:
+        code=lambda wildcards: FLOW.artefact("curves"),
+        training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
+    output:
+        png=report(f"{OUT}/figures/training.png", category="Training"),
+        svg=f"{OUT}/figures/training.svg",
+    log:
+        f"{WORK}/logs/curves.log",
+    benchmark:
+        f"{WORK}/benchmarks/curves.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        runs=named(TRAINED),
+        stem=stem,
+    shell:
+        RUN + "curves {params.runs} --figure {params.stem}"
+
+
+rule lm_eval_table:
+    """Join what lm-eval said of every run."""
+    input:
+        code=lambda wildcards: FLOW.artefact("lm_eval_table"),
+        scores=[f"{folder}/lm_eval/scores.json" for folder in RUNS.values()],
+    output:
+        report(f"{OUT}/lm_eval.csv", category="lm-eval"),
+    log:
+        f"{WORK}/logs/lm_eval_table.log",
+    benchmark:
+        f"{WORK}/benchmarks/lm_eval_table.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        runs=named(RUNS),
+    shell:
+        RUN + "lm-eval-table {params.runs} --out {output}"

@@ -1,0 +1,52 @@
+# Hyperparameters: the search and the grid, both on the validation split, each run with the budget of the table. The
+# choice and its evidence go to configs/tuned/, from where the table takes them.
+
+
+rule tune:
+    """Choose every method's settings on the validation split, with equal budgets."""
+    input:
+        settings=lambda wildcards: FLOW.tune(),
+        base=f"{WORK}/base/validation/grades.parquet",
+        trials=[f"{WORK}/{trial}/validation/grades.parquet" for trial in FLOW.trials],
+    log:
+        f"{WORK}/logs/tune.log",
+    benchmark:
+        f"{WORK}/benchmarks/tune.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        trials=f"{WORK}/tune",
+        out=f"configs/tuned/{TIER.folder}.yaml",
+    shell:
+        RUN + "tune --settings {input.settings} --trials {params.trials}"
+        " --base {input.base} --out {params.out}"
+
+
+rule sensitivity_table:
+    """Show how two options of a method, on a grid, move accuracy and length."""
+    input:
+        settings=lambda wildcards: FLOW.sensitivity(),
+        base=f"{WORK}/base/validation/grades.parquet",
+        grades=[f"{WORK}/{point}/validation/grades.parquet" for point in FLOW.points],
+    output:
+        csv=report(f"{OUT}/sensitivity.csv", category="Sensitivity"),
+        png=report(f"{OUT}/figures/sensitivity.png", category="Sensitivity"),
+        svg=f"{OUT}/figures/sensitivity.svg",
+    log:
+        f"{WORK}/logs/sensitivity.log",
+    benchmark:
+        f"{WORK}/benchmarks/sensitivity.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
+        stem=stem,
+    shell:
+        RUN + "sensitivity --settings {input.settings} --base {input.base} {params.grades}"
+        " --out {output.csv} --figure {params.stem}"
+
+
+rule sensitivity:
+    """What a method's two weights do, on the validation split."""
+    input:
+        rules.sensitivity_table.output.csv,

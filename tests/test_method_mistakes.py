@@ -1,0 +1,146 @@
+"""The common mistakes of a method of one's own: one line each, with file and line, before the first update."""
+
+import re
+
+import pytest
+import torch
+from builders import make_batch
+from test_method_contract import SMALL, VARIANTS, batch_of, new
+from test_trainer import SETTINGS, make_trainer  # noqa: F401
+
+from iapo_bench import method as method_module
+from iapo_bench.errors import UserError
+from iapo_bench.method import load_method
+from iapo_bench.train.trial import more_padding, try_method
+
+HEAD = """\
+from dataclasses import dataclass
+import torch
+from iapo_bench.method import *
+from iapo_bench.method import assign, group_normalise, per_group, signal
+
+@dataclass
+class Mine(Method):
+    name = "mine"
+"""
+TOKEN_ENTROPY = "    needs = frozenset({Signal.TOKEN_ENTROPY})\n"
+REWARDS = "    def shape_rewards(self, batch):\n        return "
+CREDIT = "    def credit(self, batch, generator=None):\n        return "
+
+
+@pytest.fixture
+def write_method(tmp_path, monkeypatch):
+    """Write the body of the method `mine`, and return its path."""
+    monkeypatch.setattr(method_module, "METHOD_DIRS", (tmp_path, *method_module.METHOD_DIRS))
+
+    def write(body: str, head: str = HEAD) -> str:
+        (tmp_path / "mine.py").write_text(head + body)
+        return str(tmp_path / "mine.py")
+
+    return write
+
+
+MISTAKES = {
+    "bool minus float": (CREDIT + "assign(batch.correct_B - 0.5, batch)\n", 10, "flags such as correct_B are bool"),
+    "mean of a flag": (CREDIT + "assign(batch.correct_B.mean(), batch)\n", 10, "use per_group"),
+    "needs forgotten": (CREDIT + "assign(batch.token_entropy_BT.exp(), batch)\n", 10, "`needs` does not name is None"),
+    "needs forgotten, read with signal": (
+        CREDIT + "assign(signal(batch, Signal.OLD_LOGP), batch)\n",
+        10,
+        "Signal.OLD_LOGP is missing from the method's needs",
+    ),
+    "advantages by group": (
+        CREDIT + "assign(per_group(batch.rewards_B, batch), batch)\n",
+        10,
+        "advantages have shape (4, 4), expected one a row (16,) or one a token (16, ",
+    ),
+    "weights of another type": (
+        CREDIT + "assign(batch.rewards_B, batch, batch.rewards_B > 0)\n",
+        10,
+        "weights are torch.bool (16,), expected bool (16, 1) or (16, ",
+    ),
+    "rewards by group": (REWARDS + "per_group(batch.rewards_B, batch).float()\n", None, "(4, 4), expected (16,)"),
+    "rewards that are counts": (REWARDS + "batch.lengths_B\n", None, "must be torch.float32, is torch.int64"),
+    "mask forgotten in the credit": (
+        TOKEN_ENTROPY + CREDIT + "assign(signal(batch, Signal.TOKEN_ENTROPY).mean(dim=1), batch)\n",
+        10,
+        "advantages_BT change with padding: reduce over real tokens, with batch.completion_mask_BT",
+    ),
+    "width taken for the longest length": (
+        REWARDS + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n",
+        9,
+        "the rewards change with padding",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_mistake_is_one_line_that_names_file_and_line(make_trainer, write_method, mistake, updates):  # noqa: F811
+    body, line, words = MISTAKES[mistake]
+    path = write_method(body)
+    trainer = make_trainer("mine", SETTINGS.model_copy(update={"updates_per_rollout": updates}), options={})
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(UserError) as caught:
+        trainer.step()
+    message = str(caught.value)
+    assert words in message
+    assert (f"{path}:{line}" if line else path) in message
+    for a, b in zip(before, trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+LOADING = {
+    "syntax": ("    def credit(self, batch:\n", HEAD, r"mine\.py\): import: SyntaxError: .*line 9"),
+    "import": (
+        "",
+        "import nothing_of_this_name\n" + HEAD,
+        r"mine\.py:1\): import: .*No module named 'nothing_of_this_name'",
+    ),
+    "a hook misspelt": (
+        REWARDS.replace("shape_rewards", "shape_reward") + "1\n",
+        HEAD,
+        r"mine\.py: Mine\.shape_reward is never called: did you mean 'shape_rewards'\?",
+    ),
+    "no @dataclass": (
+        "    strength: float = 1.0\n" + CREDIT + "None\n",
+        HEAD.replace("@dataclass\n", ""),
+        r"mine\.py: Mine has options, so put @dataclass above the class",
+    ),
+    "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
+}
+
+
+@pytest.mark.parametrize("mistake", LOADING)
+def test_a_file_that_is_no_method_is_named(write_method, mistake):
+    body, head, words = LOADING[mistake]
+    write_method(body, head)
+    with pytest.raises(UserError) as caught:
+        load_method("mine")
+    assert re.search(words, str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize(("name", "profile", "options"), VARIANTS)
+def test_no_method_here_fails_the_trial(name, profile, options):
+    batch = batch_of([4, 1, 6, 2, 3, 3], [1, 0, 1, 0, 1, 0], group_size=3, truncated=[0, 0, 1, 0, 0, 0])
+    try_method(new(name, profile, options), batch, seed=0)
+
+
+def test_more_padding_leaves_real_tokens_alone():
+    batch = make_batch(
+        [2, 1], [1, 0], old_logp=[[-1, -2], [-3]], token_entropy=[[1, 2], [3]], answer_entropy=[[1, 2, 3], [4, 5]]
+    )
+    padded = more_padding(batch).validate()
+    assert padded.old_logp_BT.tolist() == [[-1, -2, 9, 9, 9], [-3, 9, 9, 9, 9]]
+    assert padded.answer_entropy_BS.tolist() == [[1, 2, 3, 9, 9, 9], [4, 5, 9, 9, 9, 9]]
+    assert padded.lengths_B.tolist() == [2, 1]
+    assert torch.equal(padded.rewards_B, batch.rewards_B)
+
+
+@pytest.mark.parametrize("name", ["kimi", "alp", "gtpo", "random_reward", "gdpo"])
+def test_rewards_of_ones_own_go_with_methods_that_read_them(name):
+    batch = batch_of([4, 1, 6, 2, 3, 3], [1, 0, 1, 0, 1, 0], group_size=3)
+    with pytest.raises(UserError, match=f"{name} makes its own reward, so train.rewards would change nothing"):
+        try_method(load_method(name), batch, 0, own_rewards=True)
+    for reading in ("grpo", "dapo", "iapo", "sgrpo", "gspo"):
+        try_method(load_method(reading, **SMALL.get(reading, {})), batch, 0, own_rewards=True)
