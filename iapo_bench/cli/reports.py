@@ -75,6 +75,27 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
 
 
 @click.command()
+@SUMMARIES
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX, HTML, provenance are beside it.")
+@click.option("--figure", type=FILE, required=True, help="Changes from what is varied, without ending.")
+def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Put the variants of methods beside what they vary."""
+    from iapo_bench.report.ablations import make_ablations
+
+    make_ablations(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--figure", type=FILE, required=True, help="Changes from the base, without ending.")
+def paired(summaries: tuple[Path, ...], figure: Path) -> None:
+    """Draw what each method changed in the base, paired by problem: the main figure."""
+    from iapo_bench.report.paired import make_paired
+
+    make_paired(summaries, figure)
+
+
+@click.command()
 @with_job(RowJob, _base_job)
 @click.option("--grades", type=FILE, required=True, help="The base's grades.")
 @click.option("--out", type=FILE, required=True, help="Directory for the summaries base_cut and base_shortest.")
@@ -183,6 +204,8 @@ COMMANDS = (
     metrics,
     table,
     comparisons,
+    paired,
+    ablations,
     controls,
     frontier,
     costs,
