@@ -5,7 +5,6 @@ import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
 
 import psutil
 from tabulate import tabulate
@@ -13,6 +12,7 @@ from tabulate import tabulate
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError, unknown
+from iapo_bench.plugins import list_datasets
 from iapo_bench.worlds import Problem
 
 REQUIRED = ("transformers", "snakemake", "datasets", "math-verify", "pandas", "pyarrow")
@@ -85,7 +85,7 @@ def examine_model(tier: TierConfig, path: Path, dataset: str | None) -> tuple[st
         ("well formed", "yes" if formatted else "no"),
     ]
     table = tabulate(rows, tablefmt="plain", disable_numparse=True)
-    prompt = tokenizer.decode(prompt_ids, skip_special_tokens=False)
+    prompt = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False)
     return f"{table}\n\n{prompt}", formatted and outcome is Outcome.CORRECT
 
 
@@ -93,9 +93,8 @@ def _world_config(tier: TierConfig, dataset: str | None) -> WorldConfig:
     """The tier's world, or another dataset with what does not depend on the dataset."""
     if dataset in (None, tier.world.name):
         return tier.world
-    known = get_args(WorldConfig.model_fields["name"].annotation)
-    if dataset not in known:
-        raise unknown("dataset", str(dataset), known)
+    if dataset not in list_datasets():
+        raise unknown("dataset", str(dataset), list_datasets())
     return WorldConfig(name=dataset, data_dir=tier.world.data_dir)
 
 

@@ -135,9 +135,9 @@ def perfect_base(folder: Path) -> TierConfig:
         (folder / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = read_tier("smollm2", {"world": {"data_dir": str(folder)}}).model_dump(mode="json")
     small = {"completions": 8, "prompts_per_step": 2, "group_size": 4, "max_tokens": 40, "problems": 8}
-    changes = {"train": small, "evaluate": {"max_tokens": 40, "ks": [1], "n_samples": 1}}
+    changes = {"train": small, "evaluate": {"max_tokens": 40, "ks": [1], "n_samples": 1, "seeds": [0]}}
     tier = parse_tier(content, changes, source="test")
-    prepare(tier, folder / "data")
+    prepare(tier.prepare_job(), folder / "data")
     world = load_world(tier.world, tier.seed)
     said = tokenizer(PERFECT + "<turn>", add_special_tokens=False).input_ids
     (length,) = {len(world.encode_prompt(p, tokenizer)) for split in ("train", "test") for p in world.load(split)}

@@ -12,14 +12,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from iapo_bench.cli import main
 from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import identity
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_skeleton, load_tokenizer, save_model, stop_ids
 from iapo_bench.models.sources import _byte_tokenizer, fetch_model
+from iapo_bench.rollout.prompts import encode
 from iapo_bench.train.base import make_base
 from iapo_bench.train.run import train
 from iapo_bench.worlds import TAGS, Problem
+from iapo_bench.worlds.datasets.gsm8k import GSM8K
 from iapo_bench.worlds.dialogue import Dialogue, completion_texts
 from iapo_bench.worlds.grading import is_formatted
 
@@ -180,6 +183,12 @@ def test_a_tokenizer_without_a_template_takes_one_from_the_settings(tmp_path):
     assert text.startswith("Solve the problem")
     assert text.endswith(f"\n\nQ: {QUESTION} \nA: <think>")
     assert dialogue.prefill == "<think>"
+    assert dialogue.turn_ends == ()
+    chat_model = GSM8K().dialogue(tokenizer_with(CARRIED["plain"]), tier.prompt)
+    assert chat_model.render(QUESTION) == text
+    assert chat_model.tokenizer.convert_ids_to_tokens(list(chat_model.turn_ends)) == ["<|im_end|>"]
+    with pytest.raises(UserError, match=r"^the template in `prompt` cannot be used \(it leaves out the question\)"):
+        GSM8K().dialogue(tokenizer, PromptConfig(template="{{ system }}"))
 
 
 def test_a_date_is_the_same_every_day():
@@ -209,9 +218,8 @@ def test_parts_of_the_prompt_can_be_set():
     assert bare == f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     again = read_tier("smollm2", {"prompt": json.loads(json.dumps(tier.prompt.model_dump(mode="json")))})
     assert again.prompt == tier.prompt
-    slices = [read_tier("smollm2", {"prompt": p}).training_slice("grpo") for p in ({}, parts)]
-    assert slices[0] != slices[1]
-    assert "prompt" not in slices[0]
+    jobs = [read_tier("smollm2", {"prompt": p}).train_job("grpo", 0) for p in ({}, parts)]
+    assert identity(jobs[0]) != identity(jobs[1])
 
 
 @pytest.mark.parametrize(
@@ -347,6 +355,13 @@ def test_one_that_cannot_be_read_is_refused_before_the_weights_are(tmp_path, con
         assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
+    tokenizer = tokenizer_with(TURNS.replace("<|im_end|>", "<turn>") + OPEN, "<turn>")
+    path = save(tokenizer, tmp_path / "model", vocab_size=tokenizer.convert_tokens_to_ids("<turn>"))
+    with pytest.raises(UserError, match="the token 260, '<turn>', and the weights are for 260 tokens"):
+        encode([Problem("p", QUESTION, "12")], GSM8K().dialogue(tokenizer), path, 16)
+
+
 # The commands
 
 
@@ -357,16 +372,16 @@ def gsm8k_tier(tmp_path: Path, source: Path) -> dict:
 def test_a_base_is_not_made_of_a_model_that_cannot_be_asked(tmp_path):
     source = save(tokenizer_with(REFUSED["closes the reasoning"][0]), tmp_path / "source")
     with pytest.raises(UserError, match="closes the reasoning"):
-        make_base(read_tier("smollm2", gsm8k_tier(tmp_path, source)), tmp_path / "base")
+        make_base(read_tier("smollm2", gsm8k_tier(tmp_path, source)).base_job(), tmp_path / "base")
     assert not (tmp_path / "base").exists()
 
 
 def test_a_perfect_base_is_trained_and_sampled_as_one(tmp_path):
     tier = perfect_base(tmp_path)
-    train(tier, "grpo", base=tmp_path / "base", data=tmp_path / "data", seed=0, out=tmp_path / "run")
+    train(tier.train_job("grpo", 0), base=tmp_path / "base", data=tmp_path / "data", out=tmp_path / "run")
     (row,) = (json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines())
     assert (row["correct"], row["formatted"], row["truncated"]) == (1, 1, 0)
-    sample(tier, model=tmp_path / "base", data=tmp_path / "data", split="test", out=tmp_path, seeds=[0], n_samples=1)
+    sample(tier.sample_job("test"), model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
     samples = pd.read_parquet(tmp_path / "samples.parquet")
     assert samples["text"].tolist() == ["<think>\n" + PERFECT] * 3
     assert set(samples["finish_reason"]) == {"stop"}

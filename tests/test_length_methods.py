@@ -48,10 +48,10 @@ def test_credit_is_the_z_score_of_the_shaped_reward(method):
 
 
 def test_kimi():
-    # lam = 1/2, 0, -1/2 and 1/4; a wrong completion keeps the negative part only.
-    batch = make_batch([2, 4, 6, 3], [1, 0, 0, 1])
-    assert rewards(Kimi(), batch) == pytest.approx([1.2, -0.5, -0.7, 1.1])
-    assert rewards(Kimi(w=1.0, wrong=0.0), batch) == pytest.approx([1.5, 0, -0.5, 1.25])
+    # lam = 1/2, 1/4, -1/2 and 0; a wrong completion keeps the negative part only.
+    batch = make_batch([2, 3, 6, 4, 6], [1, 0, 0, 1, 1])
+    assert rewards(Kimi(), batch) == pytest.approx([1.2, -0.5, -0.7, 1.0, 0.8])
+    assert rewards(Kimi(w=1.0, wrong=0.0), batch) == pytest.approx([1.5, 0, -0.5, 1, 0.5])
     assert rewards(Kimi(), make_batch([3, 3], [1, 0])) == pytest.approx([1, -0.5])  # equal lengths
     assert Kimi().loss == PLAIN
 

@@ -138,7 +138,7 @@ def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
 
 def test_a_prefilled_tag_special_tags_and_the_turns_end_are_read_as_our_sampler_reads_them(tmp_path):
     tier = perfect_base(tmp_path)
-    evaluate(tier, model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
+    evaluate(tier.lm_eval_job(), model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
     results = pd.read_parquet(tmp_path / "results.parquet")
     assert results["response"].tolist() == ["<think>\n1 + 1 </think><answer>4</answer>"] * 3
     assert results["correct"].all()

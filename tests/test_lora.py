@@ -10,7 +10,8 @@ from test_signals import plain_statistics
 from test_update import make_rollout
 from transformers.pytorch_utils import Conv1D
 
-from iapo_bench.config.train import LoraConfig, TrainConfig
+from iapo_bench.config.lora import LoraConfig
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import LossSpec, Signal
 from iapo_bench.models.checkpoints import load_model
 from iapo_bench.models.lora import (
@@ -24,7 +25,8 @@ from iapo_bench.models.lora import (
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals.statistics import compute_signals, token_statistics
-from iapo_bench.train.update import backward, make_optimizer, update
+from iapo_bench.train.optimizer import make_optimizer
+from iapo_bench.train.update import backward, update
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 STEP = TrainConfig(completions=8, max_tokens=9, lr=0.01, micro_batch_tokens=60)

@@ -16,8 +16,12 @@ from iapo_bench.new.write import write_new
 ROOT = Path(__file__).parent.parent
 PARTS = ("iapo_bench", "methods", "baselines", "rewards", "configs", "pyproject.toml", "tests")
 PAGES = tuple(ROOT / "docs" / f"your-{kind}.md" for kind in KINDS)
-FOLDERS = {"method": "methods", "reward": "rewards"}
-SLIPS = {"method": ("* share_NG", "* length_NG"), "reward": ("BUDGET / len(token_ids)", "len(token_ids) / BUDGET")}
+FOLDERS = {"method": "methods", "dataset": "iapo_bench/worlds/datasets", "reward": "rewards"}
+SLIPS = {
+    "method": ("* share_NG", "* length_NG"),
+    "dataset": ("shares = (0.2, 0.1)", "shares = (0.7, 0.1)"),
+    "reward": ("BUDGET / len(token_ids)", "len(token_ids) / BUDGET"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +89,7 @@ def test_a_written_test_notices_a_slip(checkout, kind):
 
 def skeleton(folder: Path) -> Path:
     for part in (*FOLDERS.values(), "tests"):
-        (folder / part).mkdir()
+        (folder / part).mkdir(parents=True)
     return folder
 
 
@@ -93,7 +97,7 @@ def skeleton(folder: Path) -> Path:
 def test_a_name_that_python_cannot_import_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="use lower-case letters, digits and _, a letter first"):
         write_new("method", name, skeleton(tmp_path))
-    assert not list(tmp_path.glob("*/*"))
+    assert not list(tmp_path.glob("**/*.py"))
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path):
@@ -103,7 +107,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
     (root / "tests" / "test_mine.py").write_text("kept")
     with pytest.raises(UserError, match=r"tests/test_mine\.py exists"):
         write_new("reward", "mine", root)
-    assert [path.read_text() for path in root.glob("*/*")] == ["kept"]
+    assert [path.read_text() for path in root.glob("*/*.py")] == ["kept"]
 
 
 def test_it_needs_a_checkout(tmp_path):

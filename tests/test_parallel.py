@@ -18,8 +18,9 @@ from project_copy import copy_project, snakemake
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.tier import read_tier
-from iapo_bench.config.train import LoraConfig, TrainConfig
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
 from iapo_bench.method import load_method

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from iapo_bench.cli import cli
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.tier import read_tier
-from iapo_bench.config.train import LoraConfig
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
 from iapo_bench.models.checkpoints import load_model, load_tokenizer

@@ -1,7 +1,8 @@
-"""What makes a result stale: code that a stage executes, settings that change results, contents of files; nothing else."""
+"""What makes a result stale: executed code, settings that change results, contents of files; and nothing else."""
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,32 +29,44 @@ STAGES = {
 }
 # A change of meaning in a file, and the stages of those above that execute it.
 CHANGES = [
-    ("iapo_bench/train/update.py", "betas=(0.9, 0.99)", "betas=(0.9, 0.98)", {"base", "train"}),
+    ("iapo_bench/train/optimizer.py", "betas=(0.9, 0.99)", "betas=(0.9, 0.98)", {"base", "train"}),
     ("iapo_bench/train/trainer.py", "max_draws", "max_draw", {"train"}),
     ("iapo_bench/evaluate/sample.py", '"evaluation"', '"evaluations"', {"sample"}),
     ("iapo_bench/rollout/draw.py", "BLOCK = ", "BLOCK = 1 + ", {"train", "sample"}),
-    ("iapo_bench/signals/packed.py", "import torch\n", "import torch\n\nODD = 1\n", {"base", "train", "token_roles"}),
-    ("iapo_bench/config/train.py", "default=1e-6", "default=1e-5", {"train", "sample", "lm_eval"}),
+    ("iapo_bench/signals/packed.py", "import torch\n", "import torch\n\nODD = 1\n", {"train", "token_roles"}),
+    ("iapo_bench/train/update.py", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 21.0", {"train"}),
+    ("iapo_bench/config/train.py", "default=1e-6", "default=1e-5", {"train"}),
     ("iapo_bench/report/style.py", "STYLE", "STYLES", {"table", "comparisons", "token_roles"}),
-    ("iapo_bench/plan/costs.py", "1e12", "1e11", set()),
+    ("iapo_bench/plan/costs.py", "3 * CHUNK_LOGITS", "4 * CHUNK_LOGITS", set()),
     ("iapo_bench/cli/steps.py", "run(job", "run( job", set()),
-    ("iapo_bench/doctor.py", "import", "import", set()),
+    ("iapo_bench/doctor.py", "examine", "examined", set()),
 ]
 
 
-@pytest.fixture
-def copy(tmp_path, monkeypatch) -> Path:
-    """The project's code in a folder of its own, whose digests are taken."""
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The project's code in a folder of its own."""
+    folder = tmp_path_factory.mktemp("tree")
     for part in ("iapo_bench", "methods", "baselines", "rewards"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code, "ROOT", tmp_path)
-    return tmp_path
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture
+def copy(tree, monkeypatch) -> Iterator[Path]:
+    """The tree whose digests are taken; what a test edits is taken back."""
+    monkeypatch.setattr(code, "ROOT", tree)
+    before = {path: path.read_text() for path in tree.glob("**/*.py")}
+    yield tree
+    for path in tree.glob("**/*.py"):
+        if path not in before:
+            path.unlink()
+        elif path.read_text() != before[path]:
+            path.write_text(before[path])
 
 
 def digests(copy: Path, method: str = "methods/iapo.py") -> dict[str, str]:
     """The digest of every stage; of training, with a method's file."""
-    code._imports.cache_clear()
-    code._file_digest.cache_clear()
     plugins = {"train": [copy / method]}
     return {stage: code.code_digest(module, plugins.get(stage, [])) for stage, module in STAGES.items()}
 
@@ -72,11 +85,10 @@ def test_a_change_of_meaning_makes_those_stale_that_execute_it(copy, file, old, 
     assert {stage for stage in STAGES if before[stage] != after[stage]} == stale
 
 
-@pytest.mark.parametrize("module", STAGES.values(), ids=STAGES)
-def test_what_people_read_makes_nothing_stale(copy, module):
-    """A comment, a docstring and the words of an error, in every file that the stage executes."""
+def test_what_people_read_makes_nothing_stale(copy):
+    """A comment, a docstring and the words of an error, in every file of the project."""
     before = digests(copy)
-    for path in code.closure(code._file(module), copy / "methods/iapo.py"):
+    for path in copy.glob("**/*.py"):
         text = path.read_text()
         text = text.replace('"""', '"""Otherwise said. ', 1) if text.startswith('"""') else text
         path.write_text(f"{text}\n# A remark.\n".replace('raise UserError(f"', 'raise UserError(f"Mind: '))
@@ -126,13 +138,12 @@ def test_the_closure_is_tight():
 # Contents, not paths.
 
 
-def write_data(folder: Path, **golds: int) -> None:
-    """A small GSM8K: the first golds can be set by split."""
+def write_data(folder: Path, **shift: int) -> None:
+    """A small GSM8K, the golds of a split shifted by a number."""
     folder.mkdir(exist_ok=True)
     for split, count in (("train", 520), ("test", 5)):
-        first = golds.get(split, 0)
         rows = [
-            {"question": f"What is {split} {i}?", "answer": f"It is.\n#### {first if i == 0 else i}"}
+            {"question": f"What is {split} {i}?", "answer": f"It is.\n#### {i + shift.get(split, 0)}"}
             for i in range(count)
         ]
         (folder / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

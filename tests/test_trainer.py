@@ -201,7 +201,7 @@ def test_groups_of_one_are_refused(make_trainer):
 
 
 def test_the_real_grader_in_the_loop(make_trainer):
-    row = make_trainer(grade=make_grader("integer").grade).step()
+    row = make_trainer(grade=make_grader("digits").grade).step()
     assert row["correct"] == 0.0
     assert row["zero_variance_groups"] == 1.0
     assert row["outcomes"]["UNPARSEABLE"] > 0

@@ -10,8 +10,9 @@ import json
 import pytest
 import torch
 
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.tier import read_tier
-from iapo_bench.config.train import LoraConfig, TrainConfig
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.method import load_method

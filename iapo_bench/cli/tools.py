@@ -76,6 +76,7 @@ def new(kind: Kind, name: str) -> None:
 
     \b
       iapo-bench new method NAME   methods/NAME.py
+      iapo-bench new dataset NAME  iapo_bench/worlds/datasets/NAME.py
       iapo-bench new reward NAME   rewards/NAME.py
     """
     from iapo_bench.new.write import write_new

@@ -34,6 +34,8 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 WIDENED = "adapters_merged_in"  # the note of a checkpoint whose weights are wider than those it was trained from
 
+CHUNK_LOGITS = 2**26  # held at once: 256 MiB of float32
+
 
 def build_micro(
     tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int
@@ -221,7 +223,12 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 def context_length(path: Path) -> int:
     """How many tokens, prompt and completion together, the model at `path` can read."""
-    return int(AutoConfig.from_pretrained(path, local_files_only=True).max_position_embeddings)
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().max_position_embeddings)
+
+
+def vocabulary_size(path: Path) -> int:
+    """How many tokens the model at `path` has embeddings for."""
+    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
 
 
 def save_model(

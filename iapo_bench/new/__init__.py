@@ -2,5 +2,5 @@
 
 from typing import Literal, get_args
 
-Kind = Literal["method", "reward"]
+Kind = Literal["method", "dataset", "reward"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -10,12 +10,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.new import Kind
-from iapo_bench.plugins import ROOT, list_methods, list_rewards
+from iapo_bench.plugins import (
+    DATASET_DIRS,
+    METHOD_DIRS,
+    REWARD_DIRS,
+    ROOT,
+    list_datasets,
+    list_methods,
+    list_rewards,
+)
 
 # The folder of a new file, and all files of its kind by name.
-_FOLDERS: dict[Kind, tuple[str, Callable[[], dict[str, Path]]]] = {
-    "method": ("methods", list_methods),
-    "reward": ("rewards", list_rewards),
+_FOLDERS: dict[Kind, tuple[Path, Callable[[], dict[str, Path]]]] = {
+    "method": (METHOD_DIRS[0], list_methods),
+    "dataset": (DATASET_DIRS[0], list_datasets),
+    "reward": (REWARD_DIRS[0], list_rewards),
 }
 
 
@@ -28,7 +37,7 @@ def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     folder, known = _FOLDERS[kind]
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot name a {kind}: use lower-case letters, digits and _, a letter first")
-    paths = root / folder / f"{name}.py", root / "tests" / f"test_{name}.py"
+    paths = root / folder.relative_to(ROOT) / f"{name}.py", root / "tests" / f"test_{name}.py"
     for taken in (known().get(name), *paths):
         if taken is not None and taken.exists():
             raise UserError(f"{taken} exists: choose another name, or edit that file")

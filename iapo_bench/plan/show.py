@@ -16,7 +16,7 @@ from iapo_bench.train.sft import TaughtSFT
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
 
 TEST_PROBLEMS = {
-    "honest": {"gsm8k": 1319, "math500": 196, "dapo": 519},
+    "honest": {"gsm8k": 1319, "math500": 196, "dapo": 518},
     "published": {"gsm8k": 1319, "math500": 100, "dapo": 50},
 }
 

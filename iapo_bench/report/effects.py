@@ -83,7 +83,7 @@ class Credits:
 def _credit(method: Method, batch: RolloutBatch, step: int) -> dict[str, torch.Tensor]:
     credit = method.credit(batch, torch.Generator().manual_seed(step))
     parts = torch.Generator().manual_seed(step)
-    scales_BT = token_scales(credit.weights_BT, method.loss, batch.max_tokens, parts)
+    scales_BT = token_scales(credit.weights_BT, method.loss, batch.max_tokens, parts, counted_B=credit.counted_B)
     mask_BT = batch.completion_mask_BT
     advantages = credit.advantages_BT[mask_BT].double()
     return {"advantage": advantages, "gradient weight": advantages * scales_BT[mask_BT].double() * len(advantages)}

@@ -3,21 +3,27 @@
 from pathlib import Path
 
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import context_length
+from iapo_bench.models.checkpoints import context_length, vocabulary_size
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import Dialogue
 
 
 def encode(problems: list[Problem], dialogue: Dialogue, model: Path, max_tokens: int) -> list[list[int]]:
     """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion, and
-    for a tokenizer in which no completion could be right."""
+    for a tokenizer in which no completion could be right or whose tokens the model does not have."""
     dialogue.check()
     prompts = [dialogue.encode(problem.question) for problem in problems]
-    room = context_length(model) - max_tokens
+    room, vocabulary = context_length(model) - max_tokens, vocabulary_size(model)
     for problem, prompt in zip(problems, prompts, strict=True):
         if len(prompt) > room:
             raise UserError(
                 f"problem '{problem.id}' has {len(prompt)} prompt tokens; the model's context leaves {max(room, 0)} "
                 f"beside max_tokens={max_tokens}: lower max_tokens or drop the problem"
+            )
+        if (last := max(prompt, default=0)) >= vocabulary:
+            token = dialogue.tokenizer.convert_ids_to_tokens(last)
+            raise UserError(
+                f"{model}: the prompt has the token {last}, {token!r}, and the weights are for {vocabulary} tokens: "
+                "tokenizer and weights do not belong together"
             )
     return prompts

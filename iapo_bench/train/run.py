@@ -37,7 +37,8 @@ from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
-from iapo_bench.worlds.grading import make_grader
+from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
+from iapo_bench.worlds.grading import is_formatted, make_grader
 from iapo_bench.worlds.load import load_world
 
 
@@ -75,7 +76,8 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
         task = Task(
             prompts=prompts,
             golds=[problem.answer for problem in problems],
-            grade=grader.grade,
+            grade=judge_exactly if config.grader == "exact" else grader.grade,
+            formatted=is_formatted_on_one_line if config.format_rule == "one_line" else is_formatted,
             tokenizer=tokenizer,
             eos_ids=stop_ids(model, dialogue),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,

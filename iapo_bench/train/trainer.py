@@ -35,9 +35,10 @@ from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
 from iapo_bench.train.trial import try_method
-from iapo_bench.train.update import make_optimizer, update
+from iapo_bench.train.update import update
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
@@ -58,6 +59,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     postfix_ids: list[int]
+    formatted: Callable[[str], bool] = is_formatted
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
     rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
@@ -159,24 +161,23 @@ class Trainer:
             self._load(state)
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
-        bar = progress(
+        with progress(
             total=self.config.completions,
             initial=self.generated,
             desc=self.method.name,
             unit="completion",
             disable=not parallel.is_main(),
-        )
-        while not self.finished:
-            before = self.generated
-            row = self.step()
-            if parallel.is_main():
-                for complaint in complaints(row, self.config):
-                    bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
-            bar.update(self.generated - before)
-            bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
-            if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
-                self._save(state)
-        bar.close()
+        ) as bar:
+            while not self.finished:
+                before = self.generated
+                row = self.step()
+                if parallel.is_main():
+                    for complaint in complaints(row, self.config):
+                        bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
+                bar.update(self.generated - before)
+                bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
+                if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
+                    self._save(state)
         moved, updates = count_updates(self.rows)
         if moved < updates and parallel.is_main():
             click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
@@ -189,6 +190,7 @@ class Trainer:
         step = len(self.rows)
         # Whatever draws without a generator of its own draws the same in every run.
         torch.manual_seed(stream_seed(self.seed, "step", step))
+        lr = self._pace()
         draw = self._draw(step)
         row: dict[str, Any] = {
             "step": step,
@@ -201,6 +203,7 @@ class Trainer:
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
             "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
+            "lr": lr,
             "updates": self.config.updates_per_rollout,
             "updates_moved": 0,
         }
@@ -213,6 +216,13 @@ class Trainer:
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
         self.rows.append(row)
         return row
+
+    def _pace(self) -> float:
+        """Set the learning rate of the next update: by default always the same, or falling with what is generated."""
+        share = 1 - self.generated / self.config.completions if self.config.lr_schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * share
+        return self.config.lr * share
 
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
@@ -241,7 +251,7 @@ class Trainer:
                 token_ids = [completion.token_ids for completion in completions[own]]
                 paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
                 outcomes = parallel.gather(judged)
-                formatted = parallel.gather([is_formatted(text) for text in texts])
+                formatted = parallel.gather([self.task.formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)

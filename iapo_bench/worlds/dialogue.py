@@ -96,7 +96,8 @@ def completion_texts(
     hidden -= {i for i, token in added.items() if token.content.strip() in TAGS}
     rows = [[i for i in itertools.takewhile(lambda i: i not in stops, row) if i not in hidden] for row in token_ids]
     # batch_decode([]) is [""], not [].
-    return [prefill + text for text in tokenizer.batch_decode(rows)] if rows else []
+    texts = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False) if rows else []
+    return [prefill + text for text in texts]
 
 
 def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") -> Dialogue:
@@ -116,6 +117,8 @@ def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") ->
             return _open(tokenizer, prompt, form, sealed, as_parts, switches)
         except _Failure as reason:
             failure = max(failure, reason, key=lambda failure: failure.progress)
+    if prompt.template is not None:
+        raise UserError(f"the template in `prompt` cannot be used ({failure.reason}): mend it")
     raise UserError(
         f"{tokenizer.name_or_path}: the chat template cannot carry this prompt ({failure.reason}): "
         "write one that can with `prompt: FILE.jinja`"
@@ -143,6 +146,10 @@ def _open(
     render = partial(_render, tokenizer, prompt, sealed, as_parts, switches)
     header, prefill = _try(render, converse(_TRIAL), whole=prompt.template is None)
     ends, oddity = _turn_ends(render, converse(_TRIAL), tokenizer)
+    if prompt.template is not None and tokenizer.chat_template is not None:
+        # However it is asked, a chat model ends its turns as it was taught to.
+        taught = partial(_render, tokenizer, PromptConfig(), False, False, {})
+        ends = (*ends, *_turn_ends(taught, [_message("user", _TRIAL)], tokenizer)[0])
     return Dialogue(
         tokenizer,
         lambda question: render(question, converse(question)) + header,
