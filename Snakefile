@@ -62,6 +62,8 @@ ROLES = (
 ALL = [
     f"{OUT}/table1.csv",
     f"{OUT}/comparisons.csv",
+    f"{OUT}/frontier.csv",
+    f"{OUT}/costs.csv",
     f"{OUT}/wallclock.csv",
     f"{OUT}/figures/training.png",
     f"{OUT}/lm_eval.csv",

@@ -5,10 +5,18 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, RUNS, named, with_job
-from iapo_bench.config.report import FidelityJob, Labels, ProtocolJob, RolesJob, RowJob
-from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob
+from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.tune import SensitivityJob, TuneJob
 from iapo_bench.errors import UserError
+
+SUMMARIES = click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+
+
+def _base_job(tier: TierConfig) -> RowJob:
+    return tier.row_job(BASE)
 
 
 def _labels(tier: TierConfig) -> Labels:
@@ -42,9 +50,7 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], out: 
 
 
 @click.command()
-@click.option(
-    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Of `metrics`, a row each, in order."
-)
+@SUMMARIES
 @click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown and provenance are written beside it.")
 @click.option(
@@ -58,9 +64,7 @@ def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure
 
 
 @click.command()
-@click.option(
-    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
-)
+@SUMMARIES
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
 @click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
 def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
@@ -68,6 +72,41 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
     from iapo_bench.report.comparisons import make_comparisons
 
     make_comparisons(summaries, out=out, figure=figure)
+
+
+@click.command()
+@with_job(RowJob, _base_job)
+@click.option("--grades", type=FILE, required=True, help="The base's grades.")
+@click.option("--out", type=FILE, required=True, help="Directory for the summaries base_cut and base_shortest.")
+def controls(job: RowJob, grades: Path, out: Path) -> None:
+    """Shorten the base without training it: cut its samples, or take the shortest of several."""
+    from iapo_bench.report.controls import make_controls
+
+    make_controls(job, grades, out)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--base", type=FILE, required=True, help="The base's grades.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Accuracy against length, without ending.")
+def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -> None:
+    """Say whether any method beats early stopping of the base."""
+    from iapo_bench.report.frontier import make_frontier
+
+    make_frontier(summaries, base, out=out, figure=figure)
+
+
+@click.command()
+@with_job(CostsJob, TierConfig.costs_job)
+@SUMMARIES
+@RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out: Path) -> None:
+    """Say what each row cost and how it answered."""
+    from iapo_bench.report.costs import make_costs
+
+    make_costs(job, summaries, named(runs), out=out)
 
 
 @click.command()
@@ -203,6 +242,6 @@ def claims(
 
 
 COMMANDS = (
-    *(metrics, table, comparisons, wallclock, curves, tune, sensitivity, lm_eval_table, role_tables),
-    *(fidelity, protocol, claims),
+    *(metrics, table, comparisons, controls, frontier, costs, wallclock, curves, tune, sensitivity),
+    *(lm_eval_table, role_tables, fidelity, protocol, claims),
 )

@@ -30,6 +30,13 @@ class RowJob(Section):
     ks: Annotated[list[Positive], Field(min_length=1)] = Field(description="the ks of Pass@k, Length@k and Ratio@k")
 
 
+class CostsJob(Section):
+    """What the table of costs reads, beside summaries and training logs."""
+
+    trials: dict[str, int] = Field(description="trials of each method on validation; 0 where nothing was tuned")
+    completions: Positive = Field(description="budget of a trial, in completions")
+
+
 class TokensJob(Section):
     """What scoring the tokens of a run's own completions reads."""
 

@@ -18,7 +18,7 @@ from iapo_bench.config.model import BaseJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -256,6 +256,11 @@ class TierConfig(Section):
             world_seed=self.seed,
             k=max(self.evaluate.ks),
         )
+
+    def costs_job(self) -> CostsJob:
+        """The settings of the table of costs."""
+        trials = {name: len(self.trials(name)) if self.tuned else 0 for name in self.methods}
+        return CostsJob(trials=trials, completions=self.train.completions)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""
