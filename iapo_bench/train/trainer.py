@@ -213,6 +213,7 @@ class Trainer:
         self._clock["other"] = seconds - sum(self._clock.values())
         row |= {f"seconds_{phase}": round(self._clock[phase], 6) for phase in PHASES}
         row["tokens"] = sum(draw.lengths)
+        row["tokens_trained"] = sum(len(completion.token_ids) for completion in draw.completions)
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
         self.rows.append(row)
         return row
