@@ -59,7 +59,7 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
                     ax.fill_between(places, low, high, color=style.colour, alpha=0.13, linewidth=0)
             ax.set_xlabel("completions generated")
             ax.set_ylabel(label)
-            ax.set_xlim(0, 1.2 * max(line.get_xdata()[-1] for line in ax.lines))
-        for ax in axes:
-            label_ends(ax, {str(line.get_label()): line.get_xydata()[-1] for line in ax.lines}, styles)
+            ends = {str(line.get_label()): tuple(np.asarray(line.get_xydata())[-1]) for line in ax.lines}
+            ax.set_xlim(0, 1.2 * max(x for x, _ in ends.values()))
+            label_ends(ax, ends, styles)
     return figure

@@ -30,7 +30,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
     k = job.tune.k
     ks = sorted({1, k})
     measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, point, path in [
         (BASE, {}, base),
         *zip([job.sensitivity.method] * len(points), points, grades, strict=True),
