@@ -23,7 +23,7 @@ from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load
 from iapo_bench.report.lm_eval import COLUMNS
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.sft import WarmStart, warm_start
+from iapo_bench.train.sft import TaughtSFT, teach_micro
 from iapo_bench.worlds import read_problems
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.grading import make_grader
@@ -47,8 +47,8 @@ def made(tier, tmp_path_factory) -> Path:
     world, tokenizer = load_world(tier.world, tier.seed), build_tokenizer()
     assert isinstance(world, MicroWorld)
     # Heads of 32 dimensions: the least that vLLM's attention for CPUs takes.
-    settings = WarmStart(hidden=64, layers=2, heads=2, steps=300, batch_size=32, lr=5e-3)
-    network, _ = warm_start(world, tokenizer, settings)
+    settings = TaughtSFT(hidden=64, layers=2, heads=2, steps=300, batch_size=32, lr=5e-3)
+    network, _ = teach_micro(world, tokenizer, settings)
     save_model(network, tokenizer, folder / "base" / "model")
     with feeding() as prompts:
         evaluate(tier, model=folder / "base" / "model", data=folder / "data", out=folder / "base" / "lm_eval")

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, RUNS, named, with_job
-from iapo_bench.config.report import CostsJob, Labels, RolesJob, RowJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob
 from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.tune import SensitivityJob, TuneJob
 from iapo_bench.errors import UserError
@@ -73,6 +73,27 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
     from iapo_bench.report.comparisons import make_comparisons
 
     make_comparisons(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX, HTML, provenance are beside it.")
+@click.option("--figure", type=FILE, required=True, help="Changes from what is varied, without ending.")
+def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Put the variants of methods beside what they vary."""
+    from iapo_bench.report.ablations import make_ablations
+
+    make_ablations(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--figure", type=FILE, required=True, help="Changes from the base, without ending.")
+def paired(summaries: tuple[Path, ...], figure: Path) -> None:
+    """Draw what each method changed in the base, paired by problem: the main figure."""
+    from iapo_bench.report.paired import make_paired
+
+    make_paired(summaries, figure)
 
 
 @click.command()
@@ -180,17 +201,69 @@ def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, fi
     make_role_tables(job, named(runs), informativeness=out, roles=roles, figure=figure)
 
 
+def _fidelity_job(tier: TierConfig) -> FidelityJob:
+    from iapo_bench.report.departures import fidelity_job
+
+    return fidelity_job(tier)
+
+
+@click.command()
+@with_job(FidelityJob, _fidelity_job)
+@click.option("--base", type=FILE, required=True, help="Directory of the model whose rollouts are credited.")
+@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option("--summary", "summaries", type=FILE, multiple=True, help="Of `metrics`: methods and variants; repeat.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ...], out: Path) -> None:
+    """Say what each departure of the released code does to credit and to trained models."""
+    from iapo_bench.report.fidelity import make_fidelity
+
+    make_fidelity(job, base=base, data=data, summaries=summaries, out=out)
+
+
+@click.command()
+@with_job(ProtocolJob, TierConfig.protocol_job)
+@RUNS
+@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> None:
+    """Measure the same completions by the released protocol and by ours, part by part."""
+    from iapo_bench.report.protocol import make_protocol
+
+    make_protocol(job, named(runs), data=data, out=out)
+
+
+@click.command()
+@click.option("--ledger", type=FILE, required=True, help="YAML file of claims.")
+@click.option("--published", type=FILE, required=True, help="CSV of published cells.")
+@click.option("--second-hand", type=FILE, required=True, help="CSV of numbers at second hand, with sources.")
+@click.option("--summary", "summaries", type=FILE, multiple=True, help="Of `metrics`, of any tier; repeat.")
+@click.option("--wallclock", "wallclocks", type=FILE, multiple=True, help="CSV of `wallclock`; repeat.")
+@click.option("--bench", type=FILE, help="CSV of `bench informativeness`.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def claims(
+    ledger: Path,
+    published: Path,
+    second_hand: Path,
+    summaries: tuple[Path, ...],
+    wallclocks: tuple[Path, ...],
+    bench: Path | None,
+    out: Path,
+) -> None:
+    """Judge published claims by the published numbers and by what was measured."""
+    from iapo_bench.report.claims import make_claims
+
+    make_claims(
+        ledger,
+        published=published,
+        second_hand=second_hand,
+        summaries=summaries,
+        wallclocks=wallclocks,
+        bench=bench,
+        out=out,
+    )
+
+
 COMMANDS = (
-    metrics,
-    table,
-    comparisons,
-    controls,
-    frontier,
-    costs,
-    wallclock,
-    curves,
-    tune,
-    sensitivity,
-    lm_eval_table,
-    role_tables,
+    *(metrics, table, paired, comparisons, controls, frontier, costs, ablations, sensitivity, wallclock, curves, tune),
+    *(lm_eval_table, role_tables, fidelity, protocol, claims),
 )

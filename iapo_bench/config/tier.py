@@ -18,7 +18,7 @@ from iapo_bench.config.model import BaseJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import CostsJob, Labels, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -232,6 +232,29 @@ class TierConfig(Section):
             selection=self.selection_of(name),
             settings={key: settings[key] for key in ("method", "train")},
             ks=self.evaluate.ks,
+        )
+
+    def fidelity_job(self, methods: list[str], departed: dict[str, str]) -> FidelityJob:
+        """The settings of the comparison with the released code: of `methods`, and of variants by departure."""
+        return FidelityJob(
+            labels=self.labels,
+            train=self.train,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+            methods={name: self.method(name).options for name in methods},
+            departed=departed,
+        )
+
+    def protocol_job(self) -> ProtocolJob:
+        """The settings of the comparison of protocols."""
+        return ProtocolJob(
+            labels=self.labels,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            k=max(self.evaluate.ks),
         )
 
     def costs_job(self) -> CostsJob:
