@@ -36,6 +36,11 @@ rule metrics:
         grades=lambda wildcards: [
             f"{folder}/test/grades.parquet" for folder in FLOW.folders(wildcards.row)
         ],
+        logs=lambda wildcards: [
+            f"{folder}/train.jsonl"
+            for folder in FLOW.folders(wildcards.row)
+            if wildcards.row != "base"
+        ],
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
         counts=f"{WORK}/summaries/{{row}}.parquet",
@@ -53,9 +58,10 @@ rule metrics:
             f"--train-seed {seed}"
             for seed in ([0] if wildcards.row == "base" else FLOW.seeds)
         ],
+        logs=lambda wildcards, input: [f"--log {path}" for path in input.logs],
     shell:
         RUN + "metrics --settings {input.settings} {params.grades} {params.seeds}"
-        " --out {output.summary}"
+        " {params.logs} --out {output.summary}"
 
 
 rule controls:

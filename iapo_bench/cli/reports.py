@@ -38,15 +38,16 @@ def _row_job(tier: TierConfig, method: str | None) -> RowJob:
 @click.option(
     "--train-seed", "seeds", type=int, multiple=True, help="The training seed of each --grades; by default 0, 1, ..."
 )
+@click.option("--log", "logs", type=FILE, multiple=True, help="train.jsonl of a run; repeat for training seeds.")
 @click.option("--out", type=FILE, required=True, help="JSON file of the summary.")
-def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], out: Path) -> None:
+def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs: tuple[Path, ...], out: Path) -> None:
     """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
     from iapo_bench.report.rows import measure
 
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
         raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
-    measure(job, dict(zip(seeds, grades, strict=True)), out)
+    measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 
 @click.command()

@@ -173,7 +173,8 @@ def _constants(rows: list[Row]) -> str:
         text += f"; training seeds {', '.join(seeds.pop().split())}"
     if trained and len(chosen) == 1:
         text += f"; settings chosen by {chosen.pop()}"
-    return text + "."
+    idle = [f"**{row.name}: {row.idleness}**" for row in rows if row.idleness]
+    return ". ".join([text, *idle]) + "."
 
 
 def _answers(rows: list[Row]) -> dict[str, list[str]]:
