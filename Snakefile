@@ -63,6 +63,7 @@ ROLES = (
 ALL = [
     f"{OUT}/table1.csv",
     f"{OUT}/comparisons.csv",
+    f"{OUT}/figures/paired.png",
     f"{OUT}/frontier.csv",
     f"{OUT}/costs.csv",
     f"{OUT}/wallclock.csv",

@@ -36,6 +36,8 @@ ARTEFACTS = {
     "table": "iapo_bench.report.table1",
     "comparisons": "iapo_bench.report.comparisons",
     "frontier": "iapo_bench.report.frontier",
+    "paired": "iapo_bench.report.paired",
+    "ablations": "iapo_bench.report.ablations",
     "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",
     "claims": "iapo_bench.report.claims",

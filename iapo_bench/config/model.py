@@ -9,6 +9,7 @@ from iapo_bench.config.section import Section
 from iapo_bench.config.world import WorldConfig
 
 Dtype = Literal["float32", "bfloat16"]
+Engine = Literal["transformers", "vllm"]
 
 
 class ModelConfig(Section):

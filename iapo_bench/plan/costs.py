@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import Signal, load_method
 from iapo_bench.models.architectures import Architecture
-from iapo_bench.signals.statistics import CHUNK_LOGITS
+from iapo_bench.models.checkpoints import CHUNK_LOGITS
 from iapo_bench.train.sft import SFT, TaughtSFT
 
 GIB = 2**30
