@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iapo_bench.config.reading import read_yaml
 from iapo_bench.errors import UserError, unknown
+from iapo_bench.machine.provenance import checksum
 from iapo_bench.report.results import Results, open_results, read_provenance
 from iapo_bench.report.rows import BASE
 
@@ -40,23 +42,29 @@ def explain(table: Path, *, row: str, column: str, against: str | None, problems
 def _cell(line: pd.Series, column: str) -> str:
     seeds = f", training seeds {line['train_seeds']}" if line["train_seeds"] else ""
     spread = f", standard deviation over runs {line[f'{column}_std']:.6g}" if f"{column}_std" in line else ""
+    lo, hi = line[f"{column}_lo"], line[f"{column}_hi"]
+    chosen = line["selection"] or "nobody: nothing was trained"
     return (
-        f"{line['method']}, {column}: {line[column]:.6g} [{line[f'{column}_lo']:.6g}, {line[f'{column}_hi']:.6g}]{spread}\n"
-        f"{line['model']} on {line['dataset']}, tier {line['tier']}: {line['n_problems']} problems x {line['n_samples']} "
-        f"samples{seeds}; settings chosen by {line['selection'] or 'nobody: nothing was trained'}"
+        f"{line['method']}, {column}: {line[column]:.6g} [{lo:.6g}, {hi:.6g}]{spread}\n"
+        f"{line['model']} on {line['dataset']}, tier {line['tier']}: {line['n_problems']} problems x "
+        f"{line['n_samples']} samples{seeds}; settings chosen by {chosen}"
     )
 
 
 def _run(results: Results, name: str, folder: Path) -> str:
-    """A run's files, and how its model was made."""
+    """A run's files, the code and settings of its jobs, and how its model was made."""
     files = [folder / "test" / "grades.parquet", folder / "test" / "samples.parquet", folder / "train.jsonl"]
-    made = [folder / "provenance.json", folder / "model" / "provenance.json", results.work / "base" / "provenance.json"]
     lines = [f"Run {name}:", *(f"  {path}" for path in files if path.is_file())]
+    for path in sorted((folder / "model").glob("*.safetensors")):
+        lines.append(f"  {path} (SHA-256 {checksum(path)})")
+    run = folder.relative_to(results.work).as_posix().replace("/", "-")
+    for path in sorted((results.work / "settings" / "ran").glob(f"*--{run}*.yaml")):
+        lines.append(f"  {path}, code digest {read_yaml(path)[0].get('identity', {}).get('code', 'not recorded')}")
+    made = [folder / "provenance.json", folder / "model" / "provenance.json", results.work / "base" / "provenance.json"]
     found = next((path for path in made if path.is_file()), None)
     if found is None:
         return "\n".join([*lines, "  no provenance is recorded of its model"])
-    content = read_provenance(found)
-    lines += [f"  {found}", *(f"    {key}: {value}" for key, value in _facts(content))]
+    lines += [f"  {found}", *(f"    {key}: {value}" for key, value in _facts(read_provenance(found)))]
     return "\n".join(lines)
 
 
@@ -136,4 +144,6 @@ def describe(sample: pd.Series) -> str:
 
 def plain(text: str) -> str:
     """Text that can be printed: control characters, which could command a terminal, are shown as symbols."""
-    return "".join(c if c.isprintable() or c == "\n" else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text
+    )

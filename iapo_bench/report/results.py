@@ -20,7 +20,14 @@ from iapo_bench.report.rows import BASE, Row, read_rows
 TABLE = "table1.csv"
 # What a bundle holds, below the folder of the table and below the tier's own.
 _ABOVE = ("*.csv", "*.md", "*.json", "figures/*.svg")
-_WITHIN = ("summaries/*", "data/test.jsonl", "data/provenance.json", "**/provenance.json", "**/test/grades.parquet")
+_WITHIN = (
+    "summaries/*",
+    "settings/ran/*",
+    "data/test.jsonl",
+    "data/provenance.json",
+    "**/provenance.json",
+    "**/test/grades.parquet",
+)
 
 
 @dataclass(frozen=True)
@@ -129,12 +136,16 @@ def bundle(results: Path, out: Path) -> list[str]:
         files = {path for pattern in _ABOVE for path in found.root.glob(pattern)}
         files |= {path for pattern in _WITHIN for path in found.work.glob(pattern)}
         names = sorted((str(path.relative_to(found.root)), path) for path in files if path.is_file())
-        with whole_file(out) as partial, partial.open("wb") as raw:
-            with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
-                with tarfile.open(fileobj=packed, mode="w") as archive:
-                    for name, path in names:
-                        content = path.read_bytes()
-                        info = tarfile.TarInfo(name)
-                        info.size = len(content)
-                        archive.addfile(info, io.BytesIO(content))
+        packed = io.BytesIO()
+        with (
+            gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0) as stream,
+            tarfile.open(fileobj=stream, mode="w") as archive,
+        ):
+            for name, path in names:
+                content = path.read_bytes()
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        with whole_file(out) as partial:
+            partial.write_bytes(packed.getvalue())
         return [name for name, _ in names]

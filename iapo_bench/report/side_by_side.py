@@ -19,7 +19,8 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2em; }
 table { border-collapse: collapse; table-layout: fixed; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .6em 1em .6em 0; border-bottom: 1px solid #ccc; }
 pre { white-space: pre-wrap; font: 13px/1.4 ui-monospace, monospace; margin: .3em 0 0; }
-.CORRECT { border-left: 4px solid #0072B2; padding-left: .8em; } .other { border-left: 4px dashed #D55E00; padding-left: .8em; }
+.CORRECT { border-left: 4px solid #0072B2; padding-left: .8em; }
+.other { border-left: 4px dashed #D55E00; padding-left: .8em; }
 """
 
 
@@ -64,11 +65,13 @@ def _text(title: str, question: str, heads: list[str], chosen: list[pd.DataFrame
     return "\n".join(lines) + "\n"
 
 
-def _columns(left: str, right: str) -> list[str]:
-    wrapped = [
-        [line for part in text.splitlines() for line in textwrap.wrap(part, COLUMN - 3) or [""]] for text in (left, right)
-    ]
-    return [f"{a:<{COLUMN}}{b}".rstrip() for a, b in itertools.zip_longest(*wrapped, fillvalue="")]
+def _columns(*texts: str) -> list[str]:
+    """Two texts in columns of equal width."""
+    wrapped = []
+    for text in texts:
+        parts = [textwrap.wrap(part, COLUMN - 3) or [""] for part in text.splitlines()]
+        wrapped.append([line for part in parts for line in part])
+    return [f"{left:<{COLUMN}}{right}".rstrip() for left, right in itertools.zip_longest(*wrapped, fillvalue="")]
 
 
 def _page(title: str, question: str, heads: list[str], chosen: list[pd.DataFrame]) -> str:

@@ -38,7 +38,8 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
     *Reproduced*: the cells are equal to six digits, or the interval lies within the margin. *Within seed variation*:
     the difference cannot be told from 0 (Holm's correction over cells). Otherwise *not reproduced*. Where both hold
     counts by problem, differences are paired; where only one has several training seeds, the other is taken to vary as
-    they do; where neither has, other training seeds count as not reproduced. Raises UserError, and says what differs, for results of other settings.
+    they do; where neither has, other training seeds count as not reproduced. Raises UserError, and says what differs,
+    for results of other settings.
     """
     with open_results(results) as ours, open_results(against) as theirs:
         if differences := list(differing(ours, theirs)):
@@ -118,7 +119,9 @@ def report(cells: pd.DataFrame, margins: Margins) -> str:
     """The verdicts for readers: counts, then every cell that is not plainly reproduced."""
     counts = cells["verdict"].value_counts()
     first = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in (REPRODUCED, WITHIN, NOT))
-    text = f"{len(cells)} cells: {first} (margin: {margins.points:g} in Pass@k, {margins.share:.0%} of length and ratio)"
+    text = (
+        f"{len(cells)} cells: {first} (margin: {margins.points:g} in Pass@k, {margins.share:.0%} of length and ratio)"
+    )
     odd = cells[cells["verdict"] != REPRODUCED]
     if odd.empty:
         return text
