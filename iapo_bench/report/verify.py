@@ -125,8 +125,8 @@ def report(cells: pd.DataFrame, margins: Margins) -> str:
     odd = cells[cells["verdict"] != REPRODUCED]
     if odd.empty:
         return text
-    table = odd[["row", "cell", "value", "reference", "difference", "lo", "hi", "verdict"]]
-    return f"{text}\n\n{tabulate(table, headers='keys', tablefmt='github', showindex=False, floatfmt='.4g')}"
+    table = odd[["row", "cell", "value", "reference", "difference", "lo", "hi", "verdict"]].to_dict("list")
+    return f"{text}\n\n{tabulate(table, headers='keys', tablefmt='github', floatfmt='.4g')}"
 
 
 def exit_status(cells: pd.DataFrame) -> int:
