@@ -10,6 +10,7 @@
 #   snakemake --cores all tune                                            search on validation, equal budgets
 #   snakemake --list                                                      every rule and what it does
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -66,7 +67,7 @@ ALL = [
     f"{OUT}/frontier.csv",
     f"{OUT}/costs.csv",
     f"{OUT}/wallclock.csv",
-    f"{OUT}/figures/training.png",
+    *([f"{OUT}/figures/training.png"] if FLOW.trained else []),
     f"{OUT}/lm_eval.csv",
     *ROLES,
 ]

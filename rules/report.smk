@@ -1,6 +1,6 @@
 # What people read: one artefact, one module of iapo_bench/report, one rule, one command.
 
-TRAINED = {name: folder for name, folder in RUNS.items() if name != "base"}
+TRAINED = FLOW.trained
 ABLATED = list(
     dict.fromkeys(["base", *map(TIER.parent, TIER.ablations), *TIER.ablations])
 )
@@ -56,7 +56,9 @@ rule metrics:
         grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
         seeds=lambda wildcards: [
             f"--train-seed {seed}"
-            for seed in ([0] if wildcards.row == "base" else FLOW.seeds)
+            for seed in (
+                [0] if wildcards.row == "base" else TIER.train_seeds(wildcards.row)
+            )
         ],
         logs=lambda wildcards, input: [f"--log {path}" for path in input.logs],
     shell:

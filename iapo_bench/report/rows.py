@@ -46,7 +46,7 @@ class Row:
     @property
     def name(self) -> str:
         """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
-        told = not self.trained or self.profile == "paper" or self.method.endswith(self.profile)
+        told = not self.trained or self.profile in ("", "paper") or self.method.endswith(self.profile)
         return self.method if told else f"{self.method} ({self.profile})"
 
     @property
