@@ -20,7 +20,8 @@ from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.plugins import list_datasets
+from iapo_bench.plugins import list_datasets, list_methods
+from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
@@ -34,8 +35,10 @@ POINT = re.compile(r"sensitivity/point(?P<point>\d+)")
 ARTEFACTS = {
     "table": "iapo_bench.report.table1",
     "comparisons": "iapo_bench.report.comparisons",
+    "frontier": "iapo_bench.report.frontier",
     "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",
+    "claims": "iapo_bench.report.claims",
 }
 
 
@@ -216,9 +219,41 @@ class Workflow:
         """Settings file of the summary of a row."""
         return self._write(f"metrics {row}", self.tier.row_job(row), "iapo_bench.report.rows")
 
+    def controls(self) -> str:
+        """Settings file of the controls, which are made of the base's samples."""
+        return self._write("controls", self.tier.row_job(BASE), "iapo_bench.report.controls")
+
+    @property
+    def control_rows(self) -> list[str]:
+        """The controls' rows: none where there are too few samples to take the shortest of."""
+        return list(CONTROLS) if self.tier.evaluate.n_samples >= SHORTEST_OF else []
+
+    def costs(self) -> str:
+        """Settings file of the costs."""
+        return self._write("costs", self.tier.costs_job(), "iapo_bench.report.costs")
+
     def wallclock(self) -> str:
         """Settings file of the wall-clock table."""
         return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock")
+
+    @cached_property
+    def departed(self) -> dict[str, str]:
+        """Variants that depart as released code does, by the departure that each follows."""
+        from iapo_bench.report.departures import followed  # and with it torch, for this target only
+
+        return followed(self.tier)
+
+    def fidelity(self) -> str:
+        """Settings file of the comparison with the released code."""
+        from iapo_bench.report.departures import fidelity_job
+
+        job = fidelity_job(self.tier)
+        plugins = [self._dataset, *(list_methods()[name] for name in job.methods)]
+        return self._write("fidelity", job, "iapo_bench.report.fidelity", plugins, problems=self._problems("train"))
+
+    def protocol(self) -> str:
+        """Settings file of the comparison of protocols."""
+        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", [self._dataset])
 
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""

@@ -17,8 +17,8 @@ rule sample:
     conda:
         "../configs/environment.yaml"
     resources:
-        gpu=min(TIER.gpus, 1),
         **LARGE,
+        gpu=min(TIER.gpus, 1),
     params:
         out=subpath(output.samples, parent=True),
     shell:
@@ -61,8 +61,8 @@ rule lm_eval:
     conda:
         "../configs/environment.yaml"
     resources:
-        gpu=min(TIER.gpus, 1),
         **LARGE,
+        gpu=min(TIER.gpus, 1),
     params:
         out=subpath(output.scores, parent=True),
     shell:

@@ -43,6 +43,8 @@ rule metrics:
         f"{WORK}/logs/metrics/{{row}}.log",
     benchmark:
         f"{WORK}/benchmarks/metrics/{{row}}.tsv"
+    wildcard_constraints:
+        row="(?!base_).+",  # the controls have a rule of their own
     conda:
         "../configs/environment.yaml"
     params:
@@ -56,10 +58,34 @@ rule metrics:
         " --out {output.summary}"
 
 
+rule controls:
+    """Shorten the base without training it."""
+    input:
+        settings=lambda wildcards: FLOW.controls(),
+        grades=f"{WORK}/base/test/grades.parquet",
+    output:
+        expand(
+            f"{WORK}/summaries/{{row}}.{{end}}",
+            row=suite.CONTROLS,
+            end=["json", "parquet"],
+        ),
+    log:
+        f"{WORK}/logs/controls.log",
+    benchmark:
+        f"{WORK}/benchmarks/controls.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        out=f"{WORK}/summaries",
+    shell:
+        RUN
+        + "controls --settings {input.settings} --grades {input.grades} --out {params.out}"
+
+
 rule table:
     """Put all rows into one table and one figure."""
     input:
-        **summaries(["base", *FLOW.methods]),
+        **summaries(["base", *FLOW.methods, *FLOW.control_rows]),
         code=lambda wildcards: FLOW.artefact("table"),
         published="results/published/table1.csv",
     output:
@@ -79,7 +105,8 @@ rule table:
         summaries=each_summary,
         stem=stem,
     shell:
-        RUN + "table {params.summaries} --published {input.published} --out {output.csv}"
+        RUN
+        + "table {params.summaries} --published {input.published} --out {output.csv}"
         " --figure {params.stem}"
 
 
@@ -136,6 +163,56 @@ rule comparisons:
         stem=stem,
     shell:
         RUN + "comparisons {params.summaries} --out {output.csv} --figure {params.stem}"
+
+
+rule frontier:
+    """Say whether any method beats early stopping of the base."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        code=lambda wildcards: FLOW.artefact("frontier"),
+        base=f"{WORK}/base/test/grades.parquet",
+    output:
+        csv=report(f"{OUT}/frontier.csv", category="Early stopping"),
+        markdown=report(f"{OUT}/frontier.md", category="Early stopping"),
+        forms=multiext(f"{OUT}/frontier", ".tex", ".html"),
+        png=report(f"{OUT}/figures/frontier.png", category="Early stopping"),
+        svg=f"{OUT}/figures/frontier.svg",
+    log:
+        f"{WORK}/logs/frontier.log",
+    benchmark:
+        f"{WORK}/benchmarks/frontier.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "frontier {params.summaries} --base {input.base} --out {output.csv}"
+        " --figure {params.stem}"
+
+
+rule costs:
+    """Say what each row cost and how it answered."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        settings=lambda wildcards: FLOW.costs(),
+        training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
+    output:
+        csv=report(f"{OUT}/costs.csv", category="Costs"),
+        markdown=report(f"{OUT}/costs.md", category="Costs"),
+        forms=multiext(f"{OUT}/costs", ".tex", ".html"),
+    log:
+        f"{WORK}/logs/costs.log",
+    benchmark:
+        f"{WORK}/benchmarks/costs.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        runs=named(TRAINED),
+    shell:
+        RUN
+        + "costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}"
 
 
 rule wallclock:

@@ -17,8 +17,8 @@ rule token_roles:
     conda:
         "../configs/environment.yaml"
     resources:
-        gpu=min(TIER.gpus, 1),
         **LARGE,
+        gpu=min(TIER.gpus, 1),
     shell:
         RUN_GPU + "token-roles --settings {input.settings} --model {input.model}"
         " --samples {input.samples} --data {input.data} --out {output}"
@@ -45,5 +45,6 @@ rule role_tables:
         runs=named(RUNS),
         stem=stem,
     shell:
-        RUN + "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
+        RUN
+        + "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
         " --roles {output.roles} --figure {params.stem}"

@@ -31,8 +31,8 @@ rule base:
         "../configs/environment.yaml"
     threads: os.cpu_count()
     resources:
-        gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
         **LARGE,
+        gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
     shell:
         RUN_GPU + "base --settings {input.settings} --out {output}"
 
@@ -47,17 +47,17 @@ rule train:
     output:
         model=directory(f"{WORK}/{{run}}/model"),
         log=f"{WORK}/{{run}}/train.jsonl",
-    wildcard_constraints:
-        run=r"tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
     log:
         f"{WORK}/logs/train/{{run}}.log",
     benchmark:
         f"{WORK}/benchmarks/train/{{run}}.tsv"
+    wildcard_constraints:
+        run=r"tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
     conda:
         "../configs/environment.yaml"
     resources:
-        gpu=TIER.gpus,
         **LARGE,
+        gpu=TIER.gpus,
     params:
         out=subpath(output.model, parent=True),
     shell:

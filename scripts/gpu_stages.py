@@ -187,6 +187,10 @@ class TableRun:
         completions = min(max(1, steps) * size, self.tier().train.completions)
         return {"completions": completions, "steps": completions // size}
 
+    def given_budget(self, completions: int) -> dict[str, Any]:
+        """A number of completions that somebody chose, in the form of `choose_budget`."""
+        return {"completions": completions, "steps": completions // self._step_size}
+
     def train(self, method: str) -> None:
         self._train(method, self._budget, self.runs[method])
 

@@ -18,6 +18,12 @@ from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data-dir", help="Directory with the datasets' JSON lines; tests that need it are skipped without."
+    )
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()

@@ -209,7 +209,7 @@ def test_a_bad_gold_stops_the_preparation(run, tmp_path):
         "prepare", "--config", "smollm2", "--set", f"world.data_dir={tmp_path}", "--out", tmp_path / "out"
     )
     assert code == 2
-    assert "gsm8k_train.jsonl:1: the gold answer 'many' is not a number" in printed
+    assert "gsm8k_train.jsonl:1: the gold answer 'many' is not an integer" in printed
     assert not (tmp_path / "out").exists()
 
 

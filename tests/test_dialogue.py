@@ -294,6 +294,13 @@ def test_the_end_of_a_turn_is_read_off_the_template(template, ends):
     assert dialogue.tokenizer.convert_ids_to_tokens(list(dialogue.turn_ends)) == ends
 
 
+def test_a_reply_needs_an_end():
+    tokenizer = tokenizer_with("{% for m in messages %}{{ m.content }}{% endfor %}")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="some-model: the tokenizer has no end-of-sequence token"):
+        GSM8K().dialogue(tokenizer).check()
+
+
 def test_an_end_of_turn_that_is_no_token_is_said():
     dialogue = chat(TURNS.replace("<|im_end|>", "<stop>").replace("<|im_start|>", "## ") + OPEN)
     assert dialogue.turn_ends == ()

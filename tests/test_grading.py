@@ -1,4 +1,4 @@
-"""Grading: what counts as an answer, what counts as equal, and that a failing judge is never a wrong answer."""
+"""Grading: where an answer stands, what its outcome is, and that no text breaks or stalls the grader."""
 
 import logging
 import os
@@ -8,19 +8,21 @@ import pytest
 
 from iapo_bench.errors import UserError
 from iapo_bench.worlds.grading import (
-    MAX_ANSWER_CHARS,
-    IntegerGrader,
-    MathGrader,
+    Limits,
     Outcome,
     check_gold,
     extract_answer,
+    grade_digits,
     grade_integer,
     grade_math,
     is_formatted,
+    is_rounded,
     make_grader,
 )
+from iapo_bench.worlds.grading.lenient import MAX_ANSWER_CHARS, grade_leniently
+from iapo_bench.worlds.grading.processes import Judges
 
-C, W, U = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE
+C, W, U, T, E = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE, Outcome.TIMEOUT, Outcome.ERROR
 
 
 def tagged(answer: str) -> str:
@@ -28,22 +30,26 @@ def tagged(answer: str) -> str:
 
 
 def faulty_judge(text: str, gold: str) -> Outcome:
-    """Stands in for math-verify on bad days."""
-    if "hang" in text:
+    """Stands in for algebra on bad days."""
+    if "sleep" in text:
         time.sleep(600)
     if "busy" in text:
         sum(range(10**13))  # in C, where a signal handler written in Python never runs
+    if "large" in text:
+        return W if bytearray(2**33) else C
+    if "abort" in text:
+        os.abort()  # what GMP does without memory
     if "raise" in text:
         raise ArithmeticError("no such number")
     if "exit" in text:
         time.sleep(0.5)  # the pool must first learn which process has the task
         os._exit(3)
-    return grade_math(text, gold)
+    return grade_integer(text, gold)
 
 
 @pytest.fixture(scope="module")
-def grader():
-    with MathGrader(workers=2, timeout=60) as grader:
+def math():
+    with make_grader("math", workers=2) as grader:
         yield grader
 
 
@@ -56,12 +62,22 @@ def grader():
         ("<answer></answer>", ""),
         ("<answer>3 <answer>4</answer>", "4"),
         ("<answer>3</answer> <answer>4", "3"),
+        ("<think>a</think> <answer>4</answer> so", "4"),
+        ("a</think> <answer>4</answer>", "4"),
+        ("<think> maybe <answer>3</answer> </think> <answer>4</answer>", "4"),
+        ("<think>a</think><think>b</think><answer>4</answer>", "4"),
+        ("<think> maybe <answer>4</answer> or", None),
+        ("<think> maybe <answer>4</answer> </think>", None),
+        ("<think>a</think> <think> <answer>4</answer>", None),
+        ("<think>a</think>4", None),
+        ("<think>a</think>\n4", None),
+        (r"<think> I'd say \boxed{4}", None),
         ("the answer is 4", None),
         ("<answer>4", None),
         ("", None),
     ],
 )
-def test_the_last_complete_pair_of_tags_holds_the_answer(text, answer):
+def test_the_last_complete_pair_of_tags_after_the_reasoning_holds_the_answer(text, answer):
     assert extract_answer(text) == answer
 
 
@@ -103,76 +119,23 @@ def test_format_is_one_pair_of_each_tag_and_nothing_else(text, formatted):
         ("9 " * MAX_ANSWER_CHARS * 5, "9", U),  # more digits than int() takes
     ],
 )
-def test_integers_are_read_digit_by_digit(answer, gold, outcome):
-    assert grade_integer(tagged(answer), gold) is outcome
+def test_the_micro_worlds_integers_are_read_digit_by_digit(answer, gold, outcome):
+    assert grade_digits(tagged(answer), gold) is outcome
 
 
-def test_an_integer_needs_its_tags():
-    assert grade_integer("1 4", "14") is U
-
-
+@pytest.mark.parametrize("grade", [grade_digits, grade_integer, grade_math])
 @pytest.mark.parametrize(
-    ("answer", "gold"),
-    [
-        ("4.0", "4"),
-        ("1,000", "1000"),
-        ("1000", "1,000"),
-        ("$18", "18"),
-        (r"\$18", "18"),
-        ("$1,000.00", "1000"),
-        (" $18$ ", "18"),
-        ("€18", "18"),
-        ("**18**", "18"),
-        ("18.", "18"),
-        (r"\frac{14}{3}.", r"\frac{14}{3}"),
-        (r"The share is $\frac{14}{3}$ of a cup", r"\frac{14}{3}"),
-        ("18 eggs", "18"),
-        ("18 miles per hour", "18"),
-        ("She has 18 eggs left.", "18"),
-        ("16 + 2 = 18 dollars", "18"),
-        ("x = 5", "5"),
-        ("5", "x=5"),
-        ("50%", "50"),
-        (r"\boxed{18}", "18"),
-        (r"\(18\)", "18"),
-        (r"\frac{14}{3}", r"\frac{14}{3}"),
-        ("14/3", r"\frac{14}{3}"),
-        ("28/6", r"\frac{14}{3}"),
-        (r"$\dfrac{28}{6}$", r"\frac{14}{3}"),
-        ("4.6666667", r"\frac{14}{3}"),
-        ("2 sqrt(3)", r"2\sqrt{3}"),
-        (".35625", ".35625"),
-        ("864", r"864 \mbox{ inches}^2"),
-        ("Evelyn", r"\text{Evelyn}"),
-        ("C", r"\text{(C)}"),
-        (r"\left(3, \frac{\pi}{2}\right)", r"\left( 3, \frac{\pi}{2} \right)"),
-    ],
+    "text",
+    ["4", "<think> 2 + 2 = 4", r"<think> I'd say \boxed{4}", "<think>a</think>4", "<think> <answer>4</answer>", ""],
 )
-def test_equal_mathematics_is_correct(answer, gold):
-    assert grade_math(tagged(answer), gold) is C
+def test_an_answer_that_was_not_given_is_unparseable(grade, text):
+    assert grade(text, "4") is U
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold"),
-    [
-        ("81", "18"),
-        ("-18", "18"),
-        ("1,000", "1"),
-        ("14", r"\frac{14}{3}"),
-        ("3", r"\frac{14}{3}"),
-        (r"\frac{14}{3}", "3"),
-        ("2 sqrt(3)", "2"),
-        ("(2,3)", "(3,2)"),
-        ("I do not know", "18"),
-    ],
-)
-def test_different_mathematics_is_wrong(answer, gold):
-    assert grade_math(tagged(answer), gold) is W
-
-
-@pytest.mark.parametrize("answer", ["", " \n ", "$", r"\frac{1", "?!", "1" + "+1" * MAX_ANSWER_CHARS])
-def test_no_mathematics_is_unparseable(answer):
-    assert grade_math(tagged(answer), "18") is U
+@pytest.mark.parametrize("grade", [grade_integer, grade_math])
+@pytest.mark.parametrize("answer", ["", " \n ", "$", "$$", r"\frac{1", "}1{{", "?!", "1" + "+1" * MAX_ANSWER_CHARS])
+def test_an_answer_of_nothing_is_unparseable(grade, answer):
+    assert grade(tagged(answer), "18") is U
 
 
 @pytest.mark.parametrize(
@@ -182,69 +145,31 @@ def test_no_mathematics_is_unparseable(answer):
         ("<answer>18</answer> wait <answer>3</answer>", W),
         (r"Half of 36 is \boxed{18}, I think, for 3 reasons", C),
         ("16 and 2 more make 18", C),
+        ("<think> 16 + 2 = 18", C),
+        (tagged("9*2"), C),
         ("18 less 2 makes 16", W),
         ("7 " * 3000 + "so 18", C),
         ("no number at all", U),
         ("", U),
     ],
 )
-def test_without_tags_the_last_expression_is_the_answer(text, outcome):
-    assert grade_math(text, "18") is outcome
+def test_the_lenient_rule_forgives_missing_tags_and_unfinished_arithmetic(text, outcome):
+    assert grade_leniently(text, "18") is outcome
 
 
-def test_grades_keep_their_order_and_their_pairs(grader):
-    texts = [tagged(str(n)) for n in (1, 2, 3, 1, 2, 3)] + [tagged("")]
-    golds = ["1", "2", "4", "3", "2", "3", "1"]
-    assert grader.grade(texts, golds) == [C, C, W, W, C, C, U]
-    assert grader.grade([], []) == []
-
-
-def test_the_bar_shows_only_when_asked_for(grader, capsys):
-    grader.grade([tagged("1")], ["1"])
-    assert capsys.readouterr().err == ""
-    grader.grade([tagged("1")], ["1"], progress=True)
-    assert "1/1" in capsys.readouterr().err
-
-
-def test_a_gold_that_is_no_mathematics_is_an_error_and_no_wrong_answer(grader, caplog):
-    with caplog.at_level(logging.WARNING):
-        assert grader.grade([tagged("4"), tagged("4")], ["?!", "4"]) == [Outcome.ERROR, C]
-    assert "is not mathematics" in caplog.text
-
-
-def test_a_judge_that_hangs_or_breaks_harms_no_other_answer(caplog):
-    texts = [tagged(what) for what in ("hang", "4", "raise", "exit", "4.0", "busy", "5", "12/3")]
-    with caplog.at_level(logging.WARNING), MathGrader(workers=2, timeout=3, judge=faulty_judge) as grader:
-        start = time.monotonic()
-        outcomes = grader.grade(texts, ["4"] * len(texts))
-        elapsed = time.monotonic() - start
-        again = grader.grade([tagged("4"), tagged("5")], ["4", "4"])
-    timeout, error = Outcome.TIMEOUT, Outcome.ERROR
-    assert outcomes == [timeout, C, error, error, C, timeout, W, C]
-    assert again == [C, W]
-    assert elapsed < 60
-    assert "ArithmeticError: no such number" in caplog.text
-    assert "ProcessExpired" in caplog.text
-
-
-def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
-    monkeypatch.setattr("iapo_bench.worlds.grading._warm_up", os.abort)
-    with MathGrader(workers=1) as grader, pytest.raises(RuntimeError):
-        grader.grade([tagged("4")], ["4"])
-
-
-def test_a_grader_that_grades_nothing_closes():
-    with MathGrader():
-        pass
-
-
-@pytest.mark.parametrize(("kind", "of_a_fraction"), [("integer", U), ("math", C)])
-def test_every_kind_of_grader_has_the_same_interface(kind, of_a_fraction):
-    with make_grader(kind) as grader:
-        assert grader.grade([tagged("8/2")], ["4"]) == [of_a_fraction]
-        assert grader.grade([tagged("4"), tagged("5"), tagged("")], ["4", "4", "4"]) == [C, W, U]
-        with pytest.raises(ValueError, match="shorter"):
-            grader.grade([tagged("4")], [])
+@pytest.mark.parametrize(
+    ("kind", "strict", "lenient"),
+    [("digits", [U, C, U], [U, C, U]), ("integer", [W, C, U], [C, C, C]), ("math", [C, C, U], [C, C, C])],
+)
+def test_every_kind_of_grader_has_both_rules(kind, strict, lenient):
+    texts, golds = [tagged("8/2"), tagged("4"), "<think> 2+2 is 4"], ["4"] * 3
+    with make_grader(kind, workers=1) as grader:
+        assert grader.grade(texts, golds) == strict
+        assert grader.grade_leniently(texts, golds) == lenient
+        for grade in (grader.grade, grader.grade_leniently):
+            assert grade([], []) == []
+            with pytest.raises(ValueError, match="shorter"):
+                grade([tagged("4")], [])
 
 
 def test_an_unknown_kind_of_grader_is_the_users_mistake():
@@ -252,26 +177,170 @@ def test_an_unknown_kind_of_grader_is_the_users_mistake():
         make_grader("maths")
 
 
+def test_grades_keep_their_order_and_their_pairs(math):
+    texts = [tagged(str(n)) for n in (1, 2, 3, 1, 2, 3)] + [tagged(""), tagged(r"\frac{6}{2}"), tagged("6/3")]
+    golds = ["1", "2", "4", "3", "2", "3", "1", "3", r"\sqrt{4}"]
+    assert math.grade(texts, golds) == [C, C, W, W, C, C, U, C, C]
+
+
+def test_the_bar_shows_only_when_asked_for(math, capsys):
+    math.grade([tagged(r"\sqrt{4}")], ["2"])
+    assert capsys.readouterr().err == ""
+    math.grade([tagged(r"\sqrt{4}")], ["2"], progress=True)
+    assert "1/1" in capsys.readouterr().err
+
+
+def test_a_gold_that_is_no_mathematics_is_an_error_and_no_wrong_answer(math, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert math.grade([tagged("4"), tagged("4")], ["?!", "4"]) == [E, C]
+    assert "is not mathematics" in caplog.text
+
+
+def test_a_judge_that_stalls_or_breaks_harms_no_other_answer(caplog):
+    words = ("sleep", "4", "raise", "exit", "4.0", "busy", "5", "large", "abort", "x = 4")
+    judges = Judges(workers=2, limits=Limits(seconds=1, wall_seconds=4))
+    pairs = [(tagged(word), "4") for word in words]
+    with caplog.at_level(logging.WARNING):
+        start = time.monotonic()
+        outcomes = judges.apply(faulty_judge, pairs)
+        elapsed = time.monotonic() - start
+        again = judges.apply(faulty_judge, [(tagged("4"), "4"), (tagged("5"), "4")])
+    judges.close()
+    assert dict(zip(words, outcomes, strict=True)) == {
+        **{"sleep": T, "busy": T, "large": T, "abort": T},
+        **{"raise": E, "exit": E, "4": C, "4.0": C, "x = 4": C, "5": W},
+    }
+    assert again == [C, W]
+    assert elapsed < 60
+    assert "ArithmeticError: no such number" in caplog.text
+    assert "ProcessExpired" in caplog.text
+
+
+def test_a_batch_ends_when_its_time_is_over_and_short_answers_come_first():
+    limits = Limits(wall_seconds=60, batch_seconds=4, batch_seconds_per_answer=0)
+    judges = Judges(workers=1, limits=limits)
+    start = time.monotonic()
+    outcomes = judges.apply(faulty_judge, [(tagged(f"sleep {i}"), "4") for i in range(5)] + [(tagged("4"), "4")])
+    assert outcomes == [T] * 5 + [C]
+    assert time.monotonic() - start < 30
+    judges.close()
+
+
+HOSTILE = {
+    "a tower": "9^{9^{9^{9^{9}}}}",
+    "factorials": "((((9!)!)!)!)!",
+    "an exponent": "1e999999999",
+    "a large power": "(x+1)^{99999}",
+    "brackets": "(" * 300 + "x" + ")" * 300,
+    "braces": "{" * 300 + "x" + "}" * 300,
+    "fractions": r"\frac{1}{" * 60 + "x" + "}" * 60,
+    "roots": r"\sqrt{" * 80 + "x" + "}" * 80,
+    "unbalanced brackets": "(" * 900,
+    "a long number": "1" * 900,
+    "letters": "a" * 900,
+    "spaced letters": "a " * 400,
+    "words for a tail": "18 " + "a" * 900 + "!",
+    "words for a lead": "a, " * 300 + "18!",
+    "commas": "1," * 400 + "1",
+    "groups": "1,111" * 150,
+    "plus or minus": r"\pm" * 300 + "1",
+    "a sum": r"\sum_{k=1}^{10^{10}} k^k",
+    "an integral": r"\int_0^\infty e^{-x^2} \sin(x^3) dx",
+    "a binomial": r"\binom{10^{9}}{10^{8}}",
+    "dollars": "$" * 900 + "1",
+    "boxes": r"\boxed{" * 100 + "1" + "}" * 100,
+    "texts": r"\text{a}" * 120,
+    "equals": "x=" * 400 + "1",
+    "an empty fraction": r"\frac{}{}",
+    "a division by zero": r"\frac{1}{0}",
+    "tags": "<answer>" * 100,
+    "null": "\x00",
+    "surrogates": "\ud800",
+    "marks": "\u0301" * 900,
+}
+
+
+@pytest.mark.parametrize(("kind", "rule"), [("integer", "grade"), ("math", "grade"), ("math", "grade_leniently")])
+def test_hostile_answers_cost_little_and_are_never_an_error(kind, rule, caplog):
+    texts, golds = (
+        [tagged(answer) for answer in HOSTILE.values()],
+        ["424242" if kind == "integer" else "x+1"] * len(HOSTILE),
+    )
+    limits = Limits(seconds=1, wall_seconds=10)
+    with make_grader(kind, workers=2, limits=limits) as grader, caplog.at_level(logging.WARNING):
+        start = time.monotonic()
+        outcomes = getattr(grader, rule)(texts, golds)
+        assert time.monotonic() - start < 60
+        assert getattr(grader, rule)([tagged("18")], ["18"]) == [C]
+    assert {name: found for name, found in zip(HOSTILE, outcomes, strict=True) if found in (C, E)} == {}
+    assert caplog.text == ""
+
+
+def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
+    monkeypatch.setattr("iapo_bench.worlds.grading.processes._limit_worker", os.abort)
+    with make_grader("math", workers=1) as grader, pytest.raises(RuntimeError):
+        grader.grade([tagged(r"\sqrt{4}")], ["2"])
+
+
 def test_outcomes_are_their_names():
-    assert [str(outcome) for outcome in IntegerGrader().grade([tagged("4")], ["4"])] == ["CORRECT"]
+    assert [str(outcome) for outcome in make_grader("integer").grade([tagged("4")], ["4"])] == ["CORRECT"]
     assert Outcome("TIMEOUT") is Outcome.TIMEOUT
 
 
 @pytest.mark.parametrize("gold", ["18", "-3", "1.25", r"\frac{14}{3}", r"\text{Evelyn}", r"\$32,\!348", r"90^\circ"])
 def test_good_golds_pass(gold):
-    check_gold(gold)
+    check_gold(gold, "math")
 
 
-@pytest.mark.parametrize("gold", ["", "  ", "?!", r"\frac{1", "$$", "1" + "+1" * MAX_ANSWER_CHARS])
-def test_bad_golds_are_refused(gold):
-    with pytest.raises(UserError, match="cannot be read as mathematics"):
-        check_gold(gold)
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "",
+        "  ",
+        "?!",
+        r"\frac{1",
+        "$$",
+        "1" + "+1" * MAX_ANSWER_CHARS,
+        "1+",
+        "None",
+        "null",
+        "true",
+        "NaN",
+        "[1]",
+        "</answer>",
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "complaint"), [("math", "cannot be read as mathematics"), ("integer", "is not an integer")]
+)
+def test_bad_golds_are_refused(gold, kind, complaint):
+    with pytest.raises(UserError, match=f"{complaint}|no text of a short answer"):
+        check_gold(gold, kind)
 
 
-def test_a_gold_on_which_the_parser_fails_is_refused(monkeypatch):
-    def parse(*_, **__):
-        raise RecursionError
+@pytest.mark.parametrize("gold", [None, True, 1.5, 18, [1], float("nan")])
+def test_a_gold_that_is_no_text_is_refused(gold):
+    with pytest.raises(UserError, match="is no text of a short answer"):
+        check_gold(gold, "math")
 
-    monkeypatch.setattr("math_verify.parse", parse)
-    with pytest.raises(UserError, match="cannot be read as mathematics"):
-        check_gold("1.5")
+
+@pytest.mark.parametrize("gold", ["1.5", "1/2", "1e3", "1,000", "x"])
+def test_a_gold_of_a_dataset_of_integers_is_one(gold):
+    with pytest.raises(UserError, match="is not an integer"):
+        check_gold(gold, "integer")
+
+
+@pytest.mark.parametrize(
+    ("gold", "rounded"),
+    [
+        ("105263157894736848", True),
+        ("20000000000000000000000", True),
+        ("22099999999999998951424", True),
+        ("105263157894736842", False),
+        ("19999999999999999999999", False),
+        ("9007199254740992", False),
+        ("-3", False),
+    ],
+)
+def test_an_integer_that_float64_has_rounded_is_told(gold, rounded):
+    assert is_rounded(gold) is rounded

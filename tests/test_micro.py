@@ -10,7 +10,7 @@ from iapo_bench.models.checkpoints import build_micro, load_tokenizer, save_mode
 from iapo_bench.train.sft import WarmStart, warm_start
 from iapo_bench.worlds import SPLITS
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld, Role, evaluate, token_roles
-from iapo_bench.worlds.grading import Outcome, grade_integer, is_formatted
+from iapo_bench.worlds.grading import Outcome, grade_digits, is_formatted
 
 WORLD = MicroWorld(n_train=300, n_validation=50, n_test=50)
 
@@ -60,14 +60,14 @@ def test_the_needed_tokens_alone_are_a_full_derivation():
     for problem, trace in traces(terse):
         words = [word for word, _ in trace]
         assert {role for _, role in trace} == {Role.NEEDED}
-        assert grade_integer(" ".join(words[:-1]), problem.answer) is Outcome.CORRECT
+        assert grade_digits(" ".join(words[:-1]), problem.answer) is Outcome.CORRECT
         assert words.count("=") == len(problem.question.split()) // 2 - 1
 
 
 def test_only_a_check_mends_a_slip():
     def accuracy(**chances) -> float:
         world = MicroWorld(n_train=300, slip=0.3, **chances)
-        graded = [grade_integer(" ".join(w for w, _ in trace), p.answer) for p, trace in traces(world)]
+        graded = [grade_digits(" ".join(w for w, _ in trace), p.answer) for p, trace in traces(world)]
         return sum(outcome is Outcome.CORRECT for outcome in graded) / len(graded)
 
     assert accuracy(check=1.0) == 1.0

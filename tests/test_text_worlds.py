@@ -80,7 +80,7 @@ def test_splits_share_no_problem_and_lose_none(data_dir, name, total):
     problems = [problem for split in splits.values() for problem in split]
     assert len({problem.id for problem in problems}) == len({problem.question for problem in problems}) == total
     assert all(splits.values())
-    assert (world.name, world.grader) == (name, "math")
+    assert (world.name, world.grader) == (name, "math" if name == "math500" else "integer")
 
 
 def test_gsm8k_keeps_its_test_set_and_carves_500_for_validation(data_dir):
@@ -178,8 +178,8 @@ def test_a_missing_directory_or_file_says_what_belongs_there(tmp_path, name):
     ("row", "complaint"),
     [
         ({"question": "Why?", "answer": "because"}, "no '####' before the gold"),
-        ({"question": "Why?", "answer": "#### ?!"}, "is not a number"),
-        ({"question": "Why?", "answer": "####"}, "is not a number"),
+        ({"question": "Why?", "answer": "#### ?!"}, "is not an integer"),
+        ({"question": "Why?", "answer": "####"}, "is not an integer"),
         ({"question": " ", "answer": "#### 4"}, "the problem is empty"),
         ({"question": None, "answer": "#### 4"}, "is not a row of gsm8k"),
         ({"question": "Why?", "answer": 4}, "is not a row of gsm8k"),
@@ -197,7 +197,9 @@ def test_a_bad_row_is_named(data_dir, row, complaint):
 @pytest.mark.parametrize(("name", "file"), [("math500", "math500.jsonl"), ("dapo", "dapo_math_17k.jsonl")])
 def test_a_gold_that_is_no_mathematics_is_named(data_dir, name, file):
     write_rows(data_dir / file, [{"problem": "Why?", "answer": "4"}, {"problem": "How?", "answer": "?!"}])
-    with pytest.raises(UserError, match=f"{file}:2: the gold answer '\\?!' cannot be read as mathematics"):
+    with pytest.raises(
+        UserError, match=f"{file}:2: the gold answer '\\?!' (cannot be read as mathematics|is not an int)"
+    ):
         TextWorld(name, data_dir).load("train")
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     task = Task(
         prompts=[tokenizer(problem["prompt"]).input_ids for problem in job["problems"]],
         golds=[problem["gold"] for problem in job["problems"]],
-        grade=make_grader("integer").grade,
+        grade=make_grader("digits").grade,
         tokenizer=tokenizer,
         eos_ids=() if job["to_the_cap"] else eos_ids(model, tokenizer),
         postfix_ids=[],

@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from iapo_bench.config.profiles import Profile
 from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.train import FormatRule, LrSchedule, TrainGrader
 
 Selection = Literal["validation", "published", "by hand", "defaults"]
 
@@ -15,9 +17,12 @@ class MethodConfig(Section):
     method: str | None = Field(
         default=None, description="the method that this entry is a variant of; by default the one of the entry's name"
     )
-    profile: Literal["paper", "released"] = Field(default="paper", description="the equations, or the released code")
+    profile: Profile = Field(default="paper", description="the equations, or the released code")
     lr: Annotated[float, Field(gt=0)] | None = Field(default=None, description="in place of train.lr")
     updates_per_rollout: Positive | None = Field(default=None, description="in place of train.updates_per_rollout")
+    lr_schedule: LrSchedule | None = Field(default=None, description="in place of train.lr_schedule")
+    grader: TrainGrader | None = Field(default=None, description="in place of train.grader")
+    format_rule: FormatRule | None = Field(default=None, description="in place of train.format_rule")
     options: dict[str, Any] = Field(default={}, description="fields of the method's class")
     selection: Selection | None = Field(
         default=None, description="how these settings were chosen, where it is not as the tier's `selection` says"

@@ -15,9 +15,10 @@ from iapo_bench.config.job import JobConfig
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
 from iapo_bench.config.model import BaseJob, ModelConfig
+from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import Labels, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -27,7 +28,7 @@ from iapo_bench.plugins import list_methods
 
 BASE = "base"
 # What a method's entry may change of the `train` section.
-TRAIN_KEYS = ("lr", "updates_per_rollout")
+TRAIN_KEYS = ("lr", "updates_per_rollout", "lr_schedule", "grader", "format_rule")
 COMMAND_LINE = "--config"
 
 
@@ -102,7 +103,10 @@ class TierConfig(Section):
 
     def method(self, name: str, trial: int | None = None) -> MethodConfig:
         """The settings of one method: the tuned choice, the tier's entry, or a trial of the search on top of both, and
-        then the command line. A variant starts from the settings of the method that it varies."""
+        then the command line. A variant starts from the settings of the method that it varies.
+
+        A profile sets its part of the training where it is chosen: what is laid on later wins.
+        """
         parent = self.parent(name)
         own = self._entries().get(name, MethodConfig()).model_dump(exclude_unset=True)
         if parent != name:
@@ -114,7 +118,7 @@ class TierConfig(Section):
         layers += [self._given_for_all(), self._given(name)]
         settings: dict[str, Any] = {}
         for layer in layers:
-            settings = merge(settings, layer)
+            settings = merge(settings, {**TRAIN_OF_PROFILE.get(layer.get("profile", ""), {}), **layer})
         return MethodConfig(**settings)
 
     def _given_for_all(self) -> dict[str, Any]:
@@ -229,6 +233,34 @@ class TierConfig(Section):
             settings={key: settings[key] for key in ("method", "train")},
             ks=self.evaluate.ks,
         )
+
+    def fidelity_job(self, methods: list[str], departed: dict[str, str]) -> FidelityJob:
+        """The settings of the comparison with the released code: of `methods`, and of variants by departure."""
+        return FidelityJob(
+            labels=self.labels,
+            train=self.train,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+            methods={name: self.method(name).options for name in methods},
+            departed=departed,
+        )
+
+    def protocol_job(self) -> ProtocolJob:
+        """The settings of the comparison of protocols."""
+        return ProtocolJob(
+            labels=self.labels,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            k=max(self.evaluate.ks),
+        )
+
+    def costs_job(self) -> CostsJob:
+        """The settings of the table of costs."""
+        trials = {name: len(self.trials(name)) if self.tuned else 0 for name in self.methods}
+        return CostsJob(trials=trials, completions=self.train.completions)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""

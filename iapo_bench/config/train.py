@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from iapo_bench.config.model import Dtype
+from iapo_bench.config.profiles import Profile
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
 from iapo_bench.config.world import WorldConfig
@@ -13,6 +14,9 @@ from iapo_bench.errors import unknown
 from iapo_bench.plugins import list_methods, list_rewards
 
 Engine = Literal["transformers", "vllm"]
+LrSchedule = Literal["constant", "linear"]
+TrainGrader = Literal["world", "exact"]
+FormatRule = Literal["tags", "one_line"]
 
 
 class LoraConfig(Section):
@@ -31,8 +35,16 @@ class TrainConfig(Section):
     max_tokens: Positive = Field(description="limit on completion tokens")
     temperature: Annotated[float, Field(gt=0)] = Field(default=1.0, description="sampling temperature of rollouts")
     lr: Annotated[float, Field(gt=0)] = Field(default=1e-6, description="learning rate of AdamW")
+    lr_schedule: LrSchedule = Field(default="constant", description="linear: the learning rate falls to 0 over the run")
     updates_per_rollout: Positive = Field(default=1, description="optimiser steps on each step's completions")
     clip_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="limit on the norm of the gradient")
+    grader: TrainGrader = Field(
+        default="world", description="what rewards are given by: the world's grader, or exact strings, as released"
+    )
+    format_rule: FormatRule = Field(
+        default="tags",
+        description="which completions keep the format; one_line: no newline in the thoughts, as released",
+    )
     max_draws: Positive = Field(
         default=4, description="rounds of new prompts that dynamic sampling may ask for in a step"
     )
@@ -112,7 +124,7 @@ class MethodChoice(Section):
     """A method as it is trained: its name, profile and options."""
 
     name: str = Field(description="a file of methods/ or baselines/, without .py")
-    profile: Literal["paper", "released"] = Field(default="paper", description="the equations, or the released code")
+    profile: Profile = Field(default="paper", description="the equations, or the released code")
     options: dict[str, Any] = Field(default={}, description="fields of the method's class")
 
 

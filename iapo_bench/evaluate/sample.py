@@ -59,7 +59,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     engine.generate(prompts[:8], replace(shared, max_tokens=min(8, config.max_tokens)))
     warmup = time.perf_counter() - started
     inputs = {"model": checksums(model), "problems": checksum(split_file(data, job.split))}
-    with resuming(out / "samples.resume", run_identity(job, "iapo_bench.evaluate.sample", **inputs)) as folder:
+    with resuming(out / "samples.resume", run_identity(job, "iapo_bench.evaluate.sample", inputs=inputs)) as folder:
         parts = []
         for seed in config.seeds:
             drawn = replace(shared, samples_per_prompt=n_samples, seed=stream_seed(seed, "evaluation"))

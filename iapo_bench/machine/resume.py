@@ -27,7 +27,8 @@ def run_identity(
     module: str,
     plugins: Iterable[Path] = (),
     packages: Iterable[str] = ("torch", "transformers"),
-    **inputs: Any,
+    *,
+    inputs: dict[str, Any],
 ) -> dict[str, Any]:
     """All that a job's unfinished work depends on: settings that change results, inputs, code and versions."""
     return {

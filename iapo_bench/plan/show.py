@@ -16,7 +16,7 @@ from iapo_bench.train.sft import TaughtSFT
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
 
 TEST_PROBLEMS = {
-    "honest": {"gsm8k": 1319, "math500": 196, "dapo": 519},
+    "honest": {"gsm8k": 1319, "math500": 196, "dapo": 518},
     "published": {"gsm8k": 1319, "math500": 100, "dapo": 50},
 }
 
@@ -134,7 +134,8 @@ def jobs(tier: TierConfig) -> dict[str, int]:
         "sample": 1 + runs,
         "grade": 1 + runs,
         "metrics": 1 + len(tier.methods),
-        **dict.fromkeys(("table", "wallclock", "curves"), 1),
+        **({"controls": 1} if tier.evaluate.n_samples >= 4 else {}),
+        **dict.fromkeys(("table", "comparisons", "frontier", "costs", "wallclock", "curves"), 1),
         "lm_eval": 1 + runs,
         "lm_eval_table": 1,
         **({"token_roles": 1 + runs, "role_tables": 1} if tier.world.name == "micro" else {}),

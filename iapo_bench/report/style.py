@@ -53,7 +53,7 @@ STYLE: Any = {
     "grid.color": LIGHT,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.3,
-    "lines.markersize": 4.5,
+    "lines.markersize": 5,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "iapo-bench",  # equal figures, equal files

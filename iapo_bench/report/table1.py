@@ -24,7 +24,7 @@ def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, 
     """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
     write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
-    save_figure(accuracy_length(rows), figure)
+    save_figure(accuracy_length([row for row in rows if row.trained or row.method == BASE] or rows), figure)
     write_provenance(
         out.with_suffix(".provenance.json"),
         config={row.name: row.settings for row in rows},
@@ -85,7 +85,7 @@ def _part(rows: list[Row], published: pd.DataFrame | None) -> list[Block]:
     columns: dict[str, list[str]] = {"method": [row.name for row in rows]}
     for key in keys:
         bold = best_rows(methods, pairs, key) if pairs is not None else set()
-        texts = [_text(key, row.summary.cells.get(key)) for row in rows]
+        texts = [_text(key, _cell(row, key)) for row in rows]
         columns[_heading(key)] = [f"**{t}**" if row.name in bold else t for t, row in zip(texts, rows, strict=True)]
     blocks: list[Block] = [
         f"## {first.model} on {first.dataset} (tier {first.tier})",
@@ -132,6 +132,12 @@ def _heading(key: str) -> str:
         if key.startswith("length")
         else key.capitalize() + (" \N{MULTIPLICATION SIGN} 10³" if key.startswith("ratio") else "")
     )
+
+
+def _cell(row: Row, key: str) -> Cell | None:
+    """A row's cell; its length at the largest k that it has, where it has not this one."""
+    own = f"length@{row.summary.ks[-1]}" if key.startswith("length") and key not in row.summary.cells else key
+    return row.summary.cells.get(own)
 
 
 def _text(key: str, cell: Cell | None) -> str:

@@ -33,7 +33,8 @@ from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
-from iapo_bench.worlds.grading import make_grader
+from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
+from iapo_bench.worlds.grading import is_formatted, make_grader
 from iapo_bench.worlds.load import load_world
 
 
@@ -65,7 +66,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
     dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
     inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
-    run = run_identity(job, "iapo_bench.train.run", job.plugins, **inputs)
+    run = run_identity(job, "iapo_bench.train.run", job.plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
     parallel.gather([])  # nobody looks into the folder before it is this run's
     engine = make_engine(
@@ -81,7 +82,8 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
         task = Task(
             prompts=prompts,
             golds=[problem.answer for problem in problems],
-            grade=grader.grade,
+            grade=judge_exactly if config.grader == "exact" else grader.grade,
+            formatted=is_formatted_on_one_line if config.format_rule == "one_line" else is_formatted,
             tokenizer=tokenizer,
             eos_ids=stop_ids(model, dialogue),
             postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,

@@ -60,6 +60,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     postfix_ids: list[int]
+    formatted: Callable[[str], bool] = is_formatted
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
     rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
@@ -165,34 +166,39 @@ class Trainer:
             self._resume(state)
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
-        if log is not None and parallel.is_main():
-            with whole_file(log) as partial:
-                partial.write_text("".join(to_json(row) + "\n" for row in self.rows))
-        bar = progress(
+        self._start(log)
+        with progress(
             total=self.config.completions,
             initial=self.generated,
             desc=self.method.name,
             unit="completion",
             disable=not parallel.is_main(),
-        )
-        while not self.finished:
-            before = self.generated
-            row = self.step()
-            if parallel.is_main():
-                if log is not None:
-                    with log.open("a") as file:
-                        file.write(to_json(row) + "\n")
-                for complaint in complaints(row, self.config):
+        ) as bar:
+            while not self.finished:
+                before = self.generated
+                row = self.step()
+                self._add(log, row)
+                for complaint in complaints(row, self.config) if parallel.is_main() else ():
                     bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
-            bar.update(self.generated - before)
-            bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
-            if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
-                self._save(state)
-        bar.close()
+                bar.update(self.generated - before)
+                bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
+                if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
+                    self._save(state)
         moved, updates = count_updates(self.rows)
         if moved < updates and parallel.is_main():
             click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
         return self.rows
+
+    def _start(self, log: Path | None) -> None:
+        if log is not None and parallel.is_main():
+            with whole_file(log) as partial:
+                partial.write_text("".join(map(_line, self.rows)))
+
+    def _add(self, log: Path | None, row: dict[str, Any]) -> None:
+        """Write a row at once, so that who reads meanwhile sees no half of one."""
+        if log is not None and parallel.is_main():
+            with log.open("ab", buffering=0) as file:
+                file.write(_line(row).encode())
 
     def step(self) -> dict[str, Any]:
         """One rollout and its updates; return its row."""
@@ -201,6 +207,7 @@ class Trainer:
         step = len(self.rows)
         # Whatever draws without a generator of its own draws the same in every run.
         torch.manual_seed(stream_seed(self.seed, "step", step))
+        lr = self._pace()
         draw = self._draw(step)
         row: dict[str, Any] = {
             "step": step,
@@ -213,6 +220,7 @@ class Trainer:
             "truncated": draw.truncated / len(draw.lengths),
             "outcomes": {outcome.value: draw.outcomes[outcome] for outcome in Outcome},
             "rewards": {name: sum(paid[name] for paid in draw.paid) / len(draw.paid) for name in self.rewards.weights},
+            "lr": lr,
             "updates": self.config.updates_per_rollout,
             "updates_moved": 0,
         }
@@ -222,9 +230,17 @@ class Trainer:
         self._clock["other"] = seconds - sum(self._clock.values())
         row |= {f"seconds_{phase}": round(self._clock[phase], 6) for phase in PHASES}
         row["tokens"] = sum(draw.lengths)
+        row["tokens_trained"] = sum(len(completion.token_ids) for completion in draw.completions)
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
         self.rows.append(row)
         return row
+
+    def _pace(self) -> float:
+        """Set the learning rate of the next update: by default always the same, or falling with what is generated."""
+        share = 1 - self.generated / self.config.completions if self.config.lr_schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * share
+        return self.config.lr * share
 
     def _draw(self, step: int) -> _Draw:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
@@ -253,7 +269,7 @@ class Trainer:
                 token_ids = [completion.token_ids for completion in completions[own]]
                 paid = parallel.gather(self.rewards.pay(asked[own], texts, token_ids, judged))
                 outcomes = parallel.gather(judged)
-                formatted = parallel.gather([is_formatted(text) for text in texts])
+                formatted = parallel.gather([self.task.formatted(text) for text in texts])
             draw.draws += 1
             self.generated += len(completions)
             draw.outcomes.update(outcomes)
@@ -426,6 +442,10 @@ class Trainer:
         self.cursor, self.generated = state["cursor"], state["generated"]
         self.rows = json.loads(state["rows"])
         self.engine.sync(self.model)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return to_json(row) + "\n"
 
 
 def _before(path: Path) -> Path:

@@ -17,7 +17,7 @@ THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE = "<think>", "</think>", "<an
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 POSTFIX = THINK_CLOSE + ANSWER_OPEN
 SPLITS = ("train", "validation", "test")
-GraderKind = Literal["integer", "math"]
+GraderKind = Literal["digits", "integer", "math"]
 
 
 @dataclass(frozen=True)

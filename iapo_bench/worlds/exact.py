@@ -5,6 +5,7 @@ no part: 4.0 is not 4, and `\frac{1}{2}` is not 0.5.
 """
 
 import re
+from collections.abc import Sequence
 
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from iapo_bench.worlds.grading import Outcome
@@ -42,6 +43,11 @@ def grade_exact(text: str, gold: str) -> Outcome:
     """
     answer = text.split(ANSWER_OPEN)[-1].split(ANSWER_CLOSE)[0].strip()
     return Outcome.CORRECT if normalise_answer(_last_boxed(answer)) == normalise_answer(gold) else Outcome.WRONG
+
+
+def judge_exactly(texts: Sequence[str], golds: Sequence[str]) -> list[Outcome]:
+    """`grade_exact` of each text, in order. Raises ValueError when the lengths differ."""
+    return [grade_exact(text, gold) for text, gold in zip(texts, golds, strict=True)]
 
 
 def normalise_answer(answer: str) -> str:

@@ -11,13 +11,14 @@ from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.worlds import SPLITS, Problem, write_problems
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.overlap import separate
+from iapo_bench.worlds.text import TextWorld
 
 
 def prepare(job: PrepareJob, out: Path) -> None:
     """Write the problems of every split to `out/<split>.jsonl`, their golds checked.
 
     Training problems that validation, test or a held-out benchmark has too are left out (of the published splits they
-    are only counted); provenance says how many.
+    are only counted), and so are problems whose golds float64 has rounded; provenance says how many.
     """
     honest = job.world.splits == "honest"
     splits, overlap, repeats = _split(job)
@@ -26,6 +27,10 @@ def prepare(job: PrepareJob, out: Path) -> None:
         click.echo(
             f"warning: {repeats} training problems are also validation, test or held-out problems: {fate}", err=True
         )
+    world = load_world(job.world, job.seed)
+    left_out = world.left_out() if isinstance(world, TextWorld) else []
+    if left_out:
+        click.echo(f"warning: {len(left_out)} problems are left out: float64 has rounded their golds", err=True)
     with whole_directory(out) as partial:
         for split, problems in splits.items():
             write_problems(partial / f"{split}.jsonl", problems)
@@ -38,6 +43,7 @@ def prepare(job: PrepareJob, out: Path) -> None:
                 "problems": {split: len(problems) for split, problems in splits.items()},
                 "overlap": overlap,
                 "removed_from_train": repeats if honest else 0,
+                "left_out": left_out,
             },
         )
 

@@ -1,8 +1,8 @@
 """Worlds of real text, from a local directory or from the Hugging Face hub: what the datasets have in common.
 
 Every split is fixed: it depends on the problems' text alone, neither on a seed nor on the order of rows. Problems that
-differ only in whitespace count once, with the first gold. Near repeats may still fall on both sides: `prepare` takes
-them out of training.
+differ only in whitespace count once, with the first gold. Integers that float64 has rounded are no golds: their
+problems are left out. Near repeats may still fall on both sides: `prepare` takes them out of training.
 
 Those are the `honest` splits. The `published` ones, for comparison only, are those of the IAPO authors' code
 (`get_dataset`): the official ones, or a shuffle with seed 42. Their choices were made on the test problems, so there
@@ -30,7 +30,7 @@ from iapo_bench.worlds import (
     Problem,
 )
 from iapo_bench.worlds.dialogue import Dialogue, chat_dialogue
-from iapo_bench.worlds.grading import check_gold
+from iapo_bench.worlds.grading import check_gold, is_rounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ class TextWorld:
 
     name: ClassVar[str]
     tables: ClassVar[dict[str, Table]]
-    grader: ClassVar[GraderKind] = "math"
+    # Whether every gold is an integer; else they are mathematics.
     integer_golds: ClassVar[bool] = False
     # Shares of test and validation; the rest is for training.
     shares: ClassVar[tuple[float, float]] = (0.0, 0.0)
@@ -91,11 +91,17 @@ class TextWorld:
             raise unknown(f"option of {cls.name}", option, ())
         return cls(Path(config.data_dir) if config.data_dir else None, config.splits)
 
+    @property
+    def grader(self) -> GraderKind:
+        """The grader of integers, or that of mathematics."""
+        return "integer" if self.integer_golds else "math"
+
     def load(self, split: str) -> list[Problem]:
         """The problems of a split, golds checked. Raises UserError for data that are missing, damaged or too few."""
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         problems = self._published(split) if self.splits == "published" else self._honest(split)
+        problems = [problem for problem in problems if not self._is_spoiled(problem)]
         if not problems:
             raise UserError(f"{self.name}: too few rows, the {split} split is empty: fetch the whole dataset")
         return problems
@@ -136,6 +142,14 @@ class TextWorld:
         """The problems that others evaluate on and no training may see."""
         return self.load("test")
 
+    def left_out(self) -> list[str]:
+        """The problems that no split holds, as float64 has rounded their golds: id and gold of each."""
+        problems = [problem for name in self.tables for problem in self._read_table(name)]
+        return [f"{problem.id}: {problem.answer}" for problem in problems if self._is_spoiled(problem)]
+
+    def _is_spoiled(self, problem: Problem) -> bool:
+        return self.integer_golds and is_rounded(problem.answer)
+
     def _honest(self, split: str) -> list[Problem]:
         test, validation = self.shares
         problems = []
@@ -169,7 +183,7 @@ class TextWorld:
                     raise UserError("the problem is empty")
                 problem = Problem(f"{self.name}-{digest_question(question)[:12]}", question, gold)
                 if problem.id not in solved:
-                    check_gold(gold)
+                    check_gold(gold, self.grader)
                     solved[problem.id] = problem, solution
             except UserError as error:
                 raise UserError(f"{place}:{number}: {error}") from None

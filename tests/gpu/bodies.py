@@ -181,13 +181,13 @@ def check_signals_bfloat16(shape: str, device: str) -> None:
         assert ours <= 1.5 * theirs, f"{name}: {ours:.2g} nats off, a plain forward {theirs:.2g}"
 
 
-def check_answer_entropies(implementation: Implementation, longest: int, device: str) -> None:
+def check_answer_entropies(shape: str, implementation: Implementation, longest: int, device: str) -> None:
     """One implementation on `device` is the definition on the CPU, at lengths on both sides of a kernel's block."""
-    model, batch = build("smollm2-135m"), ragged(longest, "cpu")
+    model, batch = build(shape), ragged(longest, "cpu")
     expected = plain_signals(model, batch)["answer"]
     model, moved = model.to(device), to_device(batch, device)
     rows = (moved.prompt_ids_BP, moved.prompt_mask_BP, moved.completion_ids_BT, moved.completion_mask_BT)
-    for chunk in (None, 50):
+    for chunk in (None, 50, 100 // len(POSTFIX_IDS)):  # the last: from 65 to 127 queries a pass
         got = answer_entropies(
             model,
             *rows,
@@ -236,7 +236,12 @@ def _gradients(model: PreTrainedModel, batch: RolloutBatch) -> dict[str, torch.T
     model.zero_grad()
     batch = replace(batch, ref_logp_BT=torch.full_like(batch.sampler_logp_BT, -5.0) * batch.completion_mask_BT)
     backward(model, batch, _credit(batch), SPEC, temperature=TEMPERATURE, micro_batch_tokens=700)
-    return {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()}
+    return _on_cpu(model)
+
+
+def _on_cpu(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    # Copies: a model that moves takes its gradients along, in place.
+    return {n: p.grad.to("cpu", torch.float32, copy=True) for n, p in model.named_parameters()}
 
 
 def _plain_gradients(model: PreTrainedModel, batch: RolloutBatch) -> dict[str, torch.Tensor]:
@@ -255,7 +260,7 @@ def _plain_gradients(model: PreTrainedModel, batch: RolloutBatch) -> dict[str, t
         ratio = (logp - logp.detach()).exp()
         losses = -ratio * credit.advantages_BT[row][mask] + SPEC.kl_coef * kl - SPEC.entropy_coef * entropy
         (losses.sum() / tokens).backward()
-    return {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()}
+    return _on_cpu(model)
 
 
 def _relative(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

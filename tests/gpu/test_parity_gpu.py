@@ -19,8 +19,9 @@ def test_signals_bfloat16(shape, device):
 
 @pytest.mark.parametrize("longest", [5, 129, 300])
 @pytest.mark.parametrize("implementation", ["shared_kv", "kv_replicated"])
-def test_answer_entropies(implementation, longest, device):
-    bodies.check_answer_entropies(implementation, longest, device)
+@pytest.mark.parametrize("shape", ["smollm2-135m", "micro"])
+def test_answer_entropies(shape, implementation, longest, device):
+    bodies.check_answer_entropies(shape, implementation, longest, device)
 
 
 def test_shapes_share_kernels(device):

@@ -70,7 +70,7 @@ class MicroWorld:
     seed: int = 0
 
     name: ClassVar[str] = "micro"
-    grader: ClassVar[GraderKind] = "integer"
+    grader: ClassVar[GraderKind] = "digits"
 
     @classmethod
     def open(cls, config: WorldConfig, seed: int) -> "MicroWorld":

@@ -1,0 +1,197 @@
+"""Judging completions: what answer a text gives, and whether it equals the gold.
+
+The strict rule is the default everywhere: the answer stands in its tags, after the reasoning, and where golds are
+integers nothing is left to compute. The lenient rule is there for comparison. A grader that fails must not look like a
+model that fails, so an outcome tells a wrong answer from one that was not given, from one that took too much time or
+memory to compare, and from a fault of the grader itself.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, GraderKind
+from iapo_bench.worlds.grading.equality import same, same_text
+from iapo_bench.worlds.grading.lenient import MAX_ANSWER_CHARS, grade_leniently, last_tagged, quick_lenient, shorten
+from iapo_bench.worlds.grading.literals import read_literal, tidy
+from iapo_bench.worlds.grading.processes import Judge, Judges, Limits, Outcome
+from iapo_bench.worlds.grading.reading import Unreadable, is_stated
+
+__all__ = [
+    "Grader",
+    "Limits",
+    "Outcome",
+    "check_gold",
+    "extract_answer",
+    "grade_digits",
+    "grade_integer",
+    "grade_math",
+    "is_formatted",
+    "is_rounded",
+    "make_grader",
+]
+
+_FORMAT = re.compile(rf"\s*{THINK_OPEN}.*{THINK_CLOSE}\s*{ANSWER_OPEN}.*{ANSWER_CLOSE}\s*", re.DOTALL)
+
+# Beyond it float64 leaves out integers.
+_EXACT_IN_FLOAT64 = 2**53
+
+
+def extract_answer(text: str) -> str | None:
+    """What stands in the last complete `<answer>...</answer>` after the reasoning, newlines included; None without one.
+
+    An answer within `<think>`, closed or not, was never given.
+    """
+    return last_tagged(text.rpartition(THINK_CLOSE)[2].partition(THINK_OPEN)[0])
+
+
+def is_formatted(text: str) -> bool:
+    """Whether the text is `<think>...</think> <answer>...</answer>`, each tag once, and else only whitespace."""
+    once = all(text.count(tag) == 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE))
+    return once and _FORMAT.fullmatch(text) is not None
+
+
+def grade_digits(text: str, gold: str) -> Outcome:
+    """Compare integers whose digits may be separate words: `1 4` is 14, `- 3` is -3. An answer needs its tags."""
+    answer = "".join((extract_answer(text) or "").split())
+    if len(answer) > MAX_ANSWER_CHARS or not re.fullmatch("-?[0-9]+", answer):
+        return Outcome.UNPARSEABLE
+    return Outcome.CORRECT if int(answer) == int(gold) else Outcome.WRONG
+
+
+def grade_integer(text: str, gold: str) -> Outcome:
+    r"""Compare an answer that must be one literal, with nothing to compute, with an integer gold.
+
+    `18`, `\boxed{18}`, `$1,234.00`, `x = 18` and `18 eggs` are literals; `9*2` and `17 + 1 = 18` are not, and WRONG.
+    """
+    answer = _readable(text)
+    if answer is None:
+        return Outcome.UNPARSEABLE
+    return Outcome.CORRECT if read_literal(answer) == int(gold) else Outcome.WRONG
+
+
+def grade_math(text: str, gold: str) -> Outcome:
+    r"""Compare an answer with the gold as mathematics, each read as a whole: `28/6` is `\frac{14}{3}`.
+
+    Raises ValueError for a gold that is no mathematics. Can run for ever: call it where time and memory are limited.
+    """
+    quick = _quick_math(text, gold)
+    if quick is not None:
+        return quick
+    try:
+        equal = same(tidy(extract_answer(text) or ""), tidy(gold))
+    except Unreadable:
+        raise ValueError(f"the gold {gold!r} is not mathematics") from None
+    return Outcome.CORRECT if equal else Outcome.WRONG
+
+
+def check_gold(gold: str, kind: GraderKind) -> None:
+    """Raises UserError unless the gold is an answer that its own grader would read, and find right in a completion."""
+    if not isinstance(gold, str) or len(gold) > MAX_ANSWER_CHARS:
+        raise UserError(f"the gold answer {str(gold)[:80]!r} is no text of a short answer: correct or remove it")
+    if kind != "math":
+        if not re.fullmatch("-?[0-9]+", gold):
+            raise UserError(f"the gold answer '{gold[:80]}' is not an integer: correct or remove it")
+        return
+    completion = f"{ANSWER_OPEN} {gold} {ANSWER_CLOSE}"
+    text = tidy(gold)
+    if not is_stated(text) or not same(text, text) or grade_math(completion, gold) is not Outcome.CORRECT:
+        raise UserError(f"the gold answer '{gold[:80]}' cannot be read as mathematics: correct or remove it")
+
+
+def is_rounded(gold: str) -> bool:
+    """Whether a gold is an integer that float64 may have rounded: too long for it, and equal to its own float64."""
+    if not re.fullmatch("-?[0-9]{1,300}", gold):
+        return False
+    value = int(gold)
+    return abs(value) > _EXACT_IN_FLOAT64 and int(float(value)) == value
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How to judge: `quick` in this process, None where it cannot tell; `thorough` in one that can be killed.
+
+    `shorten` cuts a text to what both read, so that equal answers are judged once.
+    """
+
+    quick: Callable[[str, str], Outcome | None]
+    thorough: Judge | None
+    shorten: Callable[[str], str]
+
+
+class Grader:
+    """Judges completions in batches, inside a `with` block; processes start when they are needed."""
+
+    def __init__(
+        self, strict: _Rule, lenient: _Rule, *, workers: int | None = None, limits: Limits | None = None
+    ) -> None:
+        self._strict, self._lenient = strict, lenient
+        self._judges = Judges(workers=workers, limits=limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._judges.close()
+
+    def grade(self, texts: Sequence[str], golds: Sequence[str], *, progress: bool = False) -> list[Outcome]:
+        """One outcome for each text, in order, by the strict rule. Raises ValueError when the lengths differ."""
+        return self._apply(self._strict, texts, golds, progress)
+
+    def grade_leniently(self, texts: Sequence[str], golds: Sequence[str], *, progress: bool = False) -> list[Outcome]:
+        """The same by the lenient rule."""
+        return self._apply(self._lenient, texts, golds, progress)
+
+    def _apply(self, rule: _Rule, texts: Sequence[str], golds: Sequence[str], progress: bool) -> list[Outcome]:
+        pairs = [(rule.shorten(text), gold) for text, gold in zip(texts, golds, strict=True)]
+        outcomes = {pair: rule.quick(*pair) for pair in dict.fromkeys(pairs)}
+        left = [pair for pair, outcome in outcomes.items() if outcome is None]
+        if rule.thorough is not None:
+            outcomes.update(zip(left, self._judges.apply(rule.thorough, left, progress=progress), strict=True))
+        return [outcomes[pair] or Outcome.ERROR for pair in pairs]
+
+
+def make_grader(kind: GraderKind, *, workers: int | None = None, limits: Limits | None = None) -> Grader:
+    """The grader of a world: `digits` (the micro world), `integer` (golds are integers) or `math`.
+
+    Raises UserError for any other kind.
+    """
+    if kind not in _RULES:
+        raise unknown("grader", kind, _RULES)
+    return Grader(*_RULES[kind], workers=workers, limits=limits)
+
+
+def _quick_math(text: str, gold: str) -> Outcome | None:
+    """What can be told without algebra; None where it takes some."""
+    answer = _readable(text)
+    if answer is None:
+        return Outcome.UNPARSEABLE
+    equal = same_text(answer, tidy(gold))
+    return None if equal is None else Outcome.CORRECT if equal else Outcome.WRONG
+
+
+def _readable(text: str) -> str | None:
+    """The tidied answer of a text; None when there is none, or nothing that could be read."""
+    answer = extract_answer(text)
+    if answer is None or len(answer) > MAX_ANSWER_CHARS:
+        return None
+    answer = tidy(answer)
+    braces = re.sub(r"\\[{}]", "", answer)
+    whole = braces.count("{") == braces.count("}")
+    return answer if whole and any(map(str.isalnum, answer)) else None
+
+
+def _answer_only(text: str) -> str:
+    answer = extract_answer(text)
+    return "" if answer is None else f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+
+
+_LENIENT = _Rule(quick_lenient, grade_leniently, shorten)
+_DIGITS = _Rule(grade_digits, None, _answer_only)
+_RULES: dict[str, tuple[_Rule, _Rule]] = {
+    "digits": (_DIGITS, _DIGITS),
+    "integer": (_Rule(grade_integer, None, _answer_only), _LENIENT),
+    "math": (_Rule(_quick_math, grade_math, _answer_only), _LENIENT),
+}

@@ -1,0 +1,187 @@
+r"""Numbers as people and models write them: one literal with a sign, separators, currency, units or words around it.
+
+Everything here is linear in the text, needs no library and can run in the grading process itself.
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SYMBOLS = {
+    **dict.fromkeys("−–—‐‑﹣", "-"),
+    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty "},
+    **{
+        "√": r"\sqrt ",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∈": r"\in ",
+        "∪": r"\cup ",
+    },
+    **{"º": "°", "’": "'", "‘": "'", "“": '"', "”": '"', "…": r"\ldots ", "。": ".", "\u200b": "", "\ufeff": ""},
+    **{
+        letter: rf"\{name} "
+        for letter, name in zip("θαβγλφ", ["theta", "alpha", "beta", "gamma", "lambda", "phi"], strict=True)
+    },
+}
+# In order. Separators that can be nothing else vanish between digits; what only spaces or sizes becomes a space.
+_TYPOGRAPHY = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,|\\!|\\ |(?<=\d)'(?=\d))\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<!\\)\\!\s*", ""),
+        (r"(?<!\\)\\[,;:> ]|(?<=[\w})])~(?=[\w\\])|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|en)space(?![A-Za-z])", " "),
+        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![A-Za-z])\.?", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (
+            r"\\(?:mbox|hbox|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit|mathsf|operatorname|emph)\s*(?=\{)",
+            r"\\text",
+        ),
+        (r"\{\s*\\(?:rm|bf|it)\s", r"\\text{"),
+        (r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
+        (r"\\(?:dots|cdots|dotsc)(?![A-Za-z])", r"\\ldots "),
+        (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge "),
+        (r"\\(?:neq|not\s*=)", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\l(?:brace|vert)(?![A-Za-z])", r"\\{"),
+        (r"\\r(?:brace|vert)(?![A-Za-z])", r"\\}"),
+        (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degrees?(?![A-Za-z])", "°"),
+        (r"\\%", "%"),
+    )
+]
+_WRAPPER = re.compile(r"\\(?:boxed|fbox|underline|bm)\s*\{")
+
+# A minus sign, or the word for it; money before the digits, or after.
+_MONEY = "¤€£¥₹₩¢"
+_GROUPED = (
+    r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:[.,]\d+)?"
+    r"|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:\.\d{3})+,\d+"
+)
+NUMBER = rf"(?:(?:{_GROUPED})(?![\d,])|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?![\dA-Za-z.]))?)"
+_LITERAL = re.compile(
+    rf"(?P<lead>[^\d{_MONEY}]*?)(?<![A-Za-z\d._^])(?P<sign>[-+]|(?:minus|negative)(?= ))?(?P<gap> ?)"
+    rf"(?:[A-Z]{{0,3}}[{_MONEY}] ?)?(?P<inner>-?)(?P<number>{NUMBER})(?::00(?!\d))?(?P<tail>[^\d].*)?",
+    re.DOTALL,
+)
+_PLAIN = re.compile(rf"(?P<sign>[-+]? ?)(?P<number>{NUMBER})")
+_LEAD = re.compile(r"#*\s*(?:[^\W\d_][\w\s,.:'()*+-]*)?")
+_EQUATED = re.compile(r"[^\W\d_(][\w\s,'()*+-]*(?:=|:=)\s*")
+# What may follow a number: a percent or degree sign, money, and words or units, `cm^2` and `km/h` among them.
+_TAIL = re.compile(
+    rf"\s*(?:US|CA|AU)?[%°{_MONEY}]?(?:[\s,;()'\"/-]*+[^\W\d_]++(?:\^-?[1-3])?+(?:[.](?=\s|$))?+)*+[\s)]*"
+)
+_EXPONENT = re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*(-?[1-3])\s*\}?")
+_LETTER_UNITS = frozenset("mgshlLCFVNJW")
+# Words beside a number that make it another number, or none.
+_TWISTS = (
+    r"no|not|never|nor|neither|cannot|wrong|incorrect|false|except|or|maybe|perhaps|unless|half|halves|twice|thrice|double"
+    r"|triple|plus|minus|negative|times|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp|choose"
+)
+_BEFORE = re.compile(
+    rf"\b(?:{_TWISTS}|than|least|most|about|approx\w*|around|roughly|nearly|almost|over|under|above|below|beyond|between"
+    r"|exceeds?|up to|thirds?|quarters?)\b|n't\b|[不非约負负半~]|大于|小于|至少|至多|超过",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(
+    rf"\b(?:{_TWISTS}|at least|at most|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
+    r"|[mbtr]+illions?)\b|n't\b|[不非万萬亿億千百半]",
+    re.IGNORECASE,
+)
+
+
+def tidy(text: str) -> str:
+    r"""The same text in one spelling: plain digits and signs, no spacing commands, no boxes, `$` around mathematics and
+    `¤` for dollars."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: "^{" + found[0].translate(_SUPERSCRIPTS) + "}", text)
+    text = re.sub("[₀-₉]+", lambda found: "_{" + found[0].translate(_SUBSCRIPTS) + "}", text)
+    text = "".join(_SYMBOLS.get(character, character) for character in map(_spell, text))
+    text = unicodedata.normalize("NFKC", text)
+    for pattern, replacement in _TYPOGRAPHY:
+        text = pattern.sub(replacement, text)
+    text = _unwrap(text)
+    text = re.sub(r"\\[()\[\]]|\$\$", "$", text.replace(r"\$", "¤"))
+    if text.count("$") % 2:
+        text = text.replace("$", "¤")
+    text = " ".join(text.split()).strip('*`" ')
+    return re.sub(r"(?<![.\s]) ?\.( ?\$)?$", r"\1", text).strip('*`" ')
+
+
+def read_number(text: str) -> Fraction | None:
+    """The value of a tidied text that is one number and nothing more, in any spelling; None for anything else."""
+    found = _PLAIN.fullmatch(text.strip("$ "))
+    return _value(found["number"], negative=found["sign"].startswith("-")) if found else None
+
+
+def read_literal(text: str) -> Fraction | None:
+    """The value of a tidied text that holds one number, with words, units or a name around it, and nothing to compute.
+
+    None when there is no number or more than one, an operator, or a word that changes the value: `18 eggs` and `x = 18`
+    are 18; `9*2`, `> 18`, `not 18`, `18 thousand`, `18x` and `36/2` are nothing.
+    """
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text.replace("$", " "))
+    text = _EXPONENT.sub(r"^\1", text).replace("{", "").replace("}", "")
+    text = " ".join(text.split()).strip("*`\"' ")
+    while text.startswith("(") and text.endswith(")"):
+        text = text[1:-1].strip()
+    found = _LITERAL.fullmatch(text)
+    if not found:
+        return None
+    lead, tail = found["lead"], found["tail"] or ""
+    if found["sign"] and found["gap"] and lead.rstrip()[-1:].isalnum() and len(found["sign"]) == 1:
+        return None  # `n - 18`
+    if found["sign"] and found["inner"]:
+        return None
+    named = _EQUATED.fullmatch(lead)
+    if not (named or _LEAD.fullmatch(lead)) or lead.count("(") != lead.count(")") or not _TAIL.fullmatch(tail):
+        return None
+    if _BEFORE.search(lead) or _AFTER.search(tail) or not _is_unit(tail):
+        return None
+    return _value(found["number"], negative=(found["sign"] or found["inner"] or "+")[0] in "-mn")
+
+
+def is_harmless(prose: str) -> bool:
+    """Whether words beside a mathematical answer leave it what it is: no negation, comparison or multiplier."""
+    return not (_BEFORE.search(prose) or _AFTER.search(prose)) and not re.search(r"[\\\d=<>|+*/^_-]", prose)
+
+
+def _is_unit(tail: str) -> bool:
+    """Whether the first word after a number is a word or a unit, not a variable: `18 m` but not `18x`."""
+    first = re.match(r"\s*([A-Za-z]+)", tail)
+    if not first or len(first[1]) > 1:
+        return True
+    return first[1] in _LETTER_UNITS or (first[1] == "a" and tail.startswith(" "))
+
+
+def _spell(character: str) -> str:
+    """A vulgar fraction as LaTeX: `½` is one half."""
+    name = unicodedata.normalize("NFKC", character)
+    if "\u2044" not in name or len(name) < 3:
+        return character
+    above, _, below = name.partition("\u2044")
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
+def _unwrap(text: str) -> str:
+    r"""The text without `\boxed{` and the brace that closes it; an unclosed one stays."""
+    while found := _WRAPPER.search(text):
+        depth, end = 1, found.end()
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        if depth:
+            break
+        text = f"{text[: found.start()]} {text[found.end() : end - 1]} {text[end:]}"
+    return text
+
+
+def _value(number: str, *, negative: bool) -> Fraction:
+    if re.search(r"[. ].*,|\..*\.", number):  # dots or spaces between thousands, then a decimal comma
+        number = number.replace(".", "").replace(",", ".")
+    value = Fraction(re.sub("[, ]", "", number))
+    return -value if negative else value

@@ -1,0 +1,299 @@
+r"""Reading: what an answer says, taken apart by its shape. Every character counts, so nothing hides in an answer.
+
+Scalars are left in LaTeX, in the spelling that math-verify's parser reads, after a check that every symbol is known.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from iapo_bench.worlds.grading.literals import NUMBER, is_harmless, read_number
+from iapo_bench.worlds.grading.units import split_unit, unit_name
+
+# The parser's time doubles with each level of brackets.
+MAX_DEPTH = 20
+
+
+class Unreadable(ValueError):
+    """The text is not an answer of a known shape."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's shape: a `kind`, what tells its like apart (brackets, a name, a unit), and its parts.
+
+    Kinds: `scalar` (its LaTeX; label: its unit), `words`, `based` (digits; label: the base), `dots`, `tuple` (label:
+    both brackets), `set` and `union` (in any order), `matrix` (label: its number of columns), `named` (a value; label:
+    its name), `equation` (two sides), `chain` (sides that should all be equal).
+    """
+
+    kind: str
+    label: str
+    parts: tuple[Any, ...] = ()
+
+
+# Commands that may stand without a backslash, and all that a scalar may hold.
+_PLAIN_COMMANDS = (
+    *("sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+    *("ln", "log", "exp", "pi", "theta"),
+)
+_COMMANDS = frozenset(
+    {
+        *(*_PLAIN_COMMANDS, "frac", "cdot", "times", "div", "binom", "infty", "alpha", "beta", "gamma", "delta"),
+        *("epsilon", "lambda", "mu", "phi", "omega", "rho", "sigma", "tau"),
+    }
+)
+_SCALAR = re.compile(r"(?:[0-9A-Za-z+*/^_(){}!. \[\]-]|\\[A-Za-z]+)+")
+_NAME = re.compile(
+    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?: ?\([A-Za-z](?:,[A-Za-z])*\))?|\\(?:angle|overline|triangle) ?\{?[A-Z]+\}?"
+)
+_LEAD = re.compile(
+    r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice)\b:?|[A-Za-z ]+:) ?(?=\S)(?!$)", re.IGNORECASE
+)
+_OPEN, _CLOSE = "([{", ")]}"
+_RELATION = re.compile(r"(\\(?:le|ge|ne|in)(?![a-z])|<=|>=|!=|[<>=]|\\(?:approx|equiv|sim)(?![a-z]))")
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_CUP = re.compile(r"\\cup(?![a-z])")
+_COMMA = re.compile(r"(,? ?(?:\\text ?\{ ?(?:and|or) ?\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))|[,;])")
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-z])")
+_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@lru_cache(maxsize=1024)
+def read(text: str) -> Answer:
+    """The answer in a tidied text, without the prose and with the unit around it. Raises Unreadable."""
+    if _depth(text) > MAX_DEPTH:
+        raise Unreadable(text)
+    core, unit = _separate(text)
+    answer = _read(core)
+    if unit and answer.kind == "words":
+        raise Unreadable(text)
+    if unit and answer.kind == "scalar" and not answer.label:
+        return Answer("scalar", unit, answer.parts)
+    return answer
+
+
+def is_stated(text: str) -> bool:
+    r"""Whether a tidied text states an answer as a gold must, words only in `\text` or brackets.
+
+    `None`, `NaN` and `true` state nothing.
+    """
+    try:
+        answer = read(text)
+    except Unreadable:
+        return False
+    return answer.kind != "words" or r"\text" in text or "(" in text
+
+
+def _separate(text: str) -> tuple[str, str]:
+    """Split what stands in a text's mathematics, or after a phrase such as `The answer is`, from the unit behind it."""
+    tail = ""
+    pieces = text.split("$")
+    if len(pieces) > 1:
+        inside = [stripped for piece in pieces[1::2] if (stripped := piece.strip(" .,"))]
+        lead, *between, tail = (piece.strip(" .") for piece in pieces[0::2])
+        apart = any(piece not in ("", ",", ";", "and", "or", ", and", ", or") for piece in between)
+        if not inside or apart or not is_harmless(lead.rstrip("=")) or not is_harmless(re.sub(r"\^[23]|/", "", tail)):
+            raise Unreadable(text)
+        text = ", ".join(inside)
+    elif lead_phrase := _LEAD.match(text):
+        if not is_harmless(lead_phrase[0]):
+            raise Unreadable(text)
+        text = text[lead_phrase.end() :]
+    if (separated := split_unit(text, _COMMANDS)) is None:
+        raise Unreadable(text)
+    return separated[0], separated[1] or unit_name(tail)
+
+
+def _read(text: str) -> Answer:
+    """The shape of a text without prose or unit."""
+    text = text.strip()
+    if not text:
+        raise Unreadable(text)
+    if read_number(text) is not None:
+        return Answer("scalar", "", (text,))
+    if (words := _words(text)) is not None:
+        return Answer("words", words)
+    if text in (r"\ldots", "..."):
+        return Answer("dots", "")
+    elements = _elements(text)
+    relations = [part.strip() for part in _split(text, _RELATION)]
+    if len(relations) > 1 and not (elements and all(len(_split(part, _RELATION)) > 1 for part in elements)):
+        return _read_relations(relations)
+    if len(joined := _split(text, _CUP)[::2]) > 1:
+        return Answer("union", "", tuple(_flatten(map(_read, joined), "union")))
+    if elements:
+        return _read_list(elements)
+    structured = _read_based(text) or _read_bracketed(text) or _read_matrix(text)
+    return structured or (_read_plus_minus(text) if _PLUS_MINUS.search(text) else _read_scalar(text))
+
+
+def _elements(text: str) -> list[str]:
+    """The elements of a list without brackets; none of any other text."""
+    parts = [] if re.fullmatch(rf"-? ?{NUMBER}", text) else _split(text, _COMMA)[::2]
+    return parts if len(parts) > 1 else []
+
+
+def _read_list(elements: list[str]) -> Answer:
+    """A set; of named intervals (`x < 2 or x > 3`) their union, named."""
+    parts = list(map(_read, elements))
+    if all(part.kind == "named" and part.parts[0].kind in ("tuple", "union") for part in parts):
+        return Answer("named", parts[0].label, (Answer("union", "", tuple(part.parts[0] for part in parts)),))
+    return Answer("set", "", tuple(_flatten(parts, "set")))
+
+
+def _split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """Split at separators outside all brackets, the separators kept in between."""
+    parts, depth, start = [], 0, 0
+    found = {match.start(): match for match in separator.finditer(text)}
+    for i, character in enumerate(text):
+        if i in found and i >= start and depth == 0:
+            parts += [text[start:i], found[i][0]]
+            start = found[i].end()
+        depth += (character in _OPEN) - (character in _CLOSE)
+    return [*parts, text[start:]]
+
+
+def _flatten(parts: Iterable[Answer], kind: str) -> Iterator[Answer]:
+    for part in parts:
+        if part.kind == kind:
+            yield from part.parts
+        else:
+            yield part
+
+
+def _words(text: str) -> str | None:
+    r"""The words of an answer that is words, in lower case: `\text{(C)}` and `Evelyn`."""
+    inner = re.fullmatch(r"\(? ?\\text ?\{([^{}\\]*)\} ?\)?", text)
+    plain = inner[1] if inner else text
+    if not re.fullmatch(r"[\s(]*[^\W\d_]++(?:[\s.'-]++[^\W\d_]++)*+[\s).]*", plain):
+        return None
+    word = "".join(re.findall(r"[^\W\d_]+", plain)).lower()
+    return word if inner or (len(word) > 2 and word not in _COMMANDS) else None
+
+
+def _read_relations(parts: list[str]) -> Answer:
+    """A named value, an interval of a name, an equation, or a chain of equal sides."""
+    sides = parts[0::2]
+    signs = [sign.replace(r"\le", "<=").replace(r"\ge", ">=") for sign in parts[1::2]]
+    named = _NAME.fullmatch(sides[0])
+    if not all(sides):
+        raise Unreadable(" ".join(parts))
+    if set(signs) == {"="}:
+        if len(sides) > 2:
+            return Answer("chain", "", tuple(map(_read, sides[1:] if named else sides)))
+        if not named:
+            return Answer("equation", "", tuple(map(_read, sides)))
+    if signs in (["="], [r"\in"]) and named:
+        return Answer("named", bare_name(sides[0]), (_read(sides[1]),))
+    return _read_inequalities(sides, signs)
+
+
+def _read_inequalities(sides: list[str], signs: list[str]) -> Answer:
+    """The interval of a name between bounds: `x > 2`, `2 < x`, `-2 <= x <= 7`."""
+    if len(sides) == 2 and _NAME.fullmatch(sides[0]):
+        sides, signs = sides[::-1], [_FLIPPED.get(signs[0], "")]
+    if len(sides) == 2:
+        sides, signs = [*sides, r"\infty" if signs[0] in ("<", "<=") else r"-\infty"], [signs[0], signs[0][:1]]
+    directions = {sign[:1] for sign in signs}
+    if len(sides) != 3 or not _NAME.fullmatch(sides[1]) or directions not in ({"<"}, {">"}):
+        raise Unreadable(" ".join(sides))
+    if directions == {">"}:
+        sides, signs = sides[::-1], signs[::-1]
+    brackets = ("[" if "=" in signs[0] else "(") + ("]" if "=" in signs[1] else ")")
+    return Answer("named", bare_name(sides[1]), (Answer("tuple", brackets, (_read(sides[0]), _read(sides[2]))),))
+
+
+def bare_name(name: str) -> str:
+    """A name without braces, backslashes and spaces."""
+    return re.sub(r"[\\{} ]", "", name)
+
+
+def _read_plus_minus(text: str) -> Answer:
+    """Both values, all upper signs and all lower ones."""
+    upper = _PLUS_MINUS.sub(lambda found: "+" if found[1] == "pm" else "-", text)
+    lower = _PLUS_MINUS.sub(lambda found: "-" if found[1] == "pm" else "+", text)
+    return Answer("set", "", (_read(upper.lstrip("+ ")), _read(lower.lstrip("+ "))))
+
+
+def _read_based(text: str) -> Answer | None:
+    r"""A number in a base: `204_5`, `204_{\text{five}}`."""
+    found = re.fullmatch(r"(\d\w*) ?_ ?\{?(?: ?\\text ?\{)?(\d+|[a-z]{3,5})\}{0,2}", text)
+    if not found:
+        return None
+    base = str(_BASES.index(found[2]) + 2) if found[2] in _BASES else found[2]
+    return Answer("based", base, (found[1].lstrip("0").lower(),)) if base.isdigit() else None
+
+
+def _read_bracketed(text: str) -> Answer | None:
+    r"""A tuple or an interval, or a set in `\{ \}`."""
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return Answer("set", "", tuple(_flatten(map(_read, _split(text[2:-2], _COMMA)[::2]), "set")))
+    if text[0] not in "([" or text[-1] not in ")]" or _depth(text[1:-1]) > MAX_DEPTH:
+        return None
+    parts = _split(text[1:-1], _COMMA)[::2]
+    return Answer("tuple", text[0] + text[-1], tuple(map(_read, parts))) if len(parts) > 1 else None
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest; more than `MAX_DEPTH` where one closes that did not open, as in `a)(b`."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in _OPEN) - (character in _CLOSE)
+        deepest = max(deepest, depth)
+        if depth < 0:
+            return MAX_DEPTH + 1
+    return deepest
+
+
+def _read_matrix(text: str) -> Answer | None:
+    found = re.fullmatch(r"\[? ?\\begin\{([pb]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\} ?\]?", text, re.DOTALL)
+    if not found:
+        return None
+    rows = [row.split("&") for row in found[2].strip().removesuffix(r"\\").split(r"\\")]
+    if len({len(row) for row in rows}) > 1:
+        raise Unreadable(text)
+    return Answer("matrix", str(len(rows[0])), tuple(_read(cell) for row in rows for cell in row))
+
+
+def _read_scalar(text: str) -> Answer:
+    """A scalar in the parser's own spelling, every symbol of it known."""
+    percent = text.endswith("%")
+    text = re.sub(r"\\text ?\{ ?([A-Za-z]) ?\}", r" \1 ", text.removesuffix("%").strip())
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    known = _COMMANDS.issuperset(re.findall(r"\\([A-Za-z]+)", text))
+    if not known or _ODD.search(re.sub(r"\\[A-Za-z]+", r"\\", text)) or not _SCALAR.fullmatch(text):
+        raise Unreadable(text)
+    # The parser takes a letter before a bracket for a function.
+    text = re.sub(r"(?<![A-Za-z\\])([A-Za-z]|[\d)}]) ?(?=\()", r"\1 \\cdot ", text)
+    return Answer("scalar", "%" if percent else "", (text.strip(),))
+
+
+def _exactly(found: re.Match[str]) -> str:
+    """A decimal, or a number with separators or an exponent, as integers; an integer as it is."""
+    value = read_number(found[1])
+    if value is None or found[1].isdigit():
+        return found[1]
+    return f"({value.numerator}/{value.denominator})" if value.denominator > 1 else str(value.numerator)
+
+
+_SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (rf"(?<![A-Za-z\\])({'|'.join(_PLAIN_COMMANDS)})(?![A-Za-z])", r"\\\1 "),
+        (r"\\sqrt *\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt *(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\frac ?([0-9A-Za-z])", r"\\frac{\1}"),
+        (r"(\\frac ?\{(?:[^{}]|\{[^{}]*\})*+\}) ?([0-9A-Za-z])", r"\1{\2}"),
+        (r"\*\*", "^"),
+        (rf"(?<![\w.}}^])({NUMBER})(?![\d.])", _exactly),
+        # Mixed numbers, which a space may part.
+        (r"(?<![\d}^_.)])(\d+) ?(\\frac\{\d+\}\{\d+\})", r"(\1+\2)"),
+        (r"(?<![\d}^_.)])(\d+) (\d+/\d+)(?![\d^])", r"(\1+\2)"),
+    )
+]
+# Words, numbers side by side, brackets that are no root's index, subscripts of or with anything but letters and digits.
+_ODD = re.compile(r"[A-Za-z]{3,}|\d\s+\d|(?<!\\)\[|_(?!\{?\w)|(?<![A-Za-z\\])_")

@@ -1,0 +1,64 @@
+r"""Units behind a scalar: `15\text{ cm}^2`, `60 miles per hour`, `$18.90`, `90^\circ`."""
+
+import re
+
+from iapo_bench.worlds.grading.literals import is_harmless
+
+# Spellings of a unit, in the singular, by the one that stands for all.
+_SPELLINGS = {
+    "degree": "deg °",
+    "in": "inch inche",
+    "ft": "foot feet",
+    "cm": "centimeter centimetre",
+    "mm": "millimeter millimetre",
+    "km": "kilometer kilometre",
+    "m": "meter metre",
+    "s": "second sec",
+    "h": "hour hr",
+    "min": "minute",
+    "¤": "dollar usd",
+    "cent": "¢",
+    "mi": "mile",
+    "yd": "yard",
+    "kg": "kilogram",
+    "g": "gram",
+    "%": "percent percentage pct",
+}
+_NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
+_PLURAL = re.compile(r"(?<=[a-z]{3})s$")
+_LETTERS = "mgshlLNJW"
+_WORD = (
+    rf"(?:\\text ?\{{[^{{}}]*\}}|[¤¢°%]|[A-Za-z]{{2,}}+|(?<=[ /])[{_LETTERS}]|[mgsh](?=/))"
+    r"(?: ?\^ ?\{?-?\d\}?)?"
+)
+_BEHIND = re.compile(rf"(?P<core>.*[\d}})\]°]) ?(?P<unit>{_WORD}(?: ?/? ?{_WORD})*)", re.DOTALL)
+_MONEY = re.compile(r"(^|= ?)(-?) ?(?:US)?¤ ?(?=[\d.-])")
+
+
+def split_unit(text: str, commands: frozenset[str]) -> tuple[str, str] | None:
+    """A text without money before it or a unit behind it, and the unit's one name; None where words change its value.
+
+    `commands` are mathematics when they stand without a backslash, no units.
+    """
+    text, money = _MONEY.subn(r"\1\2", text)
+    if money:
+        return text, "¤"
+    unit = ""
+    # The core takes what it can, so the front of a unit may still stand at its end.
+    while (found := _BEHIND.fullmatch(text)) and commands.isdisjoint(re.findall(r"(?<!\\)[A-Za-z]+", found["unit"])):
+        unit, text = f"{found['unit']} {unit}".strip(), found["core"].strip()
+    return (text, unit_name(unit)) if unit.count("%") <= 1 and is_harmless(_prose(unit)) else None
+
+
+def unit_name(text: str) -> str:
+    """One name for all spellings of a unit: `square inches` and `in^2` are `in^2`."""
+    text = re.sub(r"\\text|[{} .,]", " ", text)
+    text = re.sub(r"\b(?:sq|square|squared)\b(.*)", r"\1^2", text)
+    text = re.sub(r"\b(?:cu|cubic|cubed)\b(.*)", r"\1^3", text)
+    text = re.sub(r"\bper\b", "/", text)
+    words = [_PLURAL.sub("", word.lower()) for word in re.findall(r"[^\W\d_]+|[°¤¢%/]|\^ *-?\d", text)]
+    return "".join(_NAMES.get(word, word) for word in words).replace(" ", "")
+
+
+def _prose(unit: str) -> str:
+    return re.sub(r"\\text|[\^/-]|\d", " ", unit)
