@@ -9,6 +9,7 @@ import difflib
 import enum
 import inspect
 import math
+from collections.abc import Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -400,6 +401,8 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if isinstance(changes.get(part), dict):
                 changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
+    if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
+        raise UserError(f"{paths[name]}: needs of {name} must be a set of Signal, is {method.needs!r}")
     return method
 
 

@@ -110,6 +110,16 @@ LOADING = {
         HEAD.replace("@dataclass\n", ""),
         r"mine\.py: Mine has options, so put @dataclass above the class",
     ),
+    "needs that is no set": (
+        "    needs = Signal.OLD_LOGP\n" + CREDIT + "None\n",
+        HEAD,
+        r"mine\.py: needs of mine must be a set of Signal, is <Signal\.OLD_LOGP",
+    ),
+    "needs by name": (
+        "    needs = {'old_logp_BT'}\n" + CREDIT + "None\n",
+        HEAD,
+        r"mine\.py: needs of mine must be a set of Signal, is \{'old_logp_BT'\}",
+    ),
     "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
 }
 

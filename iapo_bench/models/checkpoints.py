@@ -39,6 +39,8 @@ ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, Va
 _DECODED: WeakSet[PreTrainedModel] = WeakSet()  # models whose decoder and output layer give their logits
 WIDENED = "adapters_merged_in"  # the note of a checkpoint whose weights are wider than those it was trained from
 
+CHUNK_LOGITS = 2**26  # held at once: 256 MiB of float32
+
 
 def build_micro(
     tokenizer: PreTrainedTokenizerBase, *, hidden: int, layers: int, heads: int, seed: int

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from iapo_bench.config.train import Engine
+from iapo_bench.config.model import Engine
 from iapo_bench.models.lora import exact_dtype
 from iapo_bench.rollout import RolloutEngine
 from iapo_bench.rollout.transformers_engine import TransformersEngine

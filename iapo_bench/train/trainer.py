@@ -37,9 +37,10 @@ from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
 from iapo_bench.train.trial import try_method
-from iapo_bench.train.update import make_optimizer, update
+from iapo_bench.train.update import update
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
