@@ -10,6 +10,7 @@
 #   snakemake --cores all tune                                            search on validation, equal budgets
 #   snakemake --list                                                      every rule and what it does
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -62,10 +63,11 @@ ROLES = (
 ALL = [
     f"{OUT}/table1.csv",
     f"{OUT}/comparisons.csv",
+    f"{OUT}/figures/paired.png",
     f"{OUT}/frontier.csv",
     f"{OUT}/costs.csv",
     f"{OUT}/wallclock.csv",
-    f"{OUT}/figures/training.png",
+    *([f"{OUT}/figures/training.png"] if FLOW.trained else []),
     f"{OUT}/lm_eval.csv",
     *ROLES,
 ]

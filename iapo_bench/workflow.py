@@ -36,6 +36,8 @@ ARTEFACTS = {
     "table": "iapo_bench.report.table1",
     "comparisons": "iapo_bench.report.comparisons",
     "frontier": "iapo_bench.report.frontier",
+    "paired": "iapo_bench.report.paired",
+    "ablations": "iapo_bench.report.ablations",
     "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",
     "claims": "iapo_bench.report.claims",
@@ -70,7 +72,7 @@ def check_methods(tier: TierConfig) -> TierConfig:
     from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
 
     seed = tier.train.seeds[0]
-    for name in [*tier.methods, *tier.ablations]:
+    for name in [*tier.trained, *tier.ablations]:
         points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
         for options in [{}, *points]:
             chosen = tier.train_job(name, seed, options=options).method
@@ -146,16 +148,24 @@ class Workflow:
 
     @property
     def runs(self) -> dict[str, str]:
-        """Directories of the base and of every trained row, by their name in tables: METHOD/SEED."""
-        trained = {
-            f"{method}/{seed}": f"{self.work}/{method}/seed{seed}" for method in self.methods for seed in self.seeds
+        """Directories of the base and of every row, by their name in tables: METHOD/SEED."""
+        rows = {
+            f"{method}/{seed}": f"{self.work}/{method}/seed{seed}"
+            for method in self.methods
+            for seed in self.tier.train_seeds(method)
         }
-        return {BASE: f"{self.work}/{BASE}"} | trained
+        return {BASE: f"{self.work}/{BASE}"} | rows
+
+    @property
+    def trained(self) -> dict[str, str]:
+        """Those of the runs that are trained."""
+        kept = {f"{method}/{seed}" for method in self.tier.trained for seed in self.seeds}
+        return {name: folder for name, folder in self.runs.items() if name in kept}
 
     @property
     def trials(self) -> list[str]:
         """Runs of the search."""
-        names = self.methods if self.tier.tune else []
+        names = self.tier.trained if self.tier.tune else []
         return [f"tune/{name}/trial{trial}" for name in names for trial in range(len(self.tier.trials(name)))]
 
     @property
@@ -166,7 +176,9 @@ class Workflow:
 
     def folders(self, row: str) -> list[str]:
         """Directories of the runs of a row, one for each training seed."""
-        return [f"{self.work}/{BASE}"] if row == BASE else [f"{self.work}/{row}/seed{seed}" for seed in self.seeds]
+        if row == BASE:
+            return [f"{self.work}/{BASE}"]
+        return [f"{self.work}/{row}/seed{seed}" for seed in self.tier.train_seeds(row)]
 
     # What each job reads.
 
@@ -181,6 +193,14 @@ class Workflow:
             job = job.model_copy(update={"files": _checksums(source)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
         return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
+
+    def checkpoint(self, row: str) -> str:
+        """Settings file of the fetching of a row that is measured and not trained."""
+        job = self.tier.checkpoint_job(row)
+        folder = Path(job.source) / (job.subfolder or "")
+        if folder.is_dir():
+            job = job.model_copy(update={"files": _checksums(folder)})
+        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", [self._dataset])
 
     def train(self, run: str) -> str:
         """Settings file of the training of a run."""

@@ -1,6 +1,6 @@
 # What people read: one artefact, one module of iapo_bench/report, one rule, one command.
 
-TRAINED = {name: folder for name, folder in RUNS.items() if name != "base"}
+TRAINED = FLOW.trained
 ABLATED = list(
     dict.fromkeys(["base", *map(TIER.parent, TIER.ablations), *TIER.ablations])
 )
@@ -36,6 +36,11 @@ rule metrics:
         grades=lambda wildcards: [
             f"{folder}/test/grades.parquet" for folder in FLOW.folders(wildcards.row)
         ],
+        logs=lambda wildcards: [
+            f"{folder}/train.jsonl"
+            for folder in FLOW.folders(wildcards.row)
+            if wildcards.row != "base"
+        ],
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
         counts=f"{WORK}/summaries/{{row}}.parquet",
@@ -51,11 +56,14 @@ rule metrics:
         grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
         seeds=lambda wildcards: [
             f"--train-seed {seed}"
-            for seed in ([0] if wildcards.row == "base" else FLOW.seeds)
+            for seed in (
+                [0] if wildcards.row == "base" else TIER.train_seeds(wildcards.row)
+            )
         ],
+        logs=lambda wildcards, input: [f"--log {path}" for path in input.logs],
     shell:
         RUN + "metrics --settings {input.settings} {params.grades} {params.seeds}"
-        " --out {output.summary}"
+        " {params.logs} --out {output.summary}"
 
 
 rule controls:
@@ -114,7 +122,7 @@ rule ablation_table:
     """Put the variants of methods beside what they vary."""
     input:
         **summaries(ABLATED),
-        code=lambda wildcards: FLOW.artefact("table"),
+        code=lambda wildcards: FLOW.artefact("ablations"),
     output:
         csv=report(f"{OUT}/ablations.csv", category="Ablations"),
         markdown=report(f"{OUT}/ablations.md", category="Ablations"),
@@ -132,7 +140,7 @@ rule ablation_table:
         summaries=each_summary,
         stem=stem,
     shell:
-        RUN + "table {params.summaries} --out {output.csv} --figure {params.stem}"
+        RUN + "ablations {params.summaries} --out {output.csv} --figure {params.stem}"
 
 
 rule ablations:
@@ -163,6 +171,27 @@ rule comparisons:
         stem=stem,
     shell:
         RUN + "comparisons {params.summaries} --out {output.csv} --figure {params.stem}"
+
+
+rule paired:
+    """Draw what each method changed in the base."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        code=lambda wildcards: FLOW.artefact("paired"),
+    output:
+        png=report(f"{OUT}/figures/paired.png", category="Table 1"),
+        svg=f"{OUT}/figures/paired.svg",
+    log:
+        f"{WORK}/logs/paired.log",
+    benchmark:
+        f"{WORK}/benchmarks/paired.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "paired {params.summaries} --figure {params.stem}"
 
 
 rule frontier:

@@ -37,6 +37,30 @@ rule base:
         RUN_GPU + "base --settings {input.settings} --out {output}"
 
 
+# A row with a checkpoint is measured and not trained.
+MEASURED = "|".join(map(re.escape, TIER.measured)) or "(?!)"
+
+
+rule checkpoint:
+    """Fetch a model that is measured and not trained."""
+    input:
+        settings=lambda wildcards: FLOW.checkpoint(wildcards.measured),
+    output:
+        directory(f"{WORK}/{{measured}}/seed0/model"),
+    log:
+        f"{WORK}/logs/checkpoint/{{measured}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/checkpoint/{{measured}}.tsv"
+    wildcard_constraints:
+        measured=MEASURED,
+    conda:
+        "../configs/environment.yaml"
+    resources:
+        **LARGE,
+    shell:
+        RUN + "checkpoint --settings {input.settings} --out {output}"
+
+
 # The problems' content is part of the settings' name: new files with the same content make nothing stale.
 rule train:
     """Train one run: a method and seed, a trial of the search, or a point of the grid."""
@@ -52,7 +76,7 @@ rule train:
     benchmark:
         f"{WORK}/benchmarks/train/{{run}}.tsv"
     wildcard_constraints:
-        run=r"tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
+        run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
     conda:
         "../configs/environment.yaml"
     resources:

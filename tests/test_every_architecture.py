@@ -47,7 +47,7 @@ ALSO = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "diffllama": {"attention_dropout": 0.0},
-    "falcon_h1": _MAMBA,
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "gemma3n_text": {
         **{"layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.0, 0.0]},
         **{"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 48, "hidden_size_per_layer_input": 8},

@@ -6,6 +6,7 @@ import re
 import datasets
 import pytest
 from builders import open_world
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
@@ -162,7 +163,7 @@ def test_an_unreachable_hub_points_to_the_local_directory(monkeypatch):
 
 
 def test_unknown_names_are_answered_with_the_known_ones(data_dir):
-    with pytest.raises(UserError, match="unknown dataset 'gsm8': did you mean 'gsm8k'"):
+    with pytest.raises(ValidationError, match="unknown dataset 'gsm8': did you mean 'gsm8k'"):
         open_world("gsm8")
     with pytest.raises(UserError, match="unknown split 'dev': known: test, train, validation"):
         open_world("gsm8k", data_dir).load("dev")

@@ -38,15 +38,16 @@ def _row_job(tier: TierConfig, method: str | None) -> RowJob:
 @click.option(
     "--train-seed", "seeds", type=int, multiple=True, help="The training seed of each --grades; by default 0, 1, ..."
 )
+@click.option("--log", "logs", type=FILE, multiple=True, help="train.jsonl of a run; repeat for training seeds.")
 @click.option("--out", type=FILE, required=True, help="JSON file of the summary.")
-def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], out: Path) -> None:
+def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs: tuple[Path, ...], out: Path) -> None:
     """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
     from iapo_bench.report.rows import measure
 
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
         raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
-    measure(job, dict(zip(seeds, grades, strict=True)), out)
+    measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 
 @click.command()
@@ -72,6 +73,27 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
     from iapo_bench.report.comparisons import make_comparisons
 
     make_comparisons(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX, HTML, provenance are beside it.")
+@click.option("--figure", type=FILE, required=True, help="Changes from what is varied, without ending.")
+def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Put the variants of methods beside what they vary."""
+    from iapo_bench.report.ablations import make_ablations
+
+    make_ablations(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--figure", type=FILE, required=True, help="Changes from the base, without ending.")
+def paired(summaries: tuple[Path, ...], figure: Path) -> None:
+    """Draw what each method changed in the base, paired by problem: the main figure."""
+    from iapo_bench.report.paired import make_paired
+
+    make_paired(summaries, figure)
 
 
 @click.command()
@@ -242,6 +264,6 @@ def claims(
 
 
 COMMANDS = (
-    *(metrics, table, comparisons, controls, frontier, costs, wallclock, curves, tune, sensitivity),
+    *(metrics, table, paired, comparisons, controls, frontier, costs, ablations, sensitivity, wallclock, curves, tune),
     *(lm_eval_table, role_tables, fidelity, protocol, claims),
 )

@@ -57,7 +57,7 @@ def followed(tier: TierConfig) -> dict[str, str]:
 def fidelity_job(tier: TierConfig) -> FidelityJob:
     """The settings of the comparison with the released code, for the methods of a tier that it covers."""
     departed = followed(tier)
-    methods = dict.fromkeys([*tier.methods, *map(tier.parent, departed)])
+    methods = dict.fromkeys([*tier.trained, *map(tier.parent, departed)])
     return tier.fidelity_job([name for name in methods if name in COMPARED], departed)
 
 

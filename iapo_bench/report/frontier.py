@@ -16,7 +16,7 @@ from iapo_bench.report.comparisons import NOT_KNOWN
 from iapo_bench.report.controls import cut_values, shortest_values
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import BASE, Row, caution, parents, read_rows
-from iapo_bench.report.style import GREY, INK, STYLE, method_styles, new_figure, save_figure
+from iapo_bench.report.style import GREY, INK, STYLE, method_styles, new_figure, plot_point, save_figure
 
 CUTS = 40  # points of the curve
 
@@ -139,8 +139,7 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
             look, length_TP, passes_TP = styles[row.name], row.tally.values("length"), row.tally.values("pass@1")
             ax.vlines(length_TP.mean(), *estimate(passes_TP, seeds=True).interval, color=look.colour, linewidth=0.8)
             ax.hlines(passes_TP.mean(), *estimate(length_TP, seeds=True).interval, color=look.colour, linewidth=0.8)
-            point: Any = {"color": look.colour, "markerfacecolor": look.face, "linestyle": "", "zorder": 3}
-            ax.plot(length_TP.mean(), passes_TP.mean(), look.marker, label=row.name, **point)
+            plot_point(ax, length_TP.mean(), passes_TP.mean(), look, label=row.name)
         ax.set_xlabel("Length (tokens)")
         ax.set_ylabel("Pass@1")
         ax.set_ylim(bottom=0)

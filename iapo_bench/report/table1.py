@@ -23,8 +23,13 @@ _PUBLISHED_KS = (16, 32)
 def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
     """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
-    write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
+    write_table(rows, summaries, out, published)
     save_figure(accuracy_length([row for row in rows if row.trained or row.method == BASE] or rows), figure)
+
+
+def write_table(rows: Sequence[Row], summaries: Sequence[Path], out: Path, published: Path | None) -> None:
+    """Write rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come from."""
+    write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
     write_provenance(
         out.with_suffix(".provenance.json"),
         config={row.name: row.settings for row in rows},
@@ -168,7 +173,8 @@ def _constants(rows: list[Row]) -> str:
         text += f"; training seeds {', '.join(seeds.pop().split())}"
     if trained and len(chosen) == 1:
         text += f"; settings chosen by {chosen.pop()}"
-    return text + "."
+    idle = [f"**{row.name}: {row.idleness}**" for row in rows if row.idleness]
+    return ". ".join([text, *idle]) + "."
 
 
 def _answers(rows: list[Row]) -> dict[str, list[str]]:

@@ -189,7 +189,8 @@ def next_token_statistics(
 def pass_tokens(model: PreTrainedModel) -> int:
     """How many tokens go through the model at once: as many as their activations' bytes allow."""
     config = model.config.get_text_config()
-    width = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    width = 8 * config.hidden_size + 3 * (max(inner) if isinstance(inner, list) else inner)
     if model.device.type == "cuda":
         return max(
             1, min(PASS_TOKENS, torch.cuda.mem_get_info(model.device)[0] // 16 // (width * model.dtype.itemsize))
