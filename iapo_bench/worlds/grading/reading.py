@@ -106,7 +106,7 @@ def _separate(text: str) -> tuple[str, str]:
             or not is_harmless(re.sub(r"\^[23]|/", "", tail))
         ):
             raise Unreadable(text)
-    elif lead_phrase := _LEAD.match(text := re.sub(r"^\\text ?\{([^{}]*(?:is|:) ?)\}", r"\1 ", text)):
+    elif lead_phrase := _LEAD.match(text := re.sub(r"^\\text ?\{([^{}]*(?:is|:))\s*\}", r"\1 ", text)):
         if not is_harmless(lead_phrase[0]):
             raise Unreadable(text)
         text = text[lead_phrase.end() :]
