@@ -20,6 +20,7 @@ sys.path.insert(
     0, workflow.basedir
 )  # the package beside this file, not one installed elsewhere
 from iapo_bench import workflow as suite
+from iapo_bench.cli import terminal
 from iapo_bench.errors import UserError
 
 try:
@@ -46,9 +47,6 @@ FLOW = suite.Workflow(TIER)
 WORK = FLOW.work  # what jobs make
 OUT = "results" if TIER.tier == "micro" else WORK  # what people read
 RUNS = FLOW.runs
-LARGE = dict(mem_mb=TIER.job.mem_mb, runtime=TIER.job.runtime)
-RUN = "python -m iapo_bench --log {log} --threads {threads} "
-RUN_GPU = RUN + "--gpus {resources.gpu} "
 
 # What tokens are for is known in the micro world only.
 ROLES = (
@@ -71,9 +69,13 @@ ALL = [
     f"{OUT}/lm_eval.csv",
     *ROLES,
 ]
-# A report of what there is, whatever there is.
+# A report of what there is, whatever there is: captions count the problems and seeds behind it.
 if "--report" in sys.argv:
     ALL = [path for path in ALL if Path(path).exists()]
+    config.update(suite.report_texts(FLOW, OUT))
+
+
+report: "rules/captions/report.rst"
 
 
 wildcard_constraints:
@@ -83,11 +85,11 @@ wildcard_constraints:
 
 
 onstart:
-    print(suite.opening(FLOW), file=sys.stderr)
+    terminal.start(workflow, FLOW)
 
 
 onsuccess:
-    print(suite.closing(FLOW, OUT), file=sys.stderr)
+    terminal.end(workflow, OUT)
 
 
 rule all:
@@ -97,6 +99,7 @@ rule all:
         ALL,
 
 
+include: "rules/common.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
@@ -109,3 +112,21 @@ if ROLES:
 
 
 include: "rules/search.smk"
+
+
+# Said once for all rules that run a command: where it logs, what is measured, its environment, and its threads and GPUs.
+for each_rule in workflow.rules:
+    if each_rule.norun or each_rule.log or not each_rule.shellcmd:
+        continue
+    gpus = " --gpus {resources.gpu}" if "gpu" in each_rule.resources else ""
+    command = f"python -m iapo_bench --log {{log}} --threads {{threads}}{gpus}"
+    each_rule.shellcmd = each_rule.shellcmd.replace("iapo-bench", command, 1)
+    place = "/".join(
+        [each_rule.name, *(f"{{{name}}}" for name in sorted(each_rule.wildcard_names))]
+    )
+    each_rule.log_modifier = each_rule.benchmark_modifier = (
+        workflow.modifier.path_modifier
+    )
+    each_rule.set_log(f"{WORK}/logs/{place}.log")
+    each_rule.benchmark = f"{WORK}/benchmarks/{place}.tsv"
+    each_rule.conda_env = f"{workflow.basedir}/configs/environment.yaml"

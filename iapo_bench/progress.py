@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a line now and then in a log."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,19 +10,27 @@ from tqdm import tqdm
 SECONDS = 10.0  # between the lines of a log
 
 
+def bars_as_lines() -> None:
+    """Let every bar of every library write whole lines, seldom: for files that people read later."""
+    os.environ["TQDM_MININTERVAL"] = str(SECONDS)  # for child processes
+    tqdm.status_printer = staticmethod(_lines)  # type: ignore[method-assign]
+
+
+def _lines(file: Any) -> Callable[[str], None]:
+    """What writes each state of a bar as a line of its own."""
+
+    def write(state: str) -> None:
+        if state.strip():
+            file.write(f"{state.strip()}\n")
+            file.flush()
+
+    return write
+
+
 class _Lines(tqdm):
-    """A bar that writes whole lines, for files that people read later."""
+    """A bar that writes whole lines."""
 
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        """Write each state as a line of its own."""
-
-        def write(state: str) -> None:
-            if state.strip():
-                file.write(f"{state}\n")
-                file.flush()
-
-        return write
+    status_printer = staticmethod(_lines)
 
 
 def progress(iterable: Any = None, **options: Any) -> tqdm:

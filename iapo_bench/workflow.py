@@ -1,5 +1,6 @@
 """What the Snakefile asks of the package: the tier of a run, its jobs' settings, and what makes a job stale."""
 
+import csv
 import json
 import os
 import re
@@ -372,19 +373,26 @@ def _checksum(path: Path) -> str:
     return _SUMS[key]
 
 
-def opening(flow: Workflow) -> str:
-    """What a run says first: what it is about to make, and where to watch."""
-    tier = flow.tier
-    rows = len(flow.methods)
-    return (
-        f"iapo-bench: {tier.model.name} on {tier.world.name}, {rows} methods x {len(flow.seeds)} training seeds; "
-        f"logs are in {flow.work}/logs"
+def report_texts(flow: Workflow, out: str) -> dict[str, str]:
+    """What captions of the report say beside their own words: what was measured, and the verdict."""
+    tier, problems = flow.tier, Path(flow.work) / "data" / "test.jsonl"
+    known = sum(1 for _ in problems.open()) if problems.is_file() else tier.evaluate.problems
+    count = min(known, tier.evaluate.problems or known) if known else "all"
+    behind = (
+        f"{tier.model.name} on {tier.world.name}: {count} test problems, {tier.evaluate.n_samples} samples each for "
+        f"{len(tier.evaluate.seeds)} sampling seeds, {len(flow.seeds)} training seeds."
     )
+    return {"behind": behind, "verdict": _verdict(Path(out) / "frontier.csv")}
 
 
-def closing(flow: Workflow, out: str) -> str:
-    """What a run says last: the table, and where everything is."""
-    table = Path(out) / "table1.md"
-    files = [*sorted(Path(out).glob("*.csv")), *sorted((Path(out) / "figures").glob("*.png"))]
-    text = table.read_text() if table.is_file() else ""
-    return f"{text}\n" + "\n".join(str(path) for path in files)
+def _verdict(frontier: Path) -> str:
+    """Whether any method beats early stopping of the base, as reStructuredText."""
+    if not frontier.is_file():
+        return f"There is no verdict yet: ``snakemake --cores all {frontier}`` makes it."
+    with frontier.open() as file:
+        found = {row["row"]: row["verdict"] for row in csv.DictReader(file) if row["kind"] == "method"}
+    best = [name for name, verdict in found.items() if verdict == "beats early stopping"]
+    headline = (
+        f"{', '.join(best)} beat early stopping of the base" if best else "No method beats early stopping of the base"
+    )
+    return f"**{headline}.**\n\n" + "\n".join(f"* {name}: {verdict}" for name, verdict in found.items())

@@ -10,19 +10,12 @@ rule sample:
     output:
         samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
         timing=f"{WORK}/{{run}}/{{split}}/timing.json",
-    log:
-        f"{WORK}/logs/sample/{{run}}/{{split}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/sample/{{run}}/{{split}}.tsv"
-    conda:
-        "../configs/environment.yaml"
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **GPU,
     params:
         out=subpath(output.samples, parent=True),
     shell:
-        RUN_GPU + "sample --settings {input.settings} --model {input.model}"
+        "iapo-bench sample --settings {input.settings} --model {input.model}"
         " --data {input.data} --out {params.out}"
 
 
@@ -34,14 +27,8 @@ rule grade:
         samples=rules.sample.output.samples,
     output:
         f"{WORK}/{{run}}/{{split}}/grades.parquet",
-    log:
-        f"{WORK}/logs/grade/{{run}}/{{split}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/grade/{{run}}/{{split}}.tsv"
-    conda:
-        "../configs/environment.yaml"
     shell:
-        RUN + "grade --settings {input.settings} --samples {input.samples}"
+        "iapo-bench grade --settings {input.settings} --samples {input.samples}"
         " --data {input.data} --out {output}"
 
 
@@ -54,17 +41,10 @@ rule lm_eval:
     output:
         scores=f"{WORK}/{{run}}/lm_eval/scores.json",
         results=f"{WORK}/{{run}}/lm_eval/results.parquet",
-    log:
-        f"{WORK}/logs/lm_eval/{{run}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/lm_eval/{{run}}.tsv"
-    conda:
-        "../configs/environment.yaml"
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **GPU,
     params:
         out=subpath(output.scores, parent=True),
     shell:
-        RUN_GPU + "lm-eval --settings {input.settings} --model {input.model}"
+        "iapo-bench lm-eval --settings {input.settings} --model {input.model}"
         " --data {input.data} --out {params.out}"

@@ -1,28 +1,6 @@
 # The released code, the released protocol, the published claims.
 
 
-def departed_rows(wildcards):
-    """Methods and the variants of them that depart as released code does."""
-    rows = list(dict.fromkeys([*map(TIER.parent, FLOW.departed), *FLOW.departed]))
-    return [f"{WORK}/summaries/{row}.json" for row in rows]
-
-
-def candidates():
-    """Runs that a protocol may choose among: training seeds, and IAPO's grid of weights where it was trained."""
-    grid = {
-        f"{TIER.parent(TIER.sensitivity.method)}/{100 + i}": f"{WORK}/{point}"
-        for i, point in enumerate(FLOW.points)
-        if Path(f"{WORK}/{point}/model").exists()
-    }
-    return {**RUNS, **grid}
-
-
-def found(pattern):
-    """Files of any tier that are there, but for the reference results."""
-    paths = sorted(map(str, Path("results").glob(pattern)))
-    return [path for path in paths if not path.startswith("results/reference/")]
-
-
 rule fidelity_table:
     """Say what each departure of the released code does to credit and to trained models."""
     input:
@@ -31,23 +9,13 @@ rule fidelity_table:
         base=rules.base.output,
         summaries=departed_rows,
     output:
-        csv=report(f"{OUT}/fidelity.csv", category="Fidelity"),
-        markdown=report(f"{OUT}/fidelity.md", category="Fidelity"),
-        forms=multiext(f"{OUT}/fidelity", ".tex", ".html"),
-    log:
-        f"{WORK}/logs/fidelity.log",
-    benchmark:
-        f"{WORK}/benchmarks/fidelity.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **table_files("fidelity", "Fidelity"),
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **GPU,
     params:
-        summaries=each_summary,
+        summaries=each("summary", "summaries"),
     shell:
-        RUN_GPU
-        + "fidelity --settings {input.settings} --base {input.base} --data {input.data}"
+        "iapo-bench fidelity --settings {input.settings} --base {input.base} --data {input.data}"
         " {params.summaries} --out {output.csv}"
 
 
@@ -66,19 +34,11 @@ rule protocol_table:
         samples=[f"{folder}/test/samples.parquet" for folder in candidates().values()],
         grades=[f"{folder}/test/grades.parquet" for folder in candidates().values()],
     output:
-        csv=report(f"{OUT}/protocol.csv", category="Fidelity"),
-        markdown=report(f"{OUT}/protocol.md", category="Fidelity"),
-        forms=multiext(f"{OUT}/protocol", ".tex", ".html"),
-    log:
-        f"{WORK}/logs/protocol.log",
-    benchmark:
-        f"{WORK}/benchmarks/protocol.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **table_files("protocol", "Fidelity"),
     params:
         runs=named(candidates()),
     shell:
-        RUN + "protocol --settings {input.settings} {params.runs} --data {input.data}"
+        "iapo-bench protocol --settings {input.settings} {params.runs} --data {input.data}"
         " --out {output.csv}"
 
 
@@ -100,21 +60,11 @@ rule claims:
         summaries=lambda wildcards: found("**/summaries/*.json"),
         wallclocks=lambda wildcards: found("**/wallclock.csv"),
     output:
-        csv=report("results/claims.csv", category="Claims"),
-        markdown=report("results/claims.md", category="Claims"),
-        forms=multiext("results/claims", ".tex", ".html"),
-    log:
-        f"{WORK}/logs/claims.log",
-    benchmark:
-        f"{WORK}/benchmarks/claims.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **table_files("claims", "Claims", folder="results"),
     params:
-        summaries=each_summary,
-        wallclocks=lambda wildcards, input: [
-            f"--wallclock {path}" for path in input.wallclocks
-        ],
+        summaries=each("summary", "summaries"),
+        wallclocks=each("wallclock", "wallclocks"),
     shell:
-        RUN + "claims --ledger {input.ledger} --published {input.published}"
+        "iapo-bench claims --ledger {input.ledger} --published {input.published}"
         " --second-hand {input.second_hand} --bench {input.bench} {params.summaries}"
         " {params.wallclocks} --out {output.csv}"

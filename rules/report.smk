@@ -6,29 +6,6 @@ ABLATED = list(
 )
 
 
-def summaries(rows):
-    """Summaries of rows, and the counts by problem beside them."""
-    return {
-        "summaries": [f"{WORK}/summaries/{row}.json" for row in rows],
-        "counts": [f"{WORK}/summaries/{row}.parquet" for row in rows],
-    }
-
-
-def named(runs):
-    """The options of a command that say which runs there are."""
-    return [f"--run {name}={folder}" for name, folder in runs.items()]
-
-
-def stem(wildcards, output):
-    """A figure's path without its ending."""
-    return output.png.removesuffix(".png")
-
-
-def each_summary(wildcards, input):
-    """The options of a command that name the summaries."""
-    return [f"--summary {path}" for path in input.summaries]
-
-
 rule metrics:
     """Measure one row: Pass@k, Length@k, Ratio@k over its training seeds."""
     input:
@@ -44,25 +21,19 @@ rule metrics:
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
         counts=f"{WORK}/summaries/{{row}}.parquet",
-    log:
-        f"{WORK}/logs/metrics/{{row}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/metrics/{{row}}.tsv"
     wildcard_constraints:
         row="(?!base_).+",  # the controls have a rule of their own
-    conda:
-        "../configs/environment.yaml"
     params:
-        grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
+        grades=each("grades", "grades"),
         seeds=lambda wildcards: [
             f"--train-seed {seed}"
             for seed in (
                 [0] if wildcards.row == "base" else TIER.train_seeds(wildcards.row)
             )
         ],
-        logs=lambda wildcards, input: [f"--log {path}" for path in input.logs],
+        logs=each("log", "logs"),
     shell:
-        RUN + "metrics --settings {input.settings} {params.grades} {params.seeds}"
+        "iapo-bench metrics --settings {input.settings} {params.grades} {params.seeds}"
         " {params.logs} --out {output.summary}"
 
 
@@ -77,17 +48,10 @@ rule controls:
             row=suite.CONTROLS,
             end=["json", "parquet"],
         ),
-    log:
-        f"{WORK}/logs/controls.log",
-    benchmark:
-        f"{WORK}/benchmarks/controls.tsv"
-    conda:
-        "../configs/environment.yaml"
     params:
-        out=f"{WORK}/summaries",
+        out=subpath(output[0], parent=True),
     shell:
-        RUN
-        + "controls --settings {input.settings} --grades {input.grades} --out {params.out}"
+        "iapo-bench controls --settings {input.settings} --grades {input.grades} --out {params.out}"
 
 
 rule table:
@@ -97,25 +61,14 @@ rule table:
         code=lambda wildcards: FLOW.artefact("table"),
         published="results/published/table1.csv",
     output:
-        csv=report(f"{OUT}/table1.csv", category="Table 1"),
-        markdown=report(f"{OUT}/table1.md", category="Table 1"),
-        forms=multiext(f"{OUT}/table1", ".tex", ".html"),
+        **table_files("table1", "Table 1"),
+        **figure_files("accuracy_length", "Table 1"),
         provenance=f"{OUT}/table1.provenance.json",
-        png=report(f"{OUT}/figures/accuracy_length.png", category="Table 1"),
-        svg=f"{OUT}/figures/accuracy_length.svg",
-    log:
-        f"{WORK}/logs/table.log",
-    benchmark:
-        f"{WORK}/benchmarks/table.tsv"
-    conda:
-        "../configs/environment.yaml"
     params:
-        summaries=each_summary,
-        stem=stem,
+        summaries=each("summary", "summaries"),
     shell:
-        RUN
-        + "table {params.summaries} --published {input.published} --out {output.csv}"
-        " --figure {params.stem}"
+        "iapo-bench table {params.summaries} --published {input.published} --out {output.csv}"
+        " --figure {output.png}"
 
 
 rule ablation_table:
@@ -124,23 +77,13 @@ rule ablation_table:
         **summaries(ABLATED),
         code=lambda wildcards: FLOW.artefact("ablations"),
     output:
-        csv=report(f"{OUT}/ablations.csv", category="Ablations"),
-        markdown=report(f"{OUT}/ablations.md", category="Ablations"),
-        forms=multiext(f"{OUT}/ablations", ".tex", ".html"),
+        **table_files("ablations", "Ablations"),
+        **figure_files("ablations", "Ablations"),
         provenance=f"{OUT}/ablations.provenance.json",
-        png=report(f"{OUT}/figures/ablations.png", category="Ablations"),
-        svg=f"{OUT}/figures/ablations.svg",
-    log:
-        f"{WORK}/logs/ablations.log",
-    benchmark:
-        f"{WORK}/benchmarks/ablations.tsv"
-    conda:
-        "../configs/environment.yaml"
     params:
-        summaries=each_summary,
-        stem=stem,
+        summaries=each("summary", "summaries"),
     shell:
-        RUN + "ablations {params.summaries} --out {output.csv} --figure {params.stem}"
+        "iapo-bench ablations {params.summaries} --out {output.csv} --figure {output.png}"
 
 
 rule ablations:
@@ -155,22 +98,12 @@ rule comparisons:
         **summaries(["base", *FLOW.methods]),
         code=lambda wildcards: FLOW.artefact("comparisons"),
     output:
-        csv=report(f"{OUT}/comparisons.csv", category="Comparisons"),
-        markdown=report(f"{OUT}/comparisons.md", category="Comparisons"),
-        forms=multiext(f"{OUT}/comparisons", ".tex", ".html"),
-        png=report(f"{OUT}/figures/comparisons.png", category="Comparisons"),
-        svg=f"{OUT}/figures/comparisons.svg",
-    log:
-        f"{WORK}/logs/comparisons.log",
-    benchmark:
-        f"{WORK}/benchmarks/comparisons.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **table_files("comparisons", "Comparisons"),
+        **figure_files("comparisons", "Comparisons"),
     params:
-        summaries=each_summary,
-        stem=stem,
+        summaries=each("summary", "summaries"),
     shell:
-        RUN + "comparisons {params.summaries} --out {output.csv} --figure {params.stem}"
+        "iapo-bench comparisons {params.summaries} --out {output.csv} --figure {output.png}"
 
 
 rule paired:
@@ -179,19 +112,11 @@ rule paired:
         **summaries(["base", *FLOW.methods]),
         code=lambda wildcards: FLOW.artefact("paired"),
     output:
-        png=report(f"{OUT}/figures/paired.png", category="Table 1"),
-        svg=f"{OUT}/figures/paired.svg",
-    log:
-        f"{WORK}/logs/paired.log",
-    benchmark:
-        f"{WORK}/benchmarks/paired.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **figure_files("paired", "Table 1"),
     params:
-        summaries=each_summary,
-        stem=stem,
+        summaries=each("summary", "summaries"),
     shell:
-        RUN + "paired {params.summaries} --figure {params.stem}"
+        "iapo-bench paired {params.summaries} --figure {output.png}"
 
 
 rule frontier:
@@ -201,23 +126,13 @@ rule frontier:
         code=lambda wildcards: FLOW.artefact("frontier"),
         base=f"{WORK}/base/test/grades.parquet",
     output:
-        csv=report(f"{OUT}/frontier.csv", category="Early stopping"),
-        markdown=report(f"{OUT}/frontier.md", category="Early stopping"),
-        forms=multiext(f"{OUT}/frontier", ".tex", ".html"),
-        png=report(f"{OUT}/figures/frontier.png", category="Early stopping"),
-        svg=f"{OUT}/figures/frontier.svg",
-    log:
-        f"{WORK}/logs/frontier.log",
-    benchmark:
-        f"{WORK}/benchmarks/frontier.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **table_files("frontier", "Early stopping"),
+        **figure_files("frontier", "Early stopping"),
     params:
-        summaries=each_summary,
-        stem=stem,
+        summaries=each("summary", "summaries"),
     shell:
-        RUN + "frontier {params.summaries} --base {input.base} --out {output.csv}"
-        " --figure {params.stem}"
+        "iapo-bench frontier {params.summaries} --base {input.base} --out {output.csv}"
+        " --figure {output.png}"
 
 
 rule costs:
@@ -227,21 +142,12 @@ rule costs:
         settings=lambda wildcards: FLOW.costs(),
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
-        csv=report(f"{OUT}/costs.csv", category="Costs"),
-        markdown=report(f"{OUT}/costs.md", category="Costs"),
-        forms=multiext(f"{OUT}/costs", ".tex", ".html"),
-    log:
-        f"{WORK}/logs/costs.log",
-    benchmark:
-        f"{WORK}/benchmarks/costs.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **table_files("costs", "Costs"),
     params:
-        summaries=each_summary,
+        summaries=each("summary", "summaries"),
         runs=named(TRAINED),
     shell:
-        RUN
-        + "costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}"
+        "iapo-bench costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}"
 
 
 rule wallclock:
@@ -251,21 +157,13 @@ rule wallclock:
         timing=[f"{folder}/test/timing.json" for folder in RUNS.values()],
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
-        csv=report(f"{OUT}/wallclock.csv", category="Wall-clock"),
-        png=report(f"{OUT}/figures/wallclock.png", category="Wall-clock"),
-        svg=f"{OUT}/figures/wallclock.svg",
-    log:
-        f"{WORK}/logs/wallclock.log",
-    benchmark:
-        f"{WORK}/benchmarks/wallclock.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **figure_files("wallclock", "Wall-clock"),
+        csv=reported("wallclock", "csv", "Wall-clock", "wallclock"),
     params:
         runs=named(RUNS),
-        stem=stem,
     shell:
-        RUN + "wallclock --settings {input.settings} {params.runs} --out {output.csv}"
-        " --figure {params.stem}"
+        "iapo-bench wallclock --settings {input.settings} {params.runs} --out {output.csv}"
+        " --figure {output.png}"
 
 
 rule curves:
@@ -274,19 +172,11 @@ rule curves:
         code=lambda wildcards: FLOW.artefact("curves"),
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
-        png=report(f"{OUT}/figures/training.png", category="Training"),
-        svg=f"{OUT}/figures/training.svg",
-    log:
-        f"{WORK}/logs/curves.log",
-    benchmark:
-        f"{WORK}/benchmarks/curves.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **figure_files("training", "Training"),
     params:
         runs=named(TRAINED),
-        stem=stem,
     shell:
-        RUN + "curves {params.runs} --figure {params.stem}"
+        "iapo-bench curves {params.runs} --figure {output.png}"
 
 
 rule lm_eval_table:
@@ -295,14 +185,8 @@ rule lm_eval_table:
         code=lambda wildcards: FLOW.artefact("lm_eval_table"),
         scores=[f"{folder}/lm_eval/scores.json" for folder in RUNS.values()],
     output:
-        report(f"{OUT}/lm_eval.csv", category="lm-eval"),
-    log:
-        f"{WORK}/logs/lm_eval_table.log",
-    benchmark:
-        f"{WORK}/benchmarks/lm_eval_table.tsv"
-    conda:
-        "../configs/environment.yaml"
+        reported("lm_eval", "csv", "lm-eval", "lm_eval"),
     params:
         runs=named(RUNS),
     shell:
-        RUN + "lm-eval-table {params.runs} --out {output}"
+        "iapo-bench lm-eval-table {params.runs} --out {output}"

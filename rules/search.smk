@@ -8,17 +8,11 @@ rule tune:
         settings=lambda wildcards: FLOW.tune(),
         base=f"{WORK}/base/validation/grades.parquet",
         trials=[f"{WORK}/{trial}/validation/grades.parquet" for trial in FLOW.trials],
-    log:
-        f"{WORK}/logs/tune.log",
-    benchmark:
-        f"{WORK}/benchmarks/tune.tsv"
-    conda:
-        "../configs/environment.yaml"
     params:
-        trials=f"{WORK}/tune",
+        trials=lambda wildcards: f"{WORK}/tune",
         out=f"configs/tuned/{TIER.folder}.yaml",
     shell:
-        RUN + "tune --settings {input.settings} --trials {params.trials}"
+        "iapo-bench tune --settings {input.settings} --trials {params.trials}"
         " --base {input.base} --out {params.out}"
 
 
@@ -29,22 +23,13 @@ rule sensitivity_table:
         base=f"{WORK}/base/validation/grades.parquet",
         grades=[f"{WORK}/{point}/validation/grades.parquet" for point in FLOW.points],
     output:
-        csv=report(f"{OUT}/sensitivity.csv", category="Sensitivity"),
-        png=report(f"{OUT}/figures/sensitivity.png", category="Sensitivity"),
-        svg=f"{OUT}/figures/sensitivity.svg",
-    log:
-        f"{WORK}/logs/sensitivity.log",
-    benchmark:
-        f"{WORK}/benchmarks/sensitivity.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **figure_files("sensitivity", "Sensitivity"),
+        csv=reported("sensitivity", "csv", "Sensitivity", "sensitivity"),
     params:
-        grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
-        stem=stem,
+        grades=each("grades", "grades"),
     shell:
-        RUN
-        + "sensitivity --settings {input.settings} --base {input.base} {params.grades}"
-        " --out {output.csv} --figure {params.stem}"
+        "iapo-bench sensitivity --settings {input.settings} --base {input.base} {params.grades}"
+        " --out {output.csv} --figure {output.png}"
 
 
 rule sensitivity:

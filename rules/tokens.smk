@@ -10,17 +10,10 @@ rule token_roles:
         samples=f"{WORK}/{{run}}/test/samples.parquet",
     output:
         f"{WORK}/{{run}}/test/token_roles.parquet",
-    log:
-        f"{WORK}/logs/token_roles/{{run}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/token_roles/{{run}}.tsv"
-    conda:
-        "../configs/environment.yaml"
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **GPU,
     shell:
-        RUN_GPU + "token-roles --settings {input.settings} --model {input.model}"
+        "iapo-bench token-roles --settings {input.settings} --model {input.model}"
         " --samples {input.samples} --data {input.data} --out {output}"
 
 
@@ -31,20 +24,11 @@ rule role_tables:
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
         samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:
-        csv=report(f"{OUT}/informativeness.csv", category="Informativeness"),
-        roles=report(f"{OUT}/roles.csv", category="Informativeness"),
-        png=report(f"{OUT}/figures/informativeness.png", category="Informativeness"),
-        svg=f"{OUT}/figures/informativeness.svg",
-    log:
-        f"{WORK}/logs/role_tables.log",
-    benchmark:
-        f"{WORK}/benchmarks/role_tables.tsv"
-    conda:
-        "../configs/environment.yaml"
+        **figure_files("informativeness", "Informativeness"),
+        csv=reported("informativeness", "csv", "Informativeness", "informativeness"),
+        roles=reported("roles", "csv", "Informativeness", "informativeness"),
     params:
         runs=named(RUNS),
-        stem=stem,
     shell:
-        RUN
-        + "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
-        " --roles {output.roles} --figure {params.stem}"
+        "iapo-bench role-tables --settings {input.settings} {params.runs} --out {output.csv}"
+        " --roles {output.roles} --figure {output.png}"

@@ -7,14 +7,8 @@ rule prepare:
         settings=lambda wildcards: FLOW.prepare(),
     output:
         directory(f"{WORK}/data"),
-    log:
-        f"{WORK}/logs/prepare.log",
-    benchmark:
-        f"{WORK}/benchmarks/prepare.tsv"
-    conda:
-        "../configs/environment.yaml"
     shell:
-        RUN + "prepare --settings {input.settings} --out {output}"
+        "iapo-bench prepare --settings {input.settings} --out {output}"
 
 
 rule base:
@@ -23,18 +17,12 @@ rule base:
         settings=lambda wildcards: FLOW.base(),
     output:
         directory(f"{WORK}/base/model"),
-    log:
-        f"{WORK}/logs/base.log",
-    benchmark:
-        f"{WORK}/benchmarks/base.tsv"
-    conda:
-        "../configs/environment.yaml"
     threads: os.cpu_count()
     resources:
         **LARGE,
         gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
     shell:
-        RUN_GPU + "base --settings {input.settings} --out {output}"
+        "iapo-bench base --settings {input.settings} --out {output}"
 
 
 # A row with a checkpoint is measured and not trained.
@@ -47,18 +35,12 @@ rule checkpoint:
         settings=lambda wildcards: FLOW.checkpoint(wildcards.measured),
     output:
         directory(f"{WORK}/{{measured}}/seed0/model"),
-    log:
-        f"{WORK}/logs/checkpoint/{{measured}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/checkpoint/{{measured}}.tsv"
     wildcard_constraints:
         measured=MEASURED,
-    conda:
-        "../configs/environment.yaml"
     resources:
         **LARGE,
     shell:
-        RUN + "checkpoint --settings {input.settings} --out {output}"
+        "iapo-bench checkpoint --settings {input.settings} --out {output}"
 
 
 # The problems' content is part of the settings' name: new files with the same content make nothing stale.
@@ -71,19 +53,13 @@ rule train:
     output:
         model=directory(f"{WORK}/{{run}}/model"),
         log=f"{WORK}/{{run}}/train.jsonl",
-    log:
-        f"{WORK}/logs/train/{{run}}.log",
-    benchmark:
-        f"{WORK}/benchmarks/train/{{run}}.tsv"
     wildcard_constraints:
         run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
-    conda:
-        "../configs/environment.yaml"
     resources:
         **LARGE,
         gpu=TIER.gpus,
     params:
         out=subpath(output.model, parent=True),
     shell:
-        RUN_GPU + "train --settings {input.settings} --base {input.base}"
+        "iapo-bench train --settings {input.settings} --base {input.base}"
         " --data {input.data} --out {params.out}"

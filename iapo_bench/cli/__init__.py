@@ -39,7 +39,7 @@ class _Grouped(click.Group):
 @click.option(
     "--log",
     type=click.Path(),
-    help="Write everything that is said to this file, and one line to the terminal at the end.",
+    help="Write everything that is said to this file; the terminal gets one line if it fails.",
 )
 @click.pass_context
 def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: int, log: str | None) -> None:
@@ -54,7 +54,7 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
       iapo-bench sample  --model iapo/model --data data --out iapo/test
       iapo-bench grade   --samples iapo/test/samples.parquet --data data --out iapo/test/grades.parquet
       iapo-bench metrics --grades iapo/test/grades.parquet --method iapo --out iapo/summary.json
-      iapo-bench table   --summary iapo/summary.json --out table1.csv --figure accuracy_length
+      iapo-bench table   --summary iapo/summary.json --out table1.csv --figure accuracy_length.png
     """
     if log:
         from iapo_bench.cli.log import logged

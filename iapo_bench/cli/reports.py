@@ -55,7 +55,7 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
 @click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown and provenance are written beside it.")
 @click.option(
-    "--figure", type=FILE, required=True, help="Accuracy against length, without ending: PNG and SVG are written."
+    "--figure", type=FILE, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
 )
 def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure: Path) -> None:
     """Put the summaries of all methods into one table and one figure."""
@@ -67,7 +67,9 @@ def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure
 @click.command()
 @SUMMARIES
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
-@click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
+@click.option(
+    "--figure", type=FILE, required=True, help="Matrix of differences: a PNG file; the SVG is written beside it."
+)
 def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
     """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
     from iapo_bench.report.comparisons import make_comparisons
@@ -78,7 +80,9 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
 @click.command()
 @SUMMARIES
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX, HTML, provenance are beside it.")
-@click.option("--figure", type=FILE, required=True, help="Changes from what is varied, without ending.")
+@click.option(
+    "--figure", type=FILE, required=True, help="Changes from what is varied: a PNG file; the SVG is written beside it."
+)
 def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
     """Put the variants of methods beside what they vary."""
     from iapo_bench.report.ablations import make_ablations
@@ -88,7 +92,9 @@ def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
 
 @click.command()
 @SUMMARIES
-@click.option("--figure", type=FILE, required=True, help="Changes from the base, without ending.")
+@click.option(
+    "--figure", type=FILE, required=True, help="Changes from the base: a PNG file; the SVG is written beside it."
+)
 def paired(summaries: tuple[Path, ...], figure: Path) -> None:
     """Draw what each method changed in the base, paired by problem: the main figure."""
     from iapo_bench.report.paired import make_paired
@@ -111,7 +117,9 @@ def controls(job: RowJob, grades: Path, out: Path) -> None:
 @SUMMARIES
 @click.option("--base", type=FILE, required=True, help="The base's grades.")
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
-@click.option("--figure", type=FILE, required=True, help="Accuracy against length, without ending.")
+@click.option(
+    "--figure", type=FILE, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
+)
 def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -> None:
     """Say whether any method beats early stopping of the base."""
     from iapo_bench.report.frontier import make_frontier
@@ -135,7 +143,7 @@ def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out
 @with_job(Labels, _labels)
 @RUNS
 @click.option("--out", type=FILE, required=True, help="CSV file.")
-@click.option("--figure", type=FILE, required=True, help="Bars by phase, without ending.")
+@click.option("--figure", type=FILE, required=True, help="Bars by phase: a PNG file; the SVG is written beside it.")
 def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> None:
     """Say where each method's time went: training by phase, and sampling the test problems."""
     from iapo_bench.report.wallclock import make_wallclock
@@ -145,7 +153,12 @@ def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> No
 
 @click.command()
 @RUNS
-@click.option("--figure", type=FILE, required=True, help="Accuracy and length during training, without ending.")
+@click.option(
+    "--figure",
+    type=FILE,
+    required=True,
+    help="Accuracy and length during training: a PNG file; the SVG is written beside it.",
+)
 def curves(runs: tuple[str, ...], figure: Path) -> None:
     """Draw the training curves of runs."""
     from iapo_bench.report.curves import make_curves
@@ -170,7 +183,7 @@ def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
 @click.option("--grades", type=FILE, multiple=True, required=True, help="Of each point of the grid, in order; repeat.")
 @click.option("--out", type=FILE, required=True, help="CSV file.")
-@click.option("--figure", type=FILE, required=True, help="Heat maps, without ending: PNG and SVG are written.")
+@click.option("--figure", type=FILE, required=True, help="Heat maps: a PNG file; the SVG is written beside it.")
 def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: Path, figure: Path) -> None:
     """Show how two options of a method, on the tier's grid, move accuracy and length on the validation split."""
     from iapo_bench.report.sensitivity import make_sensitivity
@@ -193,7 +206,7 @@ def lm_eval_table(runs: tuple[str, ...], out: Path) -> None:
 @RUNS
 @click.option("--out", type=FILE, required=True, help="CSV file: how well each score tells needed from redundant.")
 @click.option("--roles", type=FILE, required=True, help="CSV file: tokens a completion by role.")
-@click.option("--figure", type=FILE, required=True, help="Both, without ending: PNG and SVG are written.")
+@click.option("--figure", type=FILE, required=True, help="Both: a PNG file; the SVG is written beside it.")
 def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, figure: Path) -> None:
     """Say which scores know a needed token, and which roles each method removed. Micro world only."""
     from iapo_bench.tokens.roles import make_role_tables

@@ -145,8 +145,10 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Mappin
         )
 
 
-def save_figure(figure: Figure, stem: Path) -> None:
-    """Write `stem.png` and `stem.svg`, each whole or not at all; the figure's title is theirs too."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `path`, with or without its ending `.png`, and the `.svg` beside it, each whole or not at all; the
+    figure's title is theirs too."""
+    stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
     title = " ".join(figure.get_suptitle().split())
     with mpl.rc_context(STYLE):
         for kind, metadata in (
