@@ -1,0 +1,95 @@
+"""What a workflow run says: about how long it takes, a line for each job, and at the end the table and its files."""
+
+import csv
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from iapo_bench.workflow import Workflow
+
+_QUIET = ("job_info", "job_started", "job_finished", "progress", "group_info", "resources_info")
+
+
+class _OneLine(logging.Filter):
+    """Says one line for each finished job in place of Snakemake's paragraphs; errors pass as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: dict[int, tuple[str, float]] = {}
+        self._ended: list[int] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether Snakemake's own message is shown."""
+        event = getattr(record, "event", None)
+        if event is None:
+            return not record.getMessage().startswith("[")  # the time before a paragraph
+        kind, told = str(getattr(event, "value", event)), vars(record)
+        if kind == "job_info":
+            name = "/".join(map(str, (told.get("wildcards") or {}).values()))
+            self._begun[told["jobid"]] = (f"{told['rule_name']}: {name}".removesuffix(": "), time.monotonic())
+        elif kind == "job_finished":
+            self._ended.append(told["job_id"])
+        elif kind == "progress":
+            for done, job in enumerate(self._ended, told["done"] - len(self._ended) + 1):
+                what, begun = self._begun.get(job, ("a job", time.monotonic()))
+                click.echo(f"{done} of {told['total']}  rule {what}, {duration(time.monotonic() - begun)}", err=True)
+            self._ended.clear()
+        return kind not in _QUIET
+
+
+def start(workflow: Any, flow: Workflow) -> None:
+    """Say what the run is about to make and how long that takes, and from here on one line a job."""
+    from snakemake.logging import logger
+
+    jobs = list(workflow.dag.needrun_jobs())
+    tier = flow.tier
+    click.echo(
+        f"iapo-bench: {tier.model.name} on {tier.world.name}, {len(flow.methods)} methods x {len(flow.seeds)} "
+        f"training seeds, {len(jobs)} jobs; {estimate(jobs, flow.work, workflow.cores or 1)}; logs: {flow.work}/logs",
+        err=True,
+    )
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_OneLine())
+
+
+def estimate(jobs: list[Any], work: str, cores: int) -> str:
+    """About how long jobs take on `cores`, by what the same or other jobs of their rules took here before."""
+    seconds, unknown = [], 0
+    for job in (job for job in jobs if job.benchmark):
+        past = [Path(job.benchmark)] if Path(job.benchmark).is_file() else []
+        past = past or sorted((Path(work) / "benchmarks" / job.rule.name).rglob("*.tsv"))
+        took = [_benchmark(path) for path in past]
+        if took:
+            seconds.append((sum(took) / len(took), min(job.threads, cores)))
+        else:
+            unknown += 1
+    if not seconds:
+        return "first run here, so how long is not known: `iapo-bench plan` estimates it"
+    total = max(sum(took * threads for took, threads in seconds) / cores, max(took for took, _ in seconds))
+    return f"about {duration(total)}" + (f", and {unknown} jobs of kinds that never ran here" if unknown else "")
+
+
+def _benchmark(path: Path) -> float:
+    with path.open() as file:
+        return float(next(csv.DictReader(file, delimiter="\t"))["s"])
+
+
+def end(workflow: Any, out: str) -> None:
+    """Print the table if this run made it, and name the files for people that this run made."""
+    from snakemake.io import is_flagged
+
+    made = [str(path) for job in workflow.dag.finished_jobs for path in job.output if is_flagged(path, "report")]
+    for table in [path for path in made if path == f"{out}/table1.md"]:
+        click.echo(f"\n{Path(table).read_text()}", err=True)
+    click.echo("\n".join(made), err=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,69 @@
+# What rules share: their files by kind, options that repeat, and resources. No rules here.
+
+LARGE = dict(mem_mb=TIER.job.mem_mb, runtime=TIER.job.runtime)
+GPU = dict(**LARGE, gpu=min(TIER.gpus, 1))
+
+
+def reported(name, form, category, caption, folder=OUT):
+    """A file that the report holds, with its caption."""
+    return report(
+        f"{folder}/{name}.{form}",
+        category=category,
+        caption=f"captions/{caption}.rst",
+        labels={"what": Path(name).name, "form": form},
+    )
+
+
+def table_files(name, category, folder=OUT):
+    """A table in its four forms."""
+    forms = ("csv", "md", "html")
+    shown = {form: reported(name, form, category, name, folder) for form in forms}
+    return {**shown, "tex": f"{folder}/{name}.tex"}
+
+
+def figure_files(name, category, caption=None):
+    """A figure in its two forms."""
+    png = reported(f"figures/{name}", "png", category, caption or name)
+    return {"png": png, "svg": f"{OUT}/figures/{name}.svg"}
+
+
+def summaries(rows):
+    """Summaries of rows, and the counts by problem beside them."""
+    return {
+        "summaries": [f"{WORK}/summaries/{row}.json" for row in rows],
+        "counts": [f"{WORK}/summaries/{row}.parquet" for row in rows],
+    }
+
+
+def named(runs):
+    """The options of a command that say which runs there are."""
+    return [f"--run {name}={folder}" for name, folder in runs.items()]
+
+
+def each(option, name):
+    """An option for each of the input files `name`."""
+    return lambda wildcards, input: [
+        f"--{option} {path}" for path in getattr(input, name)
+    ]
+
+
+def departed_rows(wildcards):
+    """Methods and the variants of them that depart as released code does."""
+    rows = list(dict.fromkeys([*map(TIER.parent, FLOW.departed), *FLOW.departed]))
+    return [f"{WORK}/summaries/{row}.json" for row in rows]
+
+
+def candidates():
+    """Runs that a protocol may choose among: training seeds, and IAPO's grid of weights where it was trained."""
+    grid = {
+        f"{TIER.parent(TIER.sensitivity.method)}/{100 + i}": f"{WORK}/{point}"
+        for i, point in enumerate(FLOW.points)
+        if Path(f"{WORK}/{point}/model").exists()
+    }
+    return {**RUNS, **grid}
+
+
+def found(pattern):
+    """Files of any tier that are there, but for the reference results."""
+    paths = sorted(map(str, Path("results").glob(pattern)))
+    return [path for path in paths if not path.startswith("results/reference/")]
