@@ -52,9 +52,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
         progress=True,
     )
 
-    shared = Sampling(
-        max_tokens=config.max_tokens, eos_ids=stops, temperature=config.temperature, top_p=config.top_p
-    )
+    shared = Sampling(max_tokens=config.max_tokens, eos_ids=stops, temperature=config.temperature, top_p=config.top_p)
     started = time.perf_counter()
     engine.generate(prompts[:8], replace(shared, max_tokens=min(8, config.max_tokens)))
     warmup = time.perf_counter() - started
