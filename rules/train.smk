@@ -13,6 +13,9 @@ rule prepare:
         f"{WORK}/benchmarks/prepare.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["prepare"].cpus
+    resources:
+        **REQUESTS["prepare"].resources,
     shell:
         RUN + "prepare --settings {input.settings} --out {output}"
 
@@ -29,12 +32,18 @@ rule base:
         f"{WORK}/benchmarks/base.tsv"
     conda:
         "../configs/environment.yaml"
-    threads: os.cpu_count()
+    threads: REQUESTS["base"].cpus
     resources:
-        gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
-        **LARGE,
+        **REQUESTS["base"].resources,
     shell:
-        RUN_GPU + "base --settings {input.settings} --out {output}"
+        run_gpu("base") + "base --settings {input.settings} --out {output}"
+
+
+rule fetch:
+    """What needs the hub: to be run where it can be reached, such as a cluster's login node."""
+    input:
+        rules.prepare.output,
+        rules.base.output,
 
 
 # The problems' content is part of the settings' name: new files with the same content make nothing stale.
@@ -55,11 +64,11 @@ rule train:
         f"{WORK}/benchmarks/train/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["train"].cpus
     resources:
-        gpu=TIER.gpus,
-        **LARGE,
+        **REQUESTS["train"].resources,
     params:
         out=subpath(output.model, parent=True),
     shell:
-        RUN_GPU + "train --settings {input.settings} --base {input.base}"
+        run_gpu("train") + "train --settings {input.settings} --base {input.base}"
         " --data {input.data} --out {params.out}"

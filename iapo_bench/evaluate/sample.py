@@ -70,6 +70,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
             )
         )
     seconds = time.perf_counter() - warm
+    engine.close()
     samples = pd.concat(frames, ignore_index=True)
     samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
     timing = {

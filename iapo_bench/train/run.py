@@ -6,6 +6,7 @@ checkpoint, and a checkpoint of anything else is set aside.
 
 import json
 import shutil
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,19 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
     run = run_identity(job, base, data)
-    engine = make_engine(
-        config.engine,
-        base,
-        model,
-        width=max(map(len, prompts), default=0) + config.max_tokens,
-        batch_size=config.rollout_batch_size,
-        gpu_memory=config.engine_memory,
-        sleep=True,
+    started = closing(
+        make_engine(
+            config.engine,
+            base,
+            model,
+            width=max(map(len, prompts), default=0) + config.max_tokens,
+            batch_size=config.rollout_batch_size,
+            gpu_memory=config.engine_memory,
+            sleep=True,
+            deterministic=config.engine_deterministic,
+        )
     )
-    with make_grader(world.grader) as grader:
+    with started as engine, make_grader(world.grader) as grader:
         task = Task(
             prompts=prompts,
             golds=[problem.answer for problem in problems],
