@@ -6,9 +6,11 @@
 #   snakemake --cores all results/table1.csv --config train='{completions: 1024}'   any setting, by section
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
+#   snakemake --cores all fidelity protocol claims                        the released code and protocol, the claims
 #   snakemake --cores all tune                                            search on validation, equal budgets
 #   snakemake --list                                                      every rule and what it does
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -66,8 +68,11 @@ ROLES = (
 ALL = [
     f"{OUT}/table1.csv",
     f"{OUT}/comparisons.csv",
+    f"{OUT}/figures/paired.png",
+    f"{OUT}/frontier.csv",
+    f"{OUT}/costs.csv",
     f"{OUT}/wallclock.csv",
-    f"{OUT}/figures/training.png",
+    *([f"{OUT}/figures/training.png"] if FLOW.trained else []),
     f"{OUT}/lm_eval.csv",
     *ROLES,
 ]
@@ -100,6 +105,7 @@ rule all:
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+include: "rules/fidelity.smk"
 
 
 if ROLES:

@@ -11,7 +11,7 @@ from iapo_bench.method import Credit, LossSpec, Method, assign, masked_normalise
 
 @dataclass
 class DLER(Method):
-    """The plainest length penalty, a completion that was cut off earns nothing, with a batch-wide normalisation.
+    """Truncation is the only length penalty: a completion that was cut off earns nothing.
 
         r_i = c_i * (truncated_factor if o_i was cut off, else 1)
         a_i = r_i - mean(r_group)

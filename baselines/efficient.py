@@ -15,8 +15,8 @@ class Efficient(Method):
         r_i = c_i * (1 - a * sigmoid((L_i - mean L)/(std L + 1e-7)))     over the group's correct completions
         A_i = r_i - mean_{j != i} r_j                                    leave-one-out baseline, no division by the std
 
-    c: correct and ended by itself, as a completion that was cut off scores 0 and counts among the wrong ones. L: length
-    in tokens; std: population. Loss: sequence mean, clip .2, no KL.
+    c: 1 if correct and not cut off by the token limit, else 0. L: length in tokens; std: population. Loss: sequence
+    mean, clip .2, no KL.
 
     `a`: 0.1, from 0 (accuracy only) up to 1. Open: whether correct but cut-off lengths enter mean L; here they do not.
     """

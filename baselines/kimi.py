@@ -17,8 +17,8 @@ class Kimi(Method):
 
     L: the lengths of the group in tokens. Credit: z-score of r in the group. Loss: sequence mean, clip .2, no KL.
 
-    `w`, `wrong`: those of the code that the LASER authors (arXiv 2505.15612) compare with. Open: the report names no
-    weight of its own, and warms the penalty up where this is on from the first step.
+    `w`, `wrong`: those of the code that the LASER authors (arXiv 2505.15612) compare with. Open: the report's
+    own weight is not known. It warms the penalty up, which is not done here.
     """
 
     name = "kimi"

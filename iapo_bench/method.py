@@ -7,10 +7,9 @@ defaults are the setting that its paper publishes.
 import dataclasses
 import difflib
 import enum
-import importlib.util
 import inspect
 import math
-import sys
+from collections.abc import Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,7 @@ import torch
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError, blamed, unknown
-
-METHOD_DIRS = tuple(Path(__file__).parent.parent / folder for folder in ("methods", "baselines"))
+from iapo_bench.plugins import METHOD_DIRS, find_files, load_class
 
 PROFILES = ("paper", "released")
 
@@ -376,11 +374,7 @@ def require_groups(group_size: int) -> None:
 
 def list_methods() -> dict[str, Path]:
     """Every method's file by name; `methods/` wins over `baselines/`."""
-    found: dict[str, Path] = {}
-    for folder in METHOD_DIRS:
-        for path in sorted(folder.glob("[a-z]*.py")):
-            found.setdefault(path.stem, path)
-    return found
+    return find_files(METHOD_DIRS)
 
 
 def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
@@ -395,7 +389,7 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
         raise unknown("method", name, paths)
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    cls = _method_class(name, paths[name])
+    cls = _require_no_slip(load_class(paths[name], Method, name), paths[name])
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     method = cls()
     for settings in (cls.released if profile == "released" else {}, options):
@@ -407,6 +401,8 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if isinstance(changes.get(part), dict):
                 changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
+    if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
+        raise UserError(f"{paths[name]}: needs of {name} must be a set of Signal, is {method.needs!r}")
     return method
 
 
@@ -418,25 +414,12 @@ def _replace_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(part, **changes)
 
 
-def _method_class(name: str, path: Path) -> type[Method]:
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up postponed annotations there
-    with blamed(path, f"method {name}", "import"):
-        spec.loader.exec_module(module)
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", None) == name:
-            return _require_no_slip(value, path)
-    raise UserError(f"{path} has no subclass of Method with name = '{name}'")
-
-
 def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
     """The class, unless a slip would make its hooks or its options count for nothing."""
     options, known = vars(cls).get("__annotations__", {}), {name for name in vars(Method) if name[0] != "_"}
     for name in vars(cls).keys() - options.keys() - known:
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+        near = difflib.get_close_matches(name, known - vars(cls).keys(), n=1, cutoff=0.8)
+        if near:
             raise UserError(f"{path}: {cls.__name__}.{name} is never called: did you mean '{near[0]}'?")
     if options and "__dataclass_fields__" not in vars(cls):
         raise UserError(f"{path}: {cls.__name__} has options, so put @dataclass above the class")

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, blamed
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 METHOD_DIRS = (ROOT / "methods", ROOT / "baselines")
 DATASET_DIRS = (ROOT / "iapo_bench" / "worlds" / "datasets",)
@@ -49,7 +50,7 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
     return function
 
 
-def load_class(path: Path, base: type, name: str) -> type:
+def load_class(path: Path, base: type[T], name: str) -> type[T]:
     """The subclass of `base` in a file whose class attribute `name` is `name`. Raises UserError when there is none."""
     for value in vars(_module(path)).values():
         if isinstance(value, type) and issubclass(value, base) and getattr(value, "name", None) == name:
@@ -66,5 +67,6 @@ def _module(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up postponed annotations there
-    spec.loader.exec_module(module)
+    with blamed(path, path.stem, "import"):
+        spec.loader.exec_module(module)
     return module

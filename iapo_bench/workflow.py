@@ -23,7 +23,8 @@ from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.plugins import list_datasets
+from iapo_bench.plugins import list_datasets, list_methods
+from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
@@ -38,8 +39,12 @@ POINT = re.compile(r"sensitivity/point(?P<point>\d+)")
 ARTEFACTS = {
     "table": "iapo_bench.report.table1",
     "comparisons": "iapo_bench.report.comparisons",
+    "frontier": "iapo_bench.report.frontier",
+    "paired": "iapo_bench.report.paired",
+    "ablations": "iapo_bench.report.ablations",
     "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",
+    "claims": "iapo_bench.report.claims",
 }
 
 
@@ -71,7 +76,7 @@ def check_methods(tier: TierConfig) -> TierConfig:
     from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
 
     seed = tier.train.seeds[0]
-    for name in [*tier.methods, *tier.ablations]:
+    for name in [*tier.trained, *tier.ablations]:
         points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
         for options in [{}, *points]:
             chosen = tier.train_job(name, seed, options=options).method
@@ -152,16 +157,24 @@ class Workflow:
 
     @property
     def runs(self) -> dict[str, str]:
-        """Directories of the base and of every trained row, by their name in tables: METHOD/SEED."""
-        trained = {
-            f"{method}/{seed}": f"{self.work}/{method}/seed{seed}" for method in self.methods for seed in self.seeds
+        """Directories of the base and of every row, by their name in tables: METHOD/SEED."""
+        rows = {
+            f"{method}/{seed}": f"{self.work}/{method}/seed{seed}"
+            for method in self.methods
+            for seed in self.tier.train_seeds(method)
         }
-        return {BASE: f"{self.work}/{BASE}"} | trained
+        return {BASE: f"{self.work}/{BASE}"} | rows
+
+    @property
+    def trained(self) -> dict[str, str]:
+        """Those of the runs that are trained."""
+        kept = {f"{method}/{seed}" for method in self.tier.trained for seed in self.seeds}
+        return {name: folder for name, folder in self.runs.items() if name in kept}
 
     @property
     def trials(self) -> list[str]:
         """Runs of the search."""
-        names = self.methods if self.tier.tune else []
+        names = self.tier.trained if self.tier.tune else []
         return [f"tune/{name}/trial{trial}" for name in names for trial in range(len(self.tier.trials(name)))]
 
     @property
@@ -172,7 +185,9 @@ class Workflow:
 
     def folders(self, row: str) -> list[str]:
         """Directories of the runs of a row, one for each training seed."""
-        return [f"{self.work}/{BASE}"] if row == BASE else [f"{self.work}/{row}/seed{seed}" for seed in self.seeds]
+        if row == BASE:
+            return [f"{self.work}/{BASE}"]
+        return [f"{self.work}/{row}/seed{seed}" for seed in self.tier.train_seeds(row)]
 
     # What each job reads.
 
@@ -187,6 +202,14 @@ class Workflow:
             job = job.model_copy(update={"files": _checksums(source)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
         return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
+
+    def checkpoint(self, row: str) -> str:
+        """Settings file of the fetching of a row that is measured and not trained."""
+        job = self.tier.checkpoint_job(row)
+        folder = Path(job.source) / (job.subfolder or "")
+        if folder.is_dir():
+            job = job.model_copy(update={"files": _checksums(folder)})
+        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", [self._dataset])
 
     def train(self, run: str) -> str:
         """Settings file of the training of a run."""
@@ -225,9 +248,41 @@ class Workflow:
         """Settings file of the summary of a row."""
         return self._write(f"metrics {row}", self.tier.row_job(row), "iapo_bench.report.rows")
 
+    def controls(self) -> str:
+        """Settings file of the controls, which are made of the base's samples."""
+        return self._write("controls", self.tier.row_job(BASE), "iapo_bench.report.controls")
+
+    @property
+    def control_rows(self) -> list[str]:
+        """The controls' rows: none where there are too few samples to take the shortest of."""
+        return list(CONTROLS) if self.tier.evaluate.n_samples >= SHORTEST_OF else []
+
+    def costs(self) -> str:
+        """Settings file of the costs."""
+        return self._write("costs", self.tier.costs_job(), "iapo_bench.report.costs")
+
     def wallclock(self) -> str:
         """Settings file of the wall-clock table."""
         return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock")
+
+    @cached_property
+    def departed(self) -> dict[str, str]:
+        """Variants that depart as released code does, by the departure that each follows."""
+        from iapo_bench.report.departures import followed  # and with it torch, for this target only
+
+        return followed(self.tier)
+
+    def fidelity(self) -> str:
+        """Settings file of the comparison with the released code."""
+        from iapo_bench.report.departures import fidelity_job
+
+        job = fidelity_job(self.tier)
+        plugins = [self._dataset, *(list_methods()[name] for name in job.methods)]
+        return self._write("fidelity", job, "iapo_bench.report.fidelity", plugins, problems=self._problems("train"))
+
+    def protocol(self) -> str:
+        """Settings file of the comparison of protocols."""
+        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", [self._dataset])
 
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""

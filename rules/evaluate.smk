@@ -69,5 +69,6 @@ rule lm_eval:
     params:
         out=subpath(output.scores, parent=True),
     shell:
-        run_gpu("lm_eval") + "lm-eval --settings {input.settings} --model {input.model}"
+        run_gpu("lm_eval")
+        + "lm-eval --settings {input.settings} --model {input.model}"
         " --data {input.data} --out {params.out}"

@@ -1,6 +1,6 @@
 # What people read: one artefact, one module of iapo_bench/report, one rule, one command.
 
-TRAINED = {name: folder for name, folder in RUNS.items() if name != "base"}
+TRAINED = FLOW.trained
 ABLATED = list(
     dict.fromkeys(["base", *map(TIER.parent, TIER.ablations), *TIER.ablations])
 )
@@ -36,6 +36,11 @@ rule metrics:
         grades=lambda wildcards: [
             f"{folder}/test/grades.parquet" for folder in FLOW.folders(wildcards.row)
         ],
+        logs=lambda wildcards: [
+            f"{folder}/train.jsonl"
+            for folder in FLOW.folders(wildcards.row)
+            if wildcards.row != "base"
+        ],
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
         counts=f"{WORK}/summaries/{{row}}.parquet",
@@ -43,23 +48,52 @@ rule metrics:
         f"{WORK}/logs/metrics/{{row}}.log",
     benchmark:
         f"{WORK}/benchmarks/metrics/{{row}}.tsv"
+    wildcard_constraints:
+        row="(?!base_).+",  # the controls have a rule of their own
     conda:
         "../configs/environment.yaml"
     params:
         grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
         seeds=lambda wildcards: [
             f"--train-seed {seed}"
-            for seed in ([0] if wildcards.row == "base" else FLOW.seeds)
+            for seed in (
+                [0] if wildcards.row == "base" else TIER.train_seeds(wildcards.row)
+            )
         ],
+        logs=lambda wildcards, input: [f"--log {path}" for path in input.logs],
     shell:
         RUN + "metrics --settings {input.settings} {params.grades} {params.seeds}"
-        " --out {output.summary}"
+        " {params.logs} --out {output.summary}"
+
+
+rule controls:
+    """Shorten the base without training it."""
+    input:
+        settings=lambda wildcards: FLOW.controls(),
+        grades=f"{WORK}/base/test/grades.parquet",
+    output:
+        expand(
+            f"{WORK}/summaries/{{row}}.{{end}}",
+            row=suite.CONTROLS,
+            end=["json", "parquet"],
+        ),
+    log:
+        f"{WORK}/logs/controls.log",
+    benchmark:
+        f"{WORK}/benchmarks/controls.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        out=f"{WORK}/summaries",
+    shell:
+        RUN
+        + "controls --settings {input.settings} --grades {input.grades} --out {params.out}"
 
 
 rule table:
     """Put all rows into one table and one figure."""
     input:
-        **summaries(["base", *FLOW.methods]),
+        **summaries(["base", *FLOW.methods, *FLOW.control_rows]),
         code=lambda wildcards: FLOW.artefact("table"),
         published="results/published/table1.csv",
     output:
@@ -79,7 +113,8 @@ rule table:
         summaries=each_summary,
         stem=stem,
     shell:
-        RUN + "table {params.summaries} --published {input.published} --out {output.csv}"
+        RUN
+        + "table {params.summaries} --published {input.published} --out {output.csv}"
         " --figure {params.stem}"
 
 
@@ -87,7 +122,7 @@ rule ablation_table:
     """Put the variants of methods beside what they vary."""
     input:
         **summaries(ABLATED),
-        code=lambda wildcards: FLOW.artefact("table"),
+        code=lambda wildcards: FLOW.artefact("ablations"),
     output:
         csv=report(f"{OUT}/ablations.csv", category="Ablations"),
         markdown=report(f"{OUT}/ablations.md", category="Ablations"),
@@ -105,7 +140,7 @@ rule ablation_table:
         summaries=each_summary,
         stem=stem,
     shell:
-        RUN + "table {params.summaries} --out {output.csv} --figure {params.stem}"
+        RUN + "ablations {params.summaries} --out {output.csv} --figure {params.stem}"
 
 
 rule ablations:
@@ -136,6 +171,77 @@ rule comparisons:
         stem=stem,
     shell:
         RUN + "comparisons {params.summaries} --out {output.csv} --figure {params.stem}"
+
+
+rule paired:
+    """Draw what each method changed in the base."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        code=lambda wildcards: FLOW.artefact("paired"),
+    output:
+        png=report(f"{OUT}/figures/paired.png", category="Table 1"),
+        svg=f"{OUT}/figures/paired.svg",
+    log:
+        f"{WORK}/logs/paired.log",
+    benchmark:
+        f"{WORK}/benchmarks/paired.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "paired {params.summaries} --figure {params.stem}"
+
+
+rule frontier:
+    """Say whether any method beats early stopping of the base."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        code=lambda wildcards: FLOW.artefact("frontier"),
+        base=f"{WORK}/base/test/grades.parquet",
+    output:
+        csv=report(f"{OUT}/frontier.csv", category="Early stopping"),
+        markdown=report(f"{OUT}/frontier.md", category="Early stopping"),
+        forms=multiext(f"{OUT}/frontier", ".tex", ".html"),
+        png=report(f"{OUT}/figures/frontier.png", category="Early stopping"),
+        svg=f"{OUT}/figures/frontier.svg",
+    log:
+        f"{WORK}/logs/frontier.log",
+    benchmark:
+        f"{WORK}/benchmarks/frontier.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        stem=stem,
+    shell:
+        RUN + "frontier {params.summaries} --base {input.base} --out {output.csv}"
+        " --figure {params.stem}"
+
+
+rule costs:
+    """Say what each row cost and how it answered."""
+    input:
+        **summaries(["base", *FLOW.methods]),
+        settings=lambda wildcards: FLOW.costs(),
+        training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
+    output:
+        csv=report(f"{OUT}/costs.csv", category="Costs"),
+        markdown=report(f"{OUT}/costs.md", category="Costs"),
+        forms=multiext(f"{OUT}/costs", ".tex", ".html"),
+    log:
+        f"{WORK}/logs/costs.log",
+    benchmark:
+        f"{WORK}/benchmarks/costs.tsv"
+    conda:
+        "../configs/environment.yaml"
+    params:
+        summaries=each_summary,
+        runs=named(TRAINED),
+    shell:
+        RUN
+        + "costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}"
 
 
 rule wallclock:

@@ -42,7 +42,8 @@ rule sensitivity_table:
         grades=lambda wildcards, input: [f"--grades {path}" for path in input.grades],
         stem=stem,
     shell:
-        RUN + "sensitivity --settings {input.settings} --base {input.base} {params.grades}"
+        RUN
+        + "sensitivity --settings {input.settings} --base {input.base} {params.grades}"
         " --out {output.csv} --figure {params.stem}"
 
 

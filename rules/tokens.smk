@@ -20,7 +20,8 @@ rule token_roles:
     resources:
         **REQUESTS["sample"].resources,
     shell:
-        run_gpu("sample") + "token-roles --settings {input.settings} --model {input.model}"
+        run_gpu("sample")
+        + "token-roles --settings {input.settings} --model {input.model}"
         " --samples {input.samples} --data {input.data} --out {output}"
 
 
@@ -45,5 +46,6 @@ rule role_tables:
         runs=named(RUNS),
         stem=stem,
     shell:
-        RUN + "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
+        RUN
+        + "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
         " --roles {output.roles} --figure {params.stem}"

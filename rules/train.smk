@@ -46,6 +46,32 @@ rule fetch:
         rules.base.output,
 
 
+# A row with a checkpoint is measured and not trained.
+MEASURED = "|".join(map(re.escape, TIER.measured)) or "(?!)"
+
+
+rule checkpoint:
+    """Fetch a model that is measured and not trained."""
+    input:
+        settings=lambda wildcards: FLOW.checkpoint(wildcards.measured),
+    output:
+        directory(f"{WORK}/{{measured}}/seed0/model"),
+    log:
+        f"{WORK}/logs/checkpoint/{{measured}}.log",
+    benchmark:
+        f"{WORK}/benchmarks/checkpoint/{{measured}}.tsv"
+    wildcard_constraints:
+        measured=MEASURED,
+    conda:
+        "../configs/environment.yaml"
+    threads: REQUESTS["base"].cpus
+    resources:
+        mem_mb=REQUESTS["base"].mem_mb,
+        runtime=REQUESTS["base"].runtime,
+    shell:
+        RUN + "checkpoint --settings {input.settings} --out {output}"
+
+
 # The problems' content is part of the settings' name: new files with the same content make nothing stale.
 rule train:
     """Train one run: a method and seed, a trial of the search, or a point of the grid."""
@@ -56,12 +82,12 @@ rule train:
     output:
         model=directory(f"{WORK}/{{run}}/model"),
         log=f"{WORK}/{{run}}/train.jsonl",
-    wildcard_constraints:
-        run=r"tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
     log:
         f"{WORK}/logs/train/{{run}}.log",
     benchmark:
         f"{WORK}/benchmarks/train/{{run}}.tsv"
+    wildcard_constraints:
+        run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
     conda:
         "../configs/environment.yaml"
     threads: REQUESTS["train"].cpus

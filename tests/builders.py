@@ -11,12 +11,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
+from iapo_bench.config.world import WorldConfig
 from iapo_bench.method import Credit, Method
 from iapo_bench.models.checkpoints import save_model
 from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
-from iapo_bench.worlds import TAGS
+from iapo_bench.worlds import TAGS, World
 from iapo_bench.worlds.load import load_world
 from iapo_bench.worlds.prepare import prepare
 
@@ -156,3 +157,8 @@ def _reciter(vocabulary: int, said: list[int], after: int) -> GPT2LMHeadModel:
         model.transformer.wpe.weight[after - 1 + i, i] = 1.0
         model.lm_head.weight[token, i] = 100.0
     return model
+
+
+def open_world(name: str, data_dir: Path | None = None, splits: str = "honest") -> World:
+    """A dataset as a tier opens it."""
+    return load_world(WorldConfig(name=name, data_dir=str(data_dir) if data_dir else None, splits=splits), seed=0)

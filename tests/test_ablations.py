@@ -97,11 +97,11 @@ def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
     assert table["pass@2"].iloc[2] == 0.5
     assert (table["pass@1_lo"] <= table["pass@1"]).all()
     assert (tmp_path / "maps.png").stat().st_size > 10_000
-    figure = sensitivity_maps(table, ["alpha", "beta"], ["pass@1", "length@2"], title="grid")
-    left, right = figure.axes
+    figure = sensitivity_maps(table, ["alpha", "beta"], ["pass@1", "length@2"], title="grid", chosen=1)
+    left, right = figure.axes[:2]
     shown = [text.get_text() for text in left.texts]
-    assert shown == ["0", "0.25", "0.5", "0.75", "1", "0"]
-    assert left.get_title() == "Pass@1 (base 0.5)"
+    assert shown == [".000", ".250", ".500", ".750", "1.000", ".000"]
+    assert left.get_title() == "Pass@1 (base .500)"
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "0.1", "1"]
     # Blue is better: more accurate, but shorter.
     colours = {ax: ax.images[0].to_rgba(ax.images[0].get_array()) for ax in (left, right)}

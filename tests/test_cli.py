@@ -14,7 +14,7 @@ from iapo_bench.cli import main
 from iapo_bench.models.checkpoints import load_model
 
 SMALL = (
-    *("--set", "model.warm_start={hidden: 32, layers: 1, heads: 2, steps: 40, lr: 0.01}"),
+    *("--set", "model.sft={hidden: 32, layers: 1, heads: 2, steps: 40, lr: 0.01}"),
     *("--set", "train.completions=32", "--set", "train.prompts_per_step=4"),
 )
 
@@ -25,7 +25,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     commands = [
         ("prepare", "--out", folder / "data"),
-        ("warm-start", "--out", folder / "base"),
+        ("base", "--out", folder / "base"),
         ("train", "--method", "iapo", "--base", folder / "base", "--data", folder / "data", "--out", folder / "iapo"),
         *(
             ("sample", "--model", model, "--data", folder / "data", "--out", folder / name / "test")

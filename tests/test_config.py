@@ -1,4 +1,4 @@
-"""Configurations: every file is valid, every mistake is one clear line, a method's slice is its own."""
+"""Settings: every file is valid, every mistake is one clear line with its place, and it is known which setting wins."""
 
 import tomllib
 from pathlib import Path
@@ -6,99 +6,223 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iapo_bench.config.reading import merge
-from iapo_bench.config.tier import parse_tier, read_tier, search_space
+from iapo_bench.config.reading import merge, parse_yaml
+from iapo_bench.config.section import identity
+from iapo_bench.config.tier import list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
+from iapo_bench.workflow import check_methods, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
-TIERS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "environment")
+TIERS = sorted(list_tiers())
+
+
+def trained(tier, name, **changes):
+    """What decides the training of a method, as plain values."""
+    return identity(tier.train_job(name, 0, **changes))
 
 
 @pytest.mark.parametrize("name", TIERS)
 def test_every_tier_is_valid(name):
-    tier = read_tier(name)
+    tier = check_methods(read_tier(name))
     assert tier.tier == name
     for method in tier.methods:
-        tier.training_slice(method)
+        tier.train_job(method, 0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": {"completion": 3}}, "train: unknown key 'completion': did you mean 'completions'"),
-        ({"tran": {}}, "top level: unknown key 'tran': did you mean 'train'"),
-        ({"methods": {"ipo": None}}, "unknown method 'ipo': did you mean 'iapo'"),
-        ({"methods": {"iapo": {"options": {"alfa": 1}}}}, "unknown option of iapo 'alfa': did you mean 'alpha'"),
-        ({"methods": {"iapo": {"lrr": 1}}}, "methods.iapo: unknown key 'lrr': did you mean 'lr'"),
+        ({"train": {"completion": 3}}, "--config: train: unknown key 'completion': did you mean 'completions'"),
+        ({"tran": {}}, "--config: top level: unknown key 'tran': did you mean 'train'"),
+        ({"methods": {"ipo": None}}, "--config: unknown method 'ipo': did you mean 'iapo'"),
+        ({"methods": ["iapo", "grppo"]}, "--config: unknown method 'grppo': did you mean 'grpo'"),
+        (
+            {"methods": {"iapo": {"options": {"alfa": 1}}}},
+            "--config: unknown option of iapo 'alfa': did you mean 'alpha'",
+        ),
+        ({"methods": {"iapo": {"options": {"alpha": float("nan")}}}}, "--config: "),
+        ({"methods": {"iapo": {"lrr": 1}}}, "--config: methods.iapo: unknown key 'lrr': did you mean 'lr'"),
         ({"train": {"lora": {"rnk": 8}}}, "train.lora: unknown key 'rnk': did you mean 'rank'"),
         ({"tune": {"sampels": 8}}, "tune: unknown key 'sampels'"),
         ({"train": {"lora": {}, "sharded": True}}, "sharded and lora do not go together"),
         ({"methods": {"iapo": {"profile": "official"}}}, "methods.iapo.profile"),
-        ({"train": {"group_size": 0}}, "train.group_size: Input should be greater than 0"),
-        ({"train": {"lr": "fast"}}, "train.lr"),
-        ({"world": {"name": "gsm9k"}}, "world.name"),
+        ({"train": {"group_size": 0}}, "--config: train.group_size: Input should be greater than 0"),
+        ({"train": {"lr": "fast"}}, "--config: train.lr"),
+        ({"train": {"lr": float("inf")}}, "--config: train.lr"),
+        ({"train": {"seeds": [1, 1]}}, "training seeds must differ"),
+        ({"train": {"seeds": 0}}, "train.seeds"),
+        ({"train": {"seeds": "three"}}, "train.seeds"),
+        ({"world": {"name": "gsm9k"}}, "--config: world.name: unknown dataset 'gsm9k': did you mean 'gsm8k'"),
         ({"evaluate": {"n_samples": 16}}, "k=32 needs at least 32 samples a problem, n_samples is 16"),
-        ({"tuned": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+        ({"methods": {"base": {"method": "iapo"}}}, "'base' is the row of the untrained model"),
+        ({"tier": "mirco"}, "--config tier=mirco: unknown tier 'mirco': did you mean 'micro'"),
     ],
 )
-def test_mistakes_are_one_clear_line(changes, message):
+def test_mistakes_are_one_clear_line_with_their_place(changes, message):
     with pytest.raises(UserError) as error:
-        read_tier("micro", changes)
+        read_workflow_tier(changes, changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_a_file_names_file_and_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (ROOT / "configs" / "micro.yaml").read_text()
+    path.write_text(text.replace("group_size: 8", "group_size: eight"))
+    line = next(n for n, row in enumerate(text.splitlines(), 1) if "group_size: 8" in row)
+    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: train\.group_size"):
+        read_tier(path)
+    path.write_text(text.replace("  group_size: 8", "  grup_size: 8"))
+    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: train: unknown key 'grup_size': did you mean 'gro"):
+        read_tier(path)
 
 
 def test_unknown_tier_and_broken_files(tmp_path):
     with pytest.raises(UserError, match="unknown tier 'mirco': did you mean 'micro'"):
         read_tier("mirco")
+    with pytest.raises(UserError, match=r"results/mirco/table1\.csv: unknown tier 'mirco': did you mean 'micro'"):
+        read_workflow_tier({}, {}, ["results/mirco/table1.csv"])
     with pytest.raises(UserError, match=r"gone\.yaml does not exist"):
         read_tier(tmp_path / "gone.yaml")
     broken = tmp_path / "broken.yaml"
-    broken.write_text("tier: [micro")
-    with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
-        read_tier(broken)
-    broken.write_text("")
-    with pytest.raises(UserError, match="holds no settings"):
+    for content, message in (
+        ("tier: [micro", r"broken\.yaml:1 is not YAML"),
+        ("", "holds no settings"),
+        ("train:\n  lr: 1\n  lr: 2\n", r"broken\.yaml:3 is not YAML: the key 'lr' stands twice, at lines 2 and 3"),
+        ("a: {b: 1, b: 1}", "the key 'b' stands twice"),
+    ):
+        broken.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_tier(broken)
+    broken.write_bytes(b"tier: \xff\xfe")
+    with pytest.raises(UserError, match="is not UTF-8"):
         read_tier(broken)
 
 
-def test_yamls_scientific_notation_without_a_point():
-    """YAML reads 1e-6 as a string; here it is the number that was meant."""
-    assert read_tier("micro", {"train": yaml.safe_load("lr: 1e-6")}).train.lr == 1e-6
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-6", 1e-6), ("-2E+3", -2000.0), ("1.5e2", 150.0), ("1e", "1e"), ("e5", "e5"), ("7", 7)]
+)
+def test_numbers_are_numbers_everywhere(text, value):
+    assert parse_yaml(f"lr: {text}", "here")[0] == {"lr": value}
+    options = (
+        read_tier("micro", {"methods": {"iapo": {"options": {"alpha": text}}}}).train_job("iapo", 0).method.options
+    )
+    assert options["alpha"] == value
+
+
+def test_a_list_of_methods_chooses_rows_and_a_mapping_changes_them():
+    tier = read_tier("micro", {"methods": ["iapo", "grpo"]})
+    assert list(tier.methods) == ["iapo", "grpo"]
+    assert trained(tier, "iapo") == trained(read_tier("micro"), "iapo")
+    assert list(read_tier("micro", {"methods": "dapo"}).methods) == ["dapo"]
+    varied = read_tier("micro", {"methods": ["iapo", "iapo_ni"]})
+    assert list(varied.methods) == ["iapo", "iapo_ni"]
+    assert trained(varied, "iapo_ni")["method"]["options"]["alpha"] == 0.0
+    changed = read_tier("micro", {"methods": {"iapo": {"lr": 0.5}}})
+    assert list(changed.methods) == list(read_tier("micro").methods)
+    assert changed.train_job("iapo", 0).train.lr == 0.5
+
+
+def test_a_number_of_seeds_stands_for_the_first_ones():
+    assert read_tier("micro", {"train": {"seeds": 3}}).train.seeds == [0, 1, 2]
+    assert read_tier("micro", {"train": {"seeds": [5]}}).train.seeds == [5]
 
 
 def test_a_change_to_one_method_is_in_no_other_slice():
     before, after = read_tier("micro"), read_tier("micro", {"methods": {"iapo": {"options": {"alpha": 0.5}}}})
-    assert before.training_slice("iapo") != after.training_slice("iapo")
+    assert trained(before, "iapo") != trained(after, "iapo")
     for method in set(before.methods) - {"iapo"}:
-        assert before.training_slice(method) == after.training_slice(method)
+        assert trained(before, method) == trained(after, method)
 
 
-def test_own_settings_win_over_the_tuned_choice_and_that_over_the_tier():
-    tier = read_tier("micro", {"tuned": None, "train": {"lr": 0.5}})
-    assert tier.training_slice("iapo")["train"]["lr"] == 0.5
-    trial = tier.training_slice("iapo", trial=0)
-    assert trial["train"]["lr"] == search_space("iapo")[0]["lr"]
-    own = read_tier("micro", {"tuned": None, "methods": {"iapo": {"lr": 0.25, "options": {"beta": 0.0}}}})
-    mixed = own.training_slice("iapo", trial=0)
-    assert mixed["train"]["lr"] == 0.25
-    assert mixed["method"]["options"] == {**search_space("iapo")[0]["options"], "beta": 0.0}
-
-
-def test_every_method_of_the_micro_tier_has_as_many_trials_and_each_is_valid():
+def test_settings_that_cannot_change_a_result_belong_to_no_runs_identity():
+    free = {
+        "engine_memory": 0.2,
+        "micro_batch_tokens": 99,
+        "rollout_batch_size": 3,
+        "sharded": True,
+        "gradient_checkpointing": True,
+        "checkpoint_every": 1,
+        "seeds": [0, 4],
+    }
     tier = read_tier("micro")
-    sizes = {method: len(search_space(method)) for method in tier.methods}
+    assert trained(tier, "iapo") == trained(
+        read_tier("micro", {"train": free, "job": {"mem_mb": 9}, "gpus": 3}), "iapo"
+    )
+    sampled = identity(tier.sample_job("test"))
+    assert sampled == identity(
+        read_tier("micro", {"evaluate": {"batch_size": 3, "engine_memory": 0.5, "ks": [1]}}).sample_job("test")
+    )
+    values = {"lr": 9e-9, "temperature": 0.5, "group_size": 2, "clip_norm": 3.0, "max_draws": 9, "answer_stride": 2}
+    values |= {"completions": 160, "prompts_per_step": 3, "max_tokens": 7, "updates_per_rollout": 3, "problems": 5}
+    values |= {"importance_cap": 2.0, "skip_answer": True, "lora": {"rank": 3}, "engine": "vllm"}
+    for key, value in values.items():
+        assert trained(tier, "iapo") != trained(read_tier("micro", {"train": {key: value}}), "iapo"), key
+
+
+def test_which_setting_wins():
+    """The command line over the tier's entry for a method, that over the tuned choice, that over the tier."""
+    content = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
+    content["tuned"] = {"iapo": {"lr": 0.3, "options": {"alpha": 0.3, "beta": 0.3}}}
+    tier = parse_tier(content, source="here")
+    assert tier.train_job("iapo", 0).train.lr == 0.3
+    assert tier.train_job("dapo", 0).train.lr == content["train"]["lr"]
+    content["methods"]["iapo"] = {"lr": 0.2, "options": {"beta": 0.2}}
+    tier = parse_tier(content, source="here")
+    job = tier.train_job("iapo", 0)
+    assert (job.train.lr, job.method.options) == (0.2, {"alpha": 0.3, "beta": 0.2})
+    for_all = parse_tier(content, {"train": {"lr": 0.1}}, source="here")
+    assert {for_all.train_job(name, 0).train.lr for name in for_all.methods} == {0.1}
+    for_one = parse_tier(content, {"train": {"lr": 0.1}, "methods": {"iapo": {"lr": 0.05}}}, source="here")
+    assert (for_one.train_job("iapo", 0).train.lr, for_one.train_job("dapo", 0).train.lr) == (0.05, 0.1)
+    assert for_one.train_job("iapo", 0).method.options["beta"] == 0.2
+    trial = tier.train_job("iapo", 0, trial=1)
+    assert trial.train.lr == content["train"]["lr"]
+    assert trial.method.options == {"alpha": 0.1, "beta": 0.0}, "a trial wins over the tier's entry"
+
+
+def test_every_row_says_how_its_settings_were_chosen():
+    micro = read_tier("micro", {"methods": {"grpo": None}})
+    assert {name: micro.selection_of(name) for name in ("iapo", "grpo", "iapo_ni")} == {
+        "iapo": "validation",
+        "grpo": "defaults",
+        "iapo_ni": "validation, varied",
+    }
+    assert read_tier("micro", {"train": {"lr": 1e-3}}).selection_of("iapo") == "by hand"
+    assert read_tier("micro", {"methods": {"iapo": {"options": {"alpha": 0.5}}}}).selection_of("iapo") == "by hand"
+    assert read_tier("micro", {"methods": {"iapo": {"lr": 0.5}}}).selection_of("dapo") == "validation"
+    assert read_tier("micro", {"tuned": None}).selection_of("iapo") == "defaults"
+    assert read_tier("qwen-0.5b").selection_of("iapo") == "published"
+    assert read_tier("qwen-0.5b", {"train": {"lr": 1e-5}}).selection_of("iapo") == "by hand"
+    smollm2 = read_tier("smollm2")
+    assert (smollm2.selection_of("dapo"), smollm2.selection_of("iapo")) == ("published", "by hand")
+
+
+@pytest.mark.parametrize("name", [name for name in TIERS if read_tier(name).tune])
+def test_on_every_tier_the_trials_of_a_method_differ_in_what_is_trained(name):
+    tier = read_tier(name)
+    sizes = {method: len(tier.trials(method)) for method in tier.methods}
     assert len(set(sizes.values())) == 1, sizes
     for method, size in sizes.items():
-        for trial in range(size):
-            settings = tier.training_slice(method, trial)
-            load_method(method, **settings["method"]["options"])
+        trials = [trained(tier, method, trial=trial) for trial in range(size)]
+        assert len({str(trial) for trial in trials}) == size
+        for trial in trials:
+            load_method(method, **trial["method"]["options"])
+    weights = [trained(tier, "iapo", trial=trial)["method"]["options"] for trial in range(sizes["iapo"])]
+    assert len({(w["alpha"], w["beta"]) for w in weights}) == len(weights), "the search moves IAPO's weights"
+    rates = [tier.train_job("iapo", 0, trial=trial).train.lr for trial in range(sizes["iapo"])]
+    assert all(0.1 < rate / tier.train.lr < 10 for rate in rates), "candidates are relative to the tier's own rate"
+
+
+def test_choices_are_kept_by_tier_and_dataset():
+    folders = {read_tier("qwen-7b", {"world": {"name": name}}).folder for name in ("gsm8k", "math500", "dapo")}
+    assert folders == {"qwen-7b/gsm8k", "qwen-7b/math500", "qwen-7b/dapo"}
 
 
 def test_methods_without_trials_cannot_be_tuned():
     with pytest.raises(UserError, match="lists no trials"):
-        search_space("dr_grpo")
+        read_tier("micro", {"methods": ["dr_grpo"]}).trials("dr_grpo")
 
 
 def test_merge_lays_mappings_over_each_other():
@@ -109,7 +233,7 @@ def test_merge_lays_mappings_over_each_other():
 
 def test_a_whole_tier_given_as_a_mapping():
     content = yaml.safe_load((ROOT / "configs" / "micro.yaml").read_text())
-    assert parse_tier(content, source="here") == read_tier("micro")
+    assert parse_tier(content, source="here").model_dump() == read_tier("micro").model_dump()
 
 
 def test_the_conda_environment_lists_the_projects_dependencies():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from builders import PERFECT, perfect_base
+from builders import PERFECT, open_world, perfect_base
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from iapo_bench.cli import main
@@ -105,7 +105,7 @@ def tokenizer_with(template: str | None, *special: str) -> PreTrainedTokenizerBa
 
 
 def chat(template: str, *special: str, prompt: PromptConfig | None = None) -> Dialogue:
-    return GSM8K().dialogue(tokenizer_with(template, *special), prompt)
+    return open_world("gsm8k").dialogue(tokenizer_with(template, *special), prompt)
 
 
 def save(tokenizer: PreTrainedTokenizerBase, folder: Path, **config: object) -> Path:
@@ -157,7 +157,7 @@ def test_the_plain_conversation_is_kept_where_it_passes():
     )
     assert dialogue.encode(QUESTION) == chat_ids
     assert question == "What is 2+2?"
-    assert GSM8K().encode_prompt(Problem("p", QUESTION, "12"), tokenizer) == chat_ids
+    assert open_world("gsm8k").encode_prompt(Problem("p", QUESTION, "12"), tokenizer) == chat_ids
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -173,11 +173,11 @@ def test_a_template_that_cannot_carry_it_is_refused_in_one_line(kind):
 def test_a_tokenizer_without_a_template_takes_one_from_the_settings(tmp_path):
     tokenizer = tokenizer_with(None)
     with pytest.raises(UserError, match="has no chat template"):
-        GSM8K().dialogue(tokenizer)
+        open_world("gsm8k").dialogue(tokenizer)
     (tmp_path / "mine.jinja").write_text("{{ system }}\n\nQ: {{ question }} {{ instruction }}\nA: <think>")
     tier = read_tier("smollm2", {"prompt": str(tmp_path / "mine.jinja")})
     (tmp_path / "mine.jinja").unlink()  # its text was read, not its place
-    dialogue = GSM8K().dialogue(tokenizer, tier.prompt)
+    dialogue = open_world("gsm8k").dialogue(tokenizer, tier.prompt)
     dialogue.check()
     text = dialogue.render(QUESTION)
     assert text.startswith("Solve the problem")
@@ -294,6 +294,13 @@ def test_the_end_of_a_turn_is_read_off_the_template(template, ends):
     assert dialogue.tokenizer.convert_ids_to_tokens(list(dialogue.turn_ends)) == ends
 
 
+def test_a_reply_needs_an_end():
+    tokenizer = tokenizer_with("{% for m in messages %}{{ m.content }}{% endfor %}")
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="some-model: the tokenizer has no end-of-sequence token"):
+        GSM8K().dialogue(tokenizer).check()
+
+
 def test_an_end_of_turn_that_is_no_token_is_said():
     dialogue = chat(TURNS.replace("<|im_end|>", "<stop>").replace("<|im_start|>", "## ") + OPEN)
     assert dialogue.turn_ends == ()
@@ -306,7 +313,7 @@ def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path):
     path = save(tokenizer, tmp_path / "model", eos_token_id=ids["<a>"])
     generation = {"eos_token_id": [ids["<b>"], ids["<c>"], 10**6]}
     (path / "generation_config.json").write_text(json.dumps(generation))
-    dialogue = GSM8K().dialogue(load_tokenizer(path))
+    dialogue = open_world("gsm8k").dialogue(load_tokenizer(path))
     for model in (load_model(path), load_skeleton(path)):
         assert stop_ids(model, dialogue) == tuple(sorted(ids.values()))
         assert set(ids.values()) - set(eos_ids(model, dialogue.tokenizer)) == {ids["<turn>"]}
@@ -404,7 +411,7 @@ def test_doctor_shows_prompt_stops_and_verdict(tmp_path, monkeypatch, capsys, ki
     path = save(tokenizer_with(CARRIED[kind], *TAGS), tmp_path / "model")
     code, out, _ = doctor(monkeypatch, capsys, "--model", path, "--dataset", "gsm8k")
     assert code == 0
-    dialogue = GSM8K().dialogue(load_tokenizer(path))
+    dialogue = open_world("gsm8k").dialogue(load_tokenizer(path))
     assert len(dialogue.notes) == 1
     question = re.search(r"A shelf holds .*\?", out)[0]
     assert dialogue.render(question) in out

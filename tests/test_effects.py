@@ -5,8 +5,8 @@ import pytest
 import torch
 from builders import ragged_batch
 
-from iapo_bench.report.departures import departures_of
-from iapo_bench.report.effects import ALL, Credits, Judged, compare, effects
+from iapo_bench.report.departures import ALL, departures_of
+from iapo_bench.report.effects import Credits, Judged, compare, effects
 
 POSTFIX = [5, 6]
 SETTINGS = {"temperature": 1.0, "micro_batch_tokens": 400, "postfix_ids": POSTFIX}
@@ -78,3 +78,9 @@ def test_judging_as_the_released_code_does():
     assert torch.equal(other.formatted_B, batch.formatted_B)
     assert torch.equal(judged.as_released({"format_rule": "one_line"}).formatted_B, ~batch.formatted_B)
     assert judged.as_released({"lr_schedule": "linear"}) is batch
+
+
+def test_groups_too_small_for_a_departure_leave_it_out(credits):
+    table = effects(credits, {"gfpo": {"k": 2}})
+    assert "six of eight" not in set(table["departure"])
+    assert "ties of topk" in set(table["departure"])

@@ -17,8 +17,8 @@ import pytest
 
 from iapo_bench.models.checkpoints import build_micro, save_model
 from iapo_bench.models.sources import CHATML
+from iapo_bench.worlds.datasets.gsm8k import VALIDATION
 from iapo_bench.worlds.datasets.micro import build_tokenizer
-from iapo_bench.worlds.text import GSM8K_VALIDATION
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "gpu_reference.py"
@@ -130,7 +130,7 @@ def inputs(tmp_path) -> list[str]:
     model = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1)
     model.config.max_position_embeddings = 2048
     save_model(model, tokenizer, tmp_path / "model")
-    for split, first, count in (("train", 1, GSM8K_VALIDATION + 8), ("test", 9000, 5)):
+    for split, first, count in (("train", 1, VALIDATION + 8), ("test", 9000, 5)):
         rows = [
             {
                 "question": f"Ann has {n} {split} eggs and sells one. How many are left?",

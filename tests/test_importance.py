@@ -10,7 +10,6 @@ from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import Credit, LossSpec
 from iapo_bench.signals.statistics import token_statistics
-from iapo_bench.train.run import train_settings
 from iapo_bench.train.update import backward, importance_weights
 
 CAP = 2.0
@@ -82,10 +81,10 @@ def test_micro_batches_change_nothing(model, rollout):
 
 
 def test_the_setting_reaches_the_update():
-    assert train_settings(read_tier("micro").train, 0).update.importance_cap is None
+    assert read_tier("micro").train_job("iapo", 0).train.importance_cap is None
     tier = read_tier("micro", {"train": {"importance_cap": 2.0, "engine": "vllm"}})
-    assert train_settings(tier.train, 0).update.importance_cap == 2.0
-    assert tier.training_slice("iapo")["train"]["engine"] == "vllm"
+    train = tier.train_job("iapo", 0).train
+    assert (train.importance_cap, train.engine) == (2.0, "vllm")
     for changes, message in (
         ({"train": {"importance_cap": 0}}, r"train\.importance_cap"),
         ({"train": {"engine": "sglang"}}, r"train\.engine"),

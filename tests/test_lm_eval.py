@@ -18,12 +18,12 @@ from test_text_worlds import gsm8k_row, write_rows
 
 from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.lm_evaluation import evaluate
+from iapo_bench.evaluate.lm_evaluation import evaluate as evaluate_job
 from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.report.lm_eval import COLUMNS
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.sft import WarmStart, warm_start
+from iapo_bench.train.sft import TaughtSFT, teach_micro
 from iapo_bench.worlds import read_problems
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.grading import make_grader
@@ -43,17 +43,24 @@ def tier() -> TierConfig:
 def made(tier, tmp_path_factory) -> Path:
     """Problems and a base that solves some of them, and what lm-eval made of it."""
     folder = tmp_path_factory.mktemp("made")
-    prepare(tier, folder / "data")
+    prepare(tier.prepare_job(), folder / "data")
     world, tokenizer = load_world(tier.world, tier.seed), build_tokenizer()
     assert isinstance(world, MicroWorld)
     # Heads of 32 dimensions: the least that vLLM's attention for CPUs takes.
-    settings = WarmStart(hidden=64, layers=2, heads=2, steps=300, batch_size=32, lr=5e-3)
-    network, _ = warm_start(world, tokenizer, settings)
+    settings = TaughtSFT(hidden=64, layers=2, heads=2, steps=300, batch_size=32, lr=5e-3)
+    network, _ = teach_micro(world, tokenizer, settings)
     save_model(network, tokenizer, folder / "base" / "model")
     with feeding() as prompts:
         evaluate(tier, model=folder / "base" / "model", data=folder / "data", out=folder / "base" / "lm_eval")
     (folder / "prompts.json").write_text(json.dumps(prompts))
     return folder
+
+
+def evaluate(tier: TierConfig, *, model: Path, data: Path, out: Path, **settings: object) -> None:
+    """The tier's measurement, with changes of its `lm_eval` section."""
+    job = tier.lm_eval_job()
+    lm_eval = job.lm_eval.model_copy(update=settings)
+    evaluate_job(job.model_copy(update={"lm_eval": lm_eval}), model=model, data=data, out=out)
 
 
 @contextmanager
@@ -124,7 +131,7 @@ def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
     tier = parse_tier(content, {"evaluate": {"max_tokens": 16, "problems": 5}}, source="test")
     write_rows(tmp_path / "gsm8k_train.jsonl", [gsm8k_row(n, str(n)) for n in range(600)])
     write_rows(tmp_path / "gsm8k_test.jsonl", [gsm8k_row(n, str(n)) for n in range(1000, 1005)])
-    prepare(tier, tmp_path / "data")
+    prepare(tier.prepare_job(), tmp_path / "data")
     save_model(build_micro(tokenizer, hidden=32, layers=1, heads=2, seed=5), tokenizer, tmp_path / "model")
     with feeding() as fed:
         evaluate(tier, model=tmp_path / "model", data=tmp_path / "data", out=tmp_path)
@@ -138,7 +145,7 @@ def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
 
 def test_a_prefilled_tag_special_tags_and_the_turns_end_are_read_as_our_sampler_reads_them(tmp_path):
     tier = perfect_base(tmp_path)
-    evaluate(tier.lm_eval_job(), model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
+    evaluate(tier, model=tmp_path / "base", data=tmp_path / "data", out=tmp_path)
     results = pd.read_parquet(tmp_path / "results.parquet")
     assert results["response"].tolist() == ["<think>\n1 + 1 </think><answer>4</answer>"] * 3
     assert results["correct"].all()

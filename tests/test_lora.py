@@ -10,10 +10,11 @@ from test_signals import plain_statistics
 from test_update import make_rollout
 from transformers.pytorch_utils import Conv1D
 
+from iapo_bench.config.lora import LoraConfig
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import LossSpec, Signal
 from iapo_bench.models.checkpoints import load_model
 from iapo_bench.models.lora import (
-    LoraSettings,
     add_lora,
     load_trainable_state,
     merged_state,
@@ -24,10 +25,11 @@ from iapo_bench.models.lora import (
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals.statistics import compute_signals, token_statistics
-from iapo_bench.train.update import UpdateSettings, backward, make_optimizer, update
+from iapo_bench.train.optimizer import make_optimizer
+from iapo_bench.train.update import backward, update
 
-LORA = LoraSettings(rank=4, alpha=8.0)
-STEP = UpdateSettings(lr=0.01, micro_batch_tokens=60)
+LORA = LoraConfig(rank=4, alpha=8.0)
+STEP = TrainConfig(completions=8, max_tokens=9, lr=0.01, micro_batch_tokens=60)
 IDS = torch.arange(3, 33)[None]
 EVERY = frozenset({Signal.OLD_LOGP, Signal.TOKEN_ENTROPY, Signal.ANSWER_ENTROPY})
 
@@ -77,8 +79,8 @@ def signals(model, reference=None):
 
 def train(model, steps: int = 3, optimizer=None) -> list[dict]:
     batch, credit = make_rollout()
-    optimizer = optimizer or make_optimizer(model, STEP)
-    return [update(model, optimizer, batch, credit, LossSpec(), STEP, temperature=1.0) for _ in range(steps)]
+    optimizer = optimizer or make_optimizer(model, STEP.lr)
+    return [update(model, optimizer, batch, credit, LossSpec(), STEP) for _ in range(steps)]
 
 
 def snapshot(state) -> dict[str, torch.Tensor]:
@@ -239,7 +241,7 @@ def test_gradients_reach_the_adapters_alone_and_are_those_of_the_merged_weights(
 def test_training_moves_the_adapters_alone_and_keeps_nothing_for_frozen_weights(any_model, dtype):
     add_lora(any_model.to(dtype), LORA, seed=0)
     before, state = snapshot(any_model.state_dict()), trainable_state(any_model)
-    optimizer = make_optimizer(any_model, STEP)
+    optimizer = make_optimizer(any_model, STEP.lr)
     rows = train(any_model, optimizer=optimizer)
     assert all(0 < row["grad_norm"] < 1e3 for row in rows)
     for name, weight in any_model.state_dict().items():
@@ -286,7 +288,7 @@ def test_a_resumed_run_is_the_same_run_from_the_adapters_alone(any_model, tmp_pa
     def fresh():
         network = copy.deepcopy(any_model)
         add_lora(network, LORA, seed=0)
-        return network, make_optimizer(network, STEP)
+        return network, make_optimizer(network, STEP.lr)
 
     whole, optimizer = fresh()
     train(whole, 4, optimizer)

@@ -62,6 +62,12 @@ def test_options_win_over_the_profile_and_keep_the_rest_of_its_loss():
     assert load_method("grpo", loss=LossSpec(clip_high=0.5)).loss.clip_high == 0.5
 
 
+def test_any_method_takes_any_objective():
+    method = load_method("iapo", loss={"objective": "cispo", "ratio": "sequence"})
+    assert method.loss == LossSpec(kl_coef=0.001, objective="cispo", ratio="sequence")
+    assert message("iapo", loss={"objective": "ppo"}) == "unknown objective of the loss 'ppo': known: cispo, clipped"
+
+
 def test_a_method_dropped_in_is_found_and_wins(tmp_path, monkeypatch):
     (tmp_path / "grpo.py").write_text(
         "from __future__ import annotations\n"

@@ -6,9 +6,11 @@ import pytest
 import torch
 from builders import make_batch
 from test_method_contract import SMALL, VARIANTS, batch_of, new
+from test_rewards import made  # noqa: F401
 from test_trainer import SETTINGS, make_trainer  # noqa: F401
 
 from iapo_bench import method as method_module
+from iapo_bench import plugins
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.train.trial import more_padding, try_method
@@ -31,7 +33,8 @@ CREDIT = "    def credit(self, batch, generator=None):\n        return "
 @pytest.fixture
 def write_method(tmp_path, monkeypatch):
     """Write the body of the method `mine`, and return its path."""
-    monkeypatch.setattr(method_module, "METHOD_DIRS", (tmp_path, *method_module.METHOD_DIRS))
+    for module in (plugins, method_module):
+        monkeypatch.setattr(module, "METHOD_DIRS", (tmp_path, *plugins.METHOD_DIRS))
 
     def write(body: str, head: str = HEAD) -> str:
         (tmp_path / "mine.py").write_text(head + body)
@@ -107,6 +110,16 @@ LOADING = {
         HEAD.replace("@dataclass\n", ""),
         r"mine\.py: Mine has options, so put @dataclass above the class",
     ),
+    "needs that is no set": (
+        "    needs = Signal.OLD_LOGP\n" + CREDIT + "None\n",
+        HEAD,
+        r"mine\.py: needs of mine must be a set of Signal, is <Signal\.OLD_LOGP",
+    ),
+    "needs by name": (
+        "    needs = {'old_logp_BT'}\n" + CREDIT + "None\n",
+        HEAD,
+        r"mine\.py: needs of mine must be a set of Signal, is \{'old_logp_BT'\}",
+    ),
     "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
 }
 
@@ -118,6 +131,25 @@ def test_a_file_that_is_no_method_is_named(write_method, mistake):
     with pytest.raises(UserError) as caught:
         load_method("mine")
     assert re.search(words, str(caught.value)), caught.value
+
+
+def test_a_helper_may_be_named_like_the_hook_that_it_helps(write_method):
+    write_method(
+        REWARDS + "self.shaped_rewards(batch)\n" + REWARDS.replace("shape_", "shaped_") + "batch.rewards_B * 2\n"
+    )
+    assert load_method("mine").shape_rewards(make_batch([1, 1], [1, 0])).tolist() == [2, -2]
+
+
+def test_the_command_says_it_in_one_line_and_leaves_nothing_half_written(run, made, write_method, tmp_path):  # noqa: F811
+    path = write_method(CREDIT + "assign(batch.correct_B - 0.5, batch)\n")
+    code, err = run("train", *made, "--method", "mine")
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(f"iapo-bench: step 0: method mine ({path}:10): credit: RuntimeError: Subtraction")
+    assert "use per_group(batch.correct_B, batch), or .float()" in last
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / "train.jsonl").exists()
 
 
 @pytest.mark.parametrize(("name", "profile", "options"), VARIANTS)

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import build_micro, load_tokenizer, save_model
-from iapo_bench.train.sft import WarmStart, warm_start
+from iapo_bench.train.sft import TaughtSFT, teach_micro
 from iapo_bench.worlds import SPLITS
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld, Role, evaluate, token_roles
 from iapo_bench.worlds.grading import Outcome, grade_digits, is_formatted
@@ -102,8 +102,8 @@ def test_too_few_problems_or_impossible_sizes():
 
 
 def test_warm_start_learns_and_repeats_itself(tokenizer):
-    settings = WarmStart(hidden=32, layers=1, heads=2, steps=30, batch_size=16)
-    (first, log), (second, again) = (warm_start(WORLD, tokenizer, settings) for _ in range(2))
+    settings = TaughtSFT(hidden=32, layers=1, heads=2, steps=30, batch_size=16)
+    (first, log), (second, again) = (teach_micro(WORLD, tokenizer, settings) for _ in range(2))
     assert log == again
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

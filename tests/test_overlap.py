@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from builders import open_world
 
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.worlds import Problem, read_problems
 from iapo_bench.worlds import prepare as prepare_stage
 from iapo_bench.worlds.overlap import find_overlap, normalise, separate
-from iapo_bench.worlds.text import TextWorld
 
 LONG = "For how many real values of $x$ is $\\sqrt{120-\\sqrt{x}}$ an integer"
 
@@ -86,8 +86,8 @@ def data_dir(tmp_path):
     """DAPO with a twin of every problem, which hashes elsewhere; MATH-500 with one problem of it."""
     rows = [{"problem": f"Find ${n}^2${end}", "answer": str(n * n)} for n in range(300) for end in (".", "")]
     (tmp_path / "dapo_math_17k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train = TextWorld("dapo", tmp_path).load("train")
-    twice = {normalise(p.question) for s in ("test", "validation") for p in TextWorld("dapo", tmp_path).load(s)}
+    train = open_world("dapo", tmp_path).load("train")
+    twice = {normalise(p.question) for s in ("test", "validation") for p in open_world("dapo", tmp_path).load(s)}
     shared = next(p for p in train if normalise(p.question) not in twice)
     math = [
         {"problem": question, "answer": "1"} for question in (shared.question, *(f"Is {n} odd?" for n in range(40)))
@@ -105,7 +105,7 @@ def prepare(data_dir, out, capsys, **world):
 
 def test_prepare_takes_repeats_out_of_training_and_says_how_many(data_dir, tmp_path, capsys):
     splits, provenance, said = prepare(data_dir, tmp_path / "out", capsys)
-    before = TextWorld("dapo", data_dir)
+    before = open_world("dapo", data_dir)
     removed = len(before.load("train")) - len(splits["train"])
     assert removed == provenance["removed_from_train"] > 0
     assert f"{removed} training problems are also validation, test or held-out problems: removed" in said
@@ -133,7 +133,7 @@ def test_published_splits_are_counted_and_left(data_dir, tmp_path, capsys):
 
 
 def test_published_math500_is_four_fifths_for_training(data_dir):
-    world = TextWorld("math500", data_dir, "published")
+    world = open_world("math500", data_dir, "published")
     train, test = world.load("train"), world.load("test")
     assert (len(train), len(test)) == (32, 9)
     assert not {problem.id for problem in train} & {problem.id for problem in test}

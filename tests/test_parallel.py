@@ -18,23 +18,26 @@ from project_copy import copy_project, snakemake
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.tier import read_tier
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
+from iapo_bench.machine.gpu_lease import PRETEND
 from iapo_bench.method import load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import build_micro, load_model
-from iapo_bench.models.lora import LoraSettings, add_lora
+from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.train.base import make_base
-from iapo_bench.train.trainer import Task, Trainer, TrainSettings
+from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.prepare import prepare
 
 # Steps so small that Adam does not blow up rounding where a gradient is almost 0.
-SETTINGS = replace(TRAINER_SETTINGS, update=replace(TRAINER_SETTINGS.update, lr=3e-4))
+SETTINGS = TRAINER_SETTINGS.model_copy(update={"lr": 3e-4})
 SECONDS = 240  # for everything that the two processes do, on a busy machine
 
 
@@ -42,7 +45,7 @@ SECONDS = 240  # for everything that the two processes do, on a busy machine
 class Case:
     method: str
     options: dict[str, Any] = field(default_factory=dict)
-    settings: TrainSettings = SETTINGS
+    settings: TrainConfig = SETTINGS
     grade: Any = coin_grade
     sharded: bool = False
     checkpointing: bool = False
@@ -50,28 +53,28 @@ class Case:
     dtype: torch.dtype = torch.float32
 
 
-def several_updates(count: int) -> TrainSettings:
-    return replace(SETTINGS, update=replace(SETTINGS.update, updates_per_rollout=count))
+def several_updates(count: int) -> TrainConfig:
+    return SETTINGS.model_copy(update={"updates_per_rollout": count})
 
 
 CASES = {
     **{method: Case(method, options) for method, options in METHODS.items()},
     "gtpo, statistics of the batch": Case("gtpo", {"scope": "batch"}),
     "dapo, several draws and updates": Case(
-        "dapo", settings=replace(several_updates(2), completions=144), grade=rare_grade
+        "dapo", settings=several_updates(2).model_copy(update={"completions": 144}), grade=rare_grade
     ),
     "KL, entropy bonus and capped weights": Case(
         "grpo",
         {"loss": {"kl_coef": 0.1, "entropy_coef": 0.01}},
-        replace(SETTINGS, update=replace(SETTINGS.update, importance_cap=2.0)),
+        SETTINGS.model_copy(update={"importance_cap": 2.0}),
     ),
-    "an odd number of groups": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=3, completions=36)),
+    "an odd number of groups": Case("gtpo", {}, SETTINGS.model_copy(update={"prompts_per_step": 3, "completions": 36})),
     "adapters": Case("iapo", METHODS["iapo"], adapters=True),
-    "a share is empty": Case("gtpo", {}, replace(SETTINGS, prompts_per_step=1, completions=12)),
+    "a share is empty": Case("gtpo", {}, SETTINGS.model_copy(update={"prompts_per_step": 1, "completions": 12})),
     "a share of every update is empty": Case("grpo", {}, several_updates(4)),
 }
 # Many small parts, of which one rank has more than the other: those of a sharded update must go in step.
-RAGGED = replace(SETTINGS, update=replace(SETTINGS.update, micro_batch_tokens=40))
+RAGGED = SETTINGS.model_copy(update={"micro_batch_tokens": 40})
 SHARDED = {
     **{f"{name}, sharded": replace(case, sharded=True) for name, case in CASES.items() if not case.adapters},
     "many small parts, sharded": Case("iapo", METHODS["iapo"], RAGGED, sharded=True),
@@ -79,10 +82,10 @@ SHARDED = {
 }
 CASES |= SHARDED
 ROUNDED = Case("iapo", METHODS["iapo"], sharded=True, dtype=torch.bfloat16)
-SMALL_BASE = {"model": {"warm_start": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
+SMALL_BASE = {"model": {"sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 RESUMED = "gfpo"  # has a state of its own
 KINDS = ("", ", sharded")
-STEP = replace(SETTINGS, completions=SETTINGS.prompts_per_step * SETTINGS.group_size)
+STEP = SETTINGS.model_copy(update={"completions": SETTINGS.prompts_per_step * SETTINGS.group_size})
 
 
 def make_trainer(case: Case) -> Trainer:
@@ -99,7 +102,7 @@ def make_trainer(case: Case) -> Trainer:
     model, reference = (build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1) for _ in range(2))
     model, reference = model.to(case.dtype), reference.to(case.dtype)
     if case.adapters:
-        add_lora(model, LoraSettings(rank=4, alpha=8.0), seed=0)
+        add_lora(model, LoraConfig(rank=4, alpha=8.0), seed=0)
         reference = model
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -107,7 +110,7 @@ def make_trainer(case: Case) -> Trainer:
         sharding.shard(model)
         sharding.shard(reference)
     method = load_method(case.method, **case.options)
-    return Trainer(method, case.settings, task, model, TransformersEngine(model), reference.eval())
+    return Trainer(method, case.settings, 0, task, model, TransformersEngine(model), reference.eval())
 
 
 def run(case: Case, state: Path | None = None) -> dict[str, Any]:
@@ -301,6 +304,7 @@ def test_launchers_from_the_command_line(tmp_path, launcher):
 def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeypatch):
     """From the workflow, with devices that no machine has: what comes out is a checkpoint like any other."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0,fake-1")
+    monkeypatch.setenv(PRETEND, "1")
     folder = copy_project(tmp_path)
     settings = [
         "gpus=2",
@@ -319,17 +323,18 @@ def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeyp
 
 def test_fewer_gpus_than_the_tier_trains_on(run, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
+    monkeypatch.setenv(PRETEND, "1")
     files = ("--base", tmp_path, "--data", tmp_path, "--out", tmp_path / "out")
     code, err = run("--gpus", 1, "train", "--config", "smoke", "--set", "gpus=2", "--method", "grpo", *files)
     assert code == 2
-    assert "trains on 2 GPUs and the job got 1: add --resources gpu=2" in err
+    assert "trains on 2 GPUs and the job got 1: iapo-bench --gpus 2 train" in err
 
 
 @pytest.mark.slow
 def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
     command = (sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
     files = ("--base", tmp_path, "--data", tmp_path / "daat", "--out", tmp_path / "out")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1", PRETEND: "1"}
     wrong = subprocess.run([*command, *files], capture_output=True, text=True, timeout=SECONDS, env=environment)
     assert wrong.returncode == 2
     assert set(wrong.stderr.splitlines()) == {f"iapo-bench: {tmp_path / 'daat' / 'train.jsonl'} does not exist"}
@@ -368,3 +373,6 @@ def test_a_gpu_for_each_rank():
     assert [parallel._local_device(rank, 1) for rank in range(2)] == [0, 0], "the one that a scheduler shows"
     with pytest.raises(UserError, match="2 GPUs are too few for process 3"):
         parallel._local_device(2, 2)
+    parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-c"])
+    with pytest.raises(UserError, match="processes 0 and 2 see the same one GPU"):
+        parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-a"])

@@ -9,11 +9,12 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from iapo_bench.cli import cli
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
 from iapo_bench.models.checkpoints import load_model, load_tokenizer
-from iapo_bench.models.lora import LoraSettings, add_lora, trainable_state
+from iapo_bench.models.lora import add_lora, trainable_state
 from iapo_bench.models.sources import fetch_model
 from iapo_bench.plan import costs
 from iapo_bench.plan.calibration import compare, fit, read_runs
@@ -158,7 +159,7 @@ def test_the_strategy_of_a_tier_is_marked(changes, expected):
 def lora_parameters(name: str) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(qwen_config(name), dtype=torch.bfloat16)
-    add_lora(model, LoraSettings(costs.LORA_RANK, 32.0), seed=0)
+    add_lora(model, LoraConfig(costs.LORA_RANK, 32.0), seed=0)
     return sum(weight.numel() for weight in trainable_state(model).values())
 
 
@@ -166,7 +167,7 @@ def kept_for_the_backward_pass(size: Architecture, tokens: int, *, lora: bool) -
     """Bytes that autograd saves in a forward pass in bfloat16, but for the model's own weights."""
     model = AutoModelForCausalLM.from_config(size.config(), dtype=torch.bfloat16)
     if lora:
-        add_lora(model, LoraSettings(costs.LORA_RANK, 32.0), seed=0)
+        add_lora(model, LoraConfig(costs.LORA_RANK, 32.0), seed=0)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
@@ -214,11 +215,11 @@ RATES = {"rollout": 2e9, "signals": 3e9, "update": 5e9}
 
 def test_the_schooling_of_the_base_is_planned():
     lengths = costs.LENGTHS["gsm8k"]
-    work = costs.schooling_work(read_tier("smollm2"), lengths)
+    work = costs.sft_work(read_tier("smollm2"), lengths)
     assert (work.completions, work.step, work.group) == (218 * 32, 32, 1)
     (base, *_), (unschooled, *_) = (
         time_table(read_tier("smollm2", changes), ARCHITECTURES["smollm2-135m"], lengths, 1319, "h100", None)
-        for changes in ({}, {"model": {"warm_start": None}})
+        for changes in ({}, {"model": {"sft": None}})
     )
     token = costs.forward_flops(ARCHITECTURES["smollm2-135m"], 190 + 80)
     arithmetic = 218 * 32 * 3 * (190 + 160) * token
@@ -241,7 +242,7 @@ def test_calibration_finds_the_rates_and_predicts_a_run_that_it_has_not_seen(tmp
     table = time_table(tier, size, costs.LENGTHS["micro"], 200, "cpu", rates)
     assert [row["method"] for row in table] == ["base", *tier.methods, "all"]
     lessons = 600 * 64
-    one = costs.flops(size, costs.schooling_work(tier, costs.LENGTHS["micro"]))["update"]
+    one = costs.flops(size, costs.sft_work(tier, costs.LENGTHS["micro"]))["update"]
     assert table[0]["training h"] * 3600 == pytest.approx(lessons * one / RATES["update"])
     assert table[0]["CPU-hours"] == pytest.approx(table[0]["training h"] + table[0]["sampling h"])
 
@@ -263,14 +264,14 @@ def test_a_single_run_is_split_and_a_missing_one_is_an_error(tmp_path):
 def test_predictions_hold_on_the_micro_tier_within_a_factor_of_two(tmp_path):
     """On real runs, a few steps of each of three methods; as measured here and now."""
     work = tmp_path / "results"
-    settings = ["--set", "model.warm_start.steps=60", "--set", "train.completions=768"]
+    settings = ["--set", "model.sft.steps=60", "--set", "train.completions=768"]
 
     def run(*arguments: str) -> None:
         done = CliRunner().invoke(cli, [*arguments, *settings])
         assert done.exit_code == 0, done.output
 
     run("prepare", "--out", str(work / "data"))
-    run("warm-start", "--out", str(work / "base"))
+    run("base", "--out", str(work / "base"))
     tier = read_tier("micro")
     for method in ("gfpo", "gtpo", "iapo"):
         out = str(work / method / "seed0")
@@ -289,10 +290,10 @@ def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     every = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b"])
     assert every.exit_code == 0, every.output
-    assert "Total: 264 jobs" in every.output
+    assert "Total: 279 jobs" in every.output
     assert "GPU-hours" in every.output
     one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", "world.name=math500", "--length", "300"])
-    assert "## math500: completions of 300 tokens, 196 test problems, 88 jobs" in one.output
+    assert "## math500: completions of 300 tokens, 196 test problems, 93 jobs" in one.output
     assert "gsm8k" not in one.output
 
 

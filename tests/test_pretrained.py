@@ -8,13 +8,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from builders import open_world
 
 from iapo_bench.errors import UserError
 from iapo_bench.models import sources as pretrained
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.models.sources import CHATML, fetch_model
 from iapo_bench.worlds import Problem
-from iapo_bench.worlds.text import TextWorld
 
 HIDDEN, LAYERS, HEADS = 32, 2, 4
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -107,7 +107,7 @@ def test_a_wheel_becomes_a_model_that_loads_and_chats(tmp_path, index, chat_temp
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
     assert eos_ids(model, tokenizer) == (2,)
     assert tokenizer.decode(tokenizer("an answer: 4 </think>").input_ids) == "an answer: 4 </think>"
-    ids = TextWorld("gsm8k").encode_prompt(Problem("p", "How many?", "4"), tokenizer)
+    ids = open_world("gsm8k").encode_prompt(Problem("p", "How many?", "4"), tokenizer)
     assert ids.count(1) == 4 + (chat_template is None)
     model.save_pretrained(tmp_path / "again")
 

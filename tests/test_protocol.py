@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from iapo_bench.errors import UserError
 from iapo_bench.report.document import markdown
 from iapo_bench.report.protocol import (
     EVERYTHING,
@@ -11,12 +12,15 @@ from iapo_bench.report.protocol import (
     PARTS,
     Counted,
     arrange,
+    count,
     first_chances,
     measure,
     order_chances,
     protocol_blocks,
     ranking_chances,
+    with_protocols,
 )
+from iapo_bench.worlds.grading import make_grader
 
 
 def counted(correct, tokens, *, cut_correct=None, exact=None, cut_tokens=None) -> Counted:
@@ -106,3 +110,29 @@ def test_readers_see_ratios_ranks_and_chances():
     assert "Ratio@4 and rank" in text
     assert "(1)" in text
     assert "a > b" in text or "b > a" in text
+
+
+def test_completions_are_cut_with_their_prompts(tokenizer, world):
+    """A context of 20 tokens: 12 of prompt leave 8, in which the second completion has no answer yet."""
+    texts = ["<think> 1 + 1 = 2 </think> <answer> 2 </answer>", "<think> so 1 + 1 = 2 ; </think> <answer> 2 </answer>"]
+    ids = [tokenizer(text).input_ids for text in texts]
+    grades = pd.DataFrame(
+        {
+            "problem_id": ["p", "p"],
+            "sample": [0, 1],
+            "seed": 42,
+            "text": texts,
+            "n_tokens": [len(row) for row in ids],
+            "outcome": "CORRECT",
+        }
+    )
+    context = 12 + len(ids[0])
+    with make_grader(world.grader) as grader:
+        frame = with_protocols(grades, ids, {"p": "2"}, {"p": 12}, world.dialogue(tokenizer), grader, context=context)
+        with pytest.raises(UserError, match="leaves no room in 12 tokens"):
+            with_protocols(grades, ids, {"p": "2"}, {"p": 12}, world.dialogue(tokenizer), grader, context=12)
+    assert frame["right"].tolist() == frame["exact"].tolist() == [True, True]
+    assert frame["right_cut"].tolist() == frame["exact_cut"].tolist() == [True, False]
+    assert frame["tokens_cut"].tolist() == [len(ids[0]), len(ids[0])]
+    run = count(frame, ["p", "never asked"])
+    assert run.cells(("768 tokens",), 1)[0] == 0.5

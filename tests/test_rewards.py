@@ -75,6 +75,8 @@ def test_a_reward_that_fails_is_blamed_by_file_and_line(write_reward):
     path = write_reward("nameless", "pass").replace("nameless", "other")
     (plugins.REWARD_DIRS[0] / "other.py").write_text("def pay(): ...\n")
     assert message(pay, "other") == f"{path} has no function `reward`"
+    path = write_reward("broken", "return (")
+    assert message(pay, "broken").startswith(f"broken ({path}): import: SyntaxError: ")
     assert message(pay, "corect").startswith("unknown reward 'corect': did you mean 'correct'?")
 
 

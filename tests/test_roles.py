@@ -173,17 +173,18 @@ def test_the_figure_shows_every_run_score_and_role(tmp_path):
     )
     figure.canvas.draw()
     found = [text.get_text() for text in figure.findobj(Text)]
-    for word in ("base", "grpo", "iapo/0", "iapo/1", *ROLES, "14.0", "early exit,\nstatement"):
+    for word in ("base", "grpo", "iapo", *ROLES, "14.0", "early exit,\nstatement", "needed against filler"):
         assert word in found, word
-    left, right = figure.axes
-    assert [bar.get_width() for bar in right.containers[0]] == [10] * 4
+    left, filler, right = figure.axes
+    assert [bar.get_width() for bar in right.containers[0]] == [10] * 3
+    assert left.get_ylim() == filler.get_ylim()
     assert 0.5 in [line.get_ydata()[0] for line in left.lines]
     drawn = [line for line in left.lines if line.get_label() == "base"]
-    assert list(drawn[0].get_ydata()) == pytest.approx([0.6875] * 4 + [0.625])
-    # A colour, and an entry of the legend, for a method and not for each of its runs.
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["base", "grpo", "iapo"]
-    points = [line.get_color() for line in left.lines if line.get_linestyle() == "None"]
-    assert points[2] == points[3] != points[1]
+    assert [line.get_ydata()[0] for line in drawn] == pytest.approx([0.6875] * 4 + [0.625])
+    # A point and an entry of the legend for a method, and a tick for each of its runs.
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base", "grpo", "iapo"]
+    ticks = [line for line in left.lines if line.get_marker() == "_"]
+    assert [len(tick.get_ydata()) for tick in ticks] == [2] * 5, "of the method with two seeds"
 
 
 def test_the_workflow_makes_them_for_the_micro_world_only(tmp_path):

@@ -53,7 +53,7 @@ def work(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke-0.5b")
     source = REAL if hub_answers() else TIER.model.source
     run("prepare", "--out", folder / "data")
-    run("warm-start", "--set", f"model.source={source}", "--out", folder / "base")
+    run("base", "--set", f"model.source={source}", "--out", folder / "base")
     config = json.loads((folder / "base" / "config.json").read_text())
     assert (config["hidden_size"], config["vocab_size"]) == (896, 151_936)
     assert "revision" in json.loads((folder / "base" / "provenance.json").read_text())

@@ -5,16 +5,18 @@ import re
 
 import datasets
 import pytest
+from builders import open_world
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from iapo_bench.errors import UserError
 from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.worlds import SPLITS, Problem, World, read_jsonl
+from iapo_bench.worlds.datasets.gsm8k import VALIDATION
 from iapo_bench.worlds.datasets.micro import build_tokenizer
 from iapo_bench.worlds.grading import Outcome, grade_math, is_formatted
-from iapo_bench.worlds.text import GSM8K_VALIDATION, TextWorld
 
-N_TRAIN, N_TEST, N_MATH, N_DAPO = GSM8K_VALIDATION + 40, 7, 60, 400
+N_TRAIN, N_TEST, N_MATH, N_DAPO = VALIDATION + 40, 7, 60, 400
 NAMES = ("gsm8k", "math500", "dapo")
 
 
@@ -75,7 +77,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize(("name", "total"), [("gsm8k", N_TRAIN + N_TEST), ("math500", N_MATH), ("dapo", N_DAPO)])
 def test_splits_share_no_problem_and_lose_none(data_dir, name, total):
-    world: World = TextWorld(name, data_dir)
+    world: World = open_world(name, data_dir)
     splits = {split: world.load(split) for split in SPLITS}
     problems = [problem for split in splits.values() for problem in split]
     assert len({problem.id for problem in problems}) == len({problem.question for problem in problems}) == total
@@ -84,44 +86,44 @@ def test_splits_share_no_problem_and_lose_none(data_dir, name, total):
 
 
 def test_gsm8k_keeps_its_test_set_and_carves_500_for_validation(data_dir):
-    world = TextWorld("gsm8k", data_dir)
+    world = open_world("gsm8k", data_dir)
     assert [problem.answer for problem in world.load("test")] == [str(n - 1) for n in range(N_TEST)]
-    assert len(world.load("validation")) == GSM8K_VALIDATION
-    assert len(world.load("train")) == N_TRAIN - GSM8K_VALIDATION
+    assert len(world.load("validation")) == VALIDATION
+    assert len(world.load("train")) == N_TRAIN - VALIDATION
 
 
 def test_the_gold_of_gsm8k_stands_after_the_hashes_and_loses_its_commas(data_dir):
-    problems = TextWorld("gsm8k", data_dir).load("train")
+    problems = open_world("gsm8k", data_dir).load("train")
     assert {problem.answer for problem in problems} <= {str(n - 1) for n in range(1000, 1000 + N_TRAIN)}
     assert all(f"{int(problem.answer) + 1} eggs" in problem.question for problem in problems)
 
 
 def test_golds_of_math500_and_dapo_are_as_written(data_dir):
-    assert all(p.answer in p.question for p in TextWorld("math500", data_dir).load("test"))
-    assert all(f"${round(int(p.answer) ** 0.5)}^2$" in p.question for p in TextWorld("dapo", data_dir).load("train"))
+    assert all(p.answer in p.question for p in open_world("math500", data_dir).load("test"))
+    assert all(f"${round(int(p.answer) ** 0.5)}^2$" in p.question for p in open_world("dapo", data_dir).load("train"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_and_splits_depend_neither_on_the_order_of_rows_nor_on_whitespace(data_dir, name):
-    before = {split: {problem.id for problem in TextWorld(name, data_dir).load(split)} for split in SPLITS}
+    before = {split: {problem.id for problem in open_world(name, data_dir).load(split)} for split in SPLITS}
     for path in data_dir.glob("*.jsonl"):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(reversed(lines)).replace("What is", "What  is").replace("Find ", "Find\\n"))
-    assert before == {split: {problem.id for problem in TextWorld(name, data_dir).load(split)} for split in SPLITS}
+    assert before == {split: {problem.id for problem in open_world(name, data_dir).load(split)} for split in SPLITS}
 
 
 def test_the_split_of_a_problem_does_not_depend_on_the_other_rows(data_dir):
-    before = {problem.id for problem in TextWorld("dapo", data_dir).load("test")}
+    before = {problem.id for problem in open_world("dapo", data_dir).load("test")}
     write_rows(data_dir / "dapo_math_17k.jsonl", [dapo_row(n) for n in range(2 * N_DAPO)])
-    after = {problem.id for problem in TextWorld("dapo", data_dir).load("test")}
+    after = {problem.id for problem in open_world("dapo", data_dir).load("test")}
     assert before < after
 
 
 def test_repeated_rows_count_once(data_dir):
     path = data_dir / "dapo_math_17k.jsonl"
-    once = TextWorld("dapo", data_dir).load("train")
+    once = open_world("dapo", data_dir).load("train")
     path.write_text(path.read_text() * 3)
-    assert TextWorld("dapo", data_dir).load("train") == once
+    assert open_world("dapo", data_dir).load("train") == once
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +140,7 @@ def test_the_hub_gives_the_same_problems(data_dir, monkeypatch, name):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for split in SPLITS:
-        assert TextWorld(name).load(split) == TextWorld(name, data_dir).load(split)
+        assert open_world(name).load(split) == open_world(name, data_dir).load(split)
     assert {
         "gsm8k": ("openai/gsm8k", "main", "train"),
         "math500": ("HuggingFaceH4/MATH-500", "test"),
@@ -152,7 +154,7 @@ def test_an_unreachable_hub_points_to_the_local_directory(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError) as error:
-        TextWorld("gsm8k").load("train")
+        open_world("gsm8k").load("train")
     message = str(error.value)
     assert "no route to the hub" in message
     assert "data_dir" in message
@@ -161,17 +163,17 @@ def test_an_unreachable_hub_points_to_the_local_directory(monkeypatch):
 
 
 def test_unknown_names_are_answered_with_the_known_ones(data_dir):
-    with pytest.raises(UserError, match="unknown dataset 'gsm8': did you mean 'gsm8k'"):
-        TextWorld("gsm8")
+    with pytest.raises(ValidationError, match="unknown dataset 'gsm8': did you mean 'gsm8k'"):
+        open_world("gsm8")
     with pytest.raises(UserError, match="unknown split 'dev': known: test, train, validation"):
-        TextWorld("gsm8k", data_dir).load("dev")
+        open_world("gsm8k", data_dir).load("dev")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_directory_or_file_says_what_belongs_there(tmp_path, name):
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"does not exist: put .*\.jsonl there, or leave data_dir out"):
-            TextWorld(name, place).load("test")
+            open_world(name, place).load("test")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_bad_row_is_named(data_dir, row, complaint):
     path = data_dir / "gsm8k_test.jsonl"
     write_rows(path, [gsm8k_row(5, "4"), row])
     with pytest.raises(UserError, match=complaint) as error:
-        TextWorld("gsm8k", data_dir).load("test")
+        open_world("gsm8k", data_dir).load("test")
     assert f"{path}:2" in str(error.value)
 
 
@@ -200,32 +202,32 @@ def test_a_gold_that_is_no_mathematics_is_named(data_dir, name, file):
     with pytest.raises(
         UserError, match=f"{file}:2: the gold answer '\\?!' (cannot be read as mathematics|is not an int)"
     ):
-        TextWorld(name, data_dir).load("train")
+        open_world(name, data_dir).load("train")
 
 
 def test_damaged_and_empty_files_are_refused(data_dir):
     path = data_dir / "math500.jsonl"
     path.write_text(path.read_text()[:-30])
     with pytest.raises(UserError, match=f"{path.name}:{N_MATH} is not JSON"):
-        TextWorld("math500", data_dir).load("train")
+        open_world("math500", data_dir).load("train")
     path.write_text("")
     with pytest.raises(UserError, match="is empty"):
-        TextWorld("math500", data_dir).load("train")
+        open_world("math500", data_dir).load("train")
 
 
 def test_a_file_with_too_few_rows_for_a_split_is_refused(data_dir):
     write_rows(data_dir / "dapo_math_17k.jsonl", [dapo_row(1)])
     with pytest.raises(UserError, match="dapo: too few rows, the test split is empty"):
-        TextWorld("dapo", data_dir).load("test")
-    write_rows(data_dir / "gsm8k_train.jsonl", [gsm8k_row(n, str(n)) for n in range(GSM8K_VALIDATION)])
+        open_world("dapo", data_dir).load("test")
+    write_rows(data_dir / "gsm8k_train.jsonl", [gsm8k_row(n, str(n)) for n in range(VALIDATION)])
     with pytest.raises(UserError, match="gsm8k: too few rows, the train split is empty"):
-        TextWorld("gsm8k", data_dir).load("train")
+        open_world("gsm8k", data_dir).load("train")
 
 
 @pytest.mark.parametrize(("name", "integer"), [("gsm8k", True), ("dapo", True), ("math500", False)])
 def test_the_prompt_asks_for_the_format_and_shows_it(name, integer):
     tokenizer = _byte_tokenizer()
-    prompt = TextWorld(name).dialogue(tokenizer).render("How many?")
+    prompt = open_world(name).dialogue(tokenizer).render("How many?")
     system, *example, user = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", prompt, re.DOTALL)
     assert system[0] == "system"
     assert "<think> your reasoning </think> <answer> the final answer </answer>" in system[1]
@@ -236,7 +238,7 @@ def test_the_prompt_asks_for_the_format_and_shows_it(name, integer):
 
 
 def test_a_prompt_is_the_chat_template_up_to_the_assistants_turn(chat_tokenizer):
-    ids = TextWorld("gsm8k").encode_prompt(Problem("p", "7 + 8 = ?", "15"), chat_tokenizer)
+    ids = open_world("gsm8k").encode_prompt(Problem("p", "7 + 8 = ?", "15"), chat_tokenizer)
     assert all(type(i) is int for i in ids)
     end = chat_tokenizer("<answer> 4 </answer> ; user 7 + 8 = ? ; next").input_ids
     assert ids[-len(end) :] == end
@@ -258,7 +260,7 @@ def test_traces_are_the_datasets_own_solutions_in_the_prompts_format(data_dir):
         "math500": "<think> It is itself. </think> <answer> {c} </answer>",
     }
     for name, form in expected.items():
-        world = TextWorld(name, data_dir)
+        world = open_world(name, data_dir)
         problems = [problem for split in ("validation", "train") for problem in world.load(split)[:20]]
         traces = world.write_traces(problems)
         assert len(traces) == len(problems)
@@ -271,17 +273,17 @@ def test_traces_are_the_datasets_own_solutions_in_the_prompts_format(data_dir):
 
 
 def test_a_problem_without_a_solution_has_no_trace(data_dir):
-    world = TextWorld("dapo", data_dir)
-    with pytest.raises(UserError, match=r"^dapo has no worked solution of problem 'dapo-.*': set model.warm_start to"):
+    world = open_world("dapo", data_dir)
+    with pytest.raises(UserError, match=r"^dapo has no worked solution of problem 'dapo-.*': set model.sft to"):
         world.write_traces(world.load("train"))
-    world = TextWorld("gsm8k", data_dir)
+    world = open_world("gsm8k", data_dir)
     with pytest.raises(UserError, match="gsm8k has no worked solution of problem"):
         world.write_traces(world.load("test"))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(UserError, match="has no chat template"):
-        TextWorld("gsm8k").encode_prompt(Problem("p", "How many?", "4"), build_tokenizer())
+        open_world("gsm8k").encode_prompt(Problem("p", "How many?", "4"), build_tokenizer())
 
 
 def test_a_line_separator_within_a_string_is_no_end_of_line(tmp_path):

@@ -1,6 +1,7 @@
 """The training loop on real small models: seeds, resumption, budgets, what a step reports."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro
+from iapo_bench.plugins import ROOT, find_files
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.run import answer_reading
@@ -114,6 +116,16 @@ def test_every_method_trains(make_trainer, method):
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     assert trainer.generated <= SETTINGS.completions < trainer.generated + SETTINGS.group_size
     assert rows[-1]["completions_total"] == trainer.generated
+
+
+@pytest.mark.parametrize("method", [name for name in find_files([ROOT / "baselines"]) if name not in METHODS])
+def test_every_baseline_trains_in_several_updates(make_trainer, method):
+    trainer = make_trainer(
+        method, SETTINGS.model_copy(update={"updates_per_rollout": 2, "completions": 32}), options={}
+    )
+    rows = trainer.run()
+    assert sum(row["updates_moved"] for row in rows) == 4
+    assert all(math.isfinite(row[key]) for row in rows for key in ("loss", "grad_norm", "reward", "clip_fraction"))
 
 
 def test_what_a_row_reports(make_trainer):

@@ -11,10 +11,10 @@ from iapo_bench.method import Credit, LossSpec, Signal
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.signals.statistics import compute_signals, token_statistics
+from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.update import (
     backward,
     k3,
-    make_optimizer,
     sequence_log_ratio,
     surrogate,
     token_scales,

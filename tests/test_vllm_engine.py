@@ -10,17 +10,18 @@ import json
 import pytest
 import torch
 
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.tier import read_tier
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro, save_model
-from iapo_bench.models.lora import LoraSettings, add_lora
+from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout import Sampling, vllm_engine
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.trainer import Task, Trainer, TrainSettings
-from iapo_bench.train.update import UpdateSettings
+from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX, write_problems
 from iapo_bench.worlds.grading import Outcome
 
@@ -93,7 +94,7 @@ def no_checkpoint(checkpoint):
 def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, world, adapters):
     """Several steps of GRPO, all in memory; afterwards both engines say the same, greedily and in every probability."""
     if adapters:
-        add_lora(model, LoraSettings(rank=4, alpha=16.0), seed=0)
+        add_lora(model, LoraConfig(rank=4, alpha=16.0), seed=0)
     problems = world.load("train")
     task = Task(
         prompts=[world.encode_prompt(problem, tokenizer) for problem in problems],
@@ -103,7 +104,7 @@ def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, wo
         eos_ids=(EOS, 7, 8),  # an untrained model must end sometimes
         postfix_ids=tokenizer(POSTFIX).input_ids,
     )
-    budget = TrainSettings(
+    budget = TrainConfig(
         completions=96,
         prompts_per_step=4,
         group_size=4,
@@ -111,11 +112,11 @@ def test_training_keeps_engine_and_trainer_together(engine, model, tokenizer, wo
         temperature=0.9,
         max_draws=3,
         checkpoint_every=1,
-        update=UpdateSettings(lr=1e-2 if adapters else 1e-3, importance_cap=2.0),
-        seed=0,
+        lr=1e-2 if adapters else 1e-3,
+        importance_cap=2.0,
     )
     before = copy.deepcopy(model)
-    rows = Trainer(load_method("grpo", loss={"kl_coef": 0.0}), budget, task, model, engine).run()
+    rows = Trainer(load_method("grpo", loss={"kl_coef": 0.0}), budget, 0, task, model, engine).run()
     assert len(rows) == 6
     assert max(row["logp_gap"] for row in rows) < 1e-3
     assert any(row["grad_norm"] > 0 for row in rows)

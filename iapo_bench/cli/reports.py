@@ -5,10 +5,18 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, RUNS, named, with_job
-from iapo_bench.config.report import Labels, RolesJob, RowJob
-from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob
+from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.tune import SensitivityJob, TuneJob
 from iapo_bench.errors import UserError
+
+SUMMARIES = click.option(
+    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
+)
+
+
+def _base_job(tier: TierConfig) -> RowJob:
+    return tier.row_job(BASE)
 
 
 def _labels(tier: TierConfig) -> Labels:
@@ -30,21 +38,20 @@ def _row_job(tier: TierConfig, method: str | None) -> RowJob:
 @click.option(
     "--train-seed", "seeds", type=int, multiple=True, help="The training seed of each --grades; by default 0, 1, ..."
 )
+@click.option("--log", "logs", type=FILE, multiple=True, help="train.jsonl of a run; repeat for training seeds.")
 @click.option("--out", type=FILE, required=True, help="JSON file of the summary.")
-def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], out: Path) -> None:
+def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs: tuple[Path, ...], out: Path) -> None:
     """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
     from iapo_bench.report.rows import measure
 
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
         raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
-    measure(job, dict(zip(seeds, grades, strict=True)), out)
+    measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 
 @click.command()
-@click.option(
-    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Of `metrics`, a row each, in order."
-)
+@SUMMARIES
 @click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown and provenance are written beside it.")
 @click.option(
@@ -58,9 +65,7 @@ def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure
 
 
 @click.command()
-@click.option(
-    "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
-)
+@SUMMARIES
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
 @click.option("--figure", type=FILE, required=True, help="Matrix of differences, without ending.")
 def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
@@ -68,6 +73,62 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
     from iapo_bench.report.comparisons import make_comparisons
 
     make_comparisons(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX, HTML, provenance are beside it.")
+@click.option("--figure", type=FILE, required=True, help="Changes from what is varied, without ending.")
+def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
+    """Put the variants of methods beside what they vary."""
+    from iapo_bench.report.ablations import make_ablations
+
+    make_ablations(summaries, out=out, figure=figure)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--figure", type=FILE, required=True, help="Changes from the base, without ending.")
+def paired(summaries: tuple[Path, ...], figure: Path) -> None:
+    """Draw what each method changed in the base, paired by problem: the main figure."""
+    from iapo_bench.report.paired import make_paired
+
+    make_paired(summaries, figure)
+
+
+@click.command()
+@with_job(RowJob, _base_job)
+@click.option("--grades", type=FILE, required=True, help="The base's grades.")
+@click.option("--out", type=FILE, required=True, help="Directory for the summaries base_cut and base_shortest.")
+def controls(job: RowJob, grades: Path, out: Path) -> None:
+    """Shorten the base without training it: cut its samples, or take the shortest of several."""
+    from iapo_bench.report.controls import make_controls
+
+    make_controls(job, grades, out)
+
+
+@click.command()
+@SUMMARIES
+@click.option("--base", type=FILE, required=True, help="The base's grades.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=FILE, required=True, help="Accuracy against length, without ending.")
+def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -> None:
+    """Say whether any method beats early stopping of the base."""
+    from iapo_bench.report.frontier import make_frontier
+
+    make_frontier(summaries, base, out=out, figure=figure)
+
+
+@click.command()
+@with_job(CostsJob, TierConfig.costs_job)
+@SUMMARIES
+@RUNS
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out: Path) -> None:
+    """Say what each row cost and how it answered."""
+    from iapo_bench.report.costs import make_costs
+
+    make_costs(job, summaries, named(runs), out=out)
 
 
 @click.command()
@@ -140,4 +201,69 @@ def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, fi
     make_role_tables(job, named(runs), informativeness=out, roles=roles, figure=figure)
 
 
-COMMANDS = (metrics, table, comparisons, wallclock, curves, tune, sensitivity, lm_eval_table, role_tables)
+def _fidelity_job(tier: TierConfig) -> FidelityJob:
+    from iapo_bench.report.departures import fidelity_job
+
+    return fidelity_job(tier)
+
+
+@click.command()
+@with_job(FidelityJob, _fidelity_job)
+@click.option("--base", type=FILE, required=True, help="Directory of the model whose rollouts are credited.")
+@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option("--summary", "summaries", type=FILE, multiple=True, help="Of `metrics`: methods and variants; repeat.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ...], out: Path) -> None:
+    """Say what each departure of the released code does to credit and to trained models."""
+    from iapo_bench.report.fidelity import make_fidelity
+
+    make_fidelity(job, base=base, data=data, summaries=summaries, out=out)
+
+
+@click.command()
+@with_job(ProtocolJob, TierConfig.protocol_job)
+@RUNS
+@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> None:
+    """Measure the same completions by the released protocol and by ours, part by part."""
+    from iapo_bench.report.protocol import make_protocol
+
+    make_protocol(job, named(runs), data=data, out=out)
+
+
+@click.command()
+@click.option("--ledger", type=FILE, required=True, help="YAML file of claims.")
+@click.option("--published", type=FILE, required=True, help="CSV of published cells.")
+@click.option("--second-hand", type=FILE, required=True, help="CSV of numbers at second hand, with sources.")
+@click.option("--summary", "summaries", type=FILE, multiple=True, help="Of `metrics`, of any tier; repeat.")
+@click.option("--wallclock", "wallclocks", type=FILE, multiple=True, help="CSV of `wallclock`; repeat.")
+@click.option("--bench", type=FILE, help="CSV of `bench informativeness`.")
+@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+def claims(
+    ledger: Path,
+    published: Path,
+    second_hand: Path,
+    summaries: tuple[Path, ...],
+    wallclocks: tuple[Path, ...],
+    bench: Path | None,
+    out: Path,
+) -> None:
+    """Judge published claims by the published numbers and by what was measured."""
+    from iapo_bench.report.claims import make_claims
+
+    make_claims(
+        ledger,
+        published=published,
+        second_hand=second_hand,
+        summaries=summaries,
+        wallclocks=wallclocks,
+        bench=bench,
+        out=out,
+    )
+
+
+COMMANDS = (
+    *(metrics, table, paired, comparisons, controls, frontier, costs, ablations, sensitivity, wallclock, curves, tune),
+    *(lm_eval_table, role_tables, fidelity, protocol, claims),
+)

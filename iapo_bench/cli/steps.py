@@ -9,7 +9,7 @@ from iapo_bench.cli.options import FILE, with_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
-from iapo_bench.config.model import BaseJob
+from iapo_bench.config.model import BaseJob, CheckpointJob
 from iapo_bench.config.report import TokensJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.train import TrainJob
@@ -41,6 +41,23 @@ def base(job: BaseJob, out: Path) -> None:
     from iapo_bench.train.base import make_base
 
     make_base(job, out)
+
+
+def _checkpoint_job(tier: TierConfig, method: str | None) -> CheckpointJob:
+    if method is None:
+        raise UserError("checkpoint needs --method: an entry of the tier that has a checkpoint")
+    return tier.checkpoint_job(method)
+
+
+@click.command()
+@with_job(CheckpointJob, _checkpoint_job, "method")
+@click.option("--method", help="An entry of the tier that has a checkpoint.")
+@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+def checkpoint(job: CheckpointJob, out: Path) -> None:
+    """Fetch a model that is measured and not trained."""
+    from iapo_bench.train.base import fetch_checkpoint
+
+    fetch_checkpoint(job, out)
 
 
 def _train_job(tier: TierConfig, method: str | None, seed: int, trial: int | None) -> TrainJob:
@@ -149,4 +166,4 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
     score_tokens(job, model=model, samples=samples, data=data, out=out, completions=completions)
 
 
-COMMANDS = (prepare, base, train, sample, grade, lm_eval, token_roles)
+COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles)

@@ -4,10 +4,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from iapo_bench.config.model import Dtype
+from iapo_bench.config.model import Dtype, Engine
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
-from iapo_bench.config.train import Engine
 from iapo_bench.config.world import WorldConfig
 
 

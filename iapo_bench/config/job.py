@@ -20,7 +20,7 @@ class JobRequest(Section):
 
 
 class JobConfig(Section):
-    """What jobs ask for, beside their GPUs. The first three are for jobs that load the model; each kind may say more."""
+    """What jobs ask for, beside their GPUs. The first three: of jobs that load the model."""
 
     mem_mb: Positive = Field(default=4000, description="main memory, MB", json_schema_extra=FREE)
     runtime: Positive = Field(

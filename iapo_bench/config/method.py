@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from iapo_bench.config.profiles import Profile
 from iapo_bench.config.section import Positive, Section
@@ -17,6 +17,11 @@ class MethodConfig(Section):
     method: str | None = Field(
         default=None, description="the method that this entry is a variant of; by default the one of the entry's name"
     )
+    checkpoint: str | None = Field(
+        default=None,
+        description="a model that is measured and not trained: a hub id with optional '@REVISION', or a directory",
+    )
+    subfolder: str | None = Field(default=None, description="where the model lies in the checkpoint's repository")
     profile: Profile = Field(default="paper", description="the equations, or the released code")
     lr: Annotated[float, Field(gt=0)] | None = Field(default=None, description="in place of train.lr")
     updates_per_rollout: Positive | None = Field(default=None, description="in place of train.updates_per_rollout")
@@ -27,6 +32,15 @@ class MethodConfig(Section):
     selection: Selection | None = Field(
         default=None, description="how these settings were chosen, where it is not as the tier's `selection` says"
     )
+
+    @model_validator(mode="after")
+    def _measured_or_trained(self) -> "MethodConfig":
+        if self.checkpoint is None and self.subfolder is not None:
+            raise ValueError("subfolder is a part of a checkpoint: name one, or leave it out")
+        if self.checkpoint is not None and self.model_fields_set - {"checkpoint", "subfolder"}:
+            other = min(self.model_fields_set - {"checkpoint", "subfolder"})
+            raise ValueError(f"a checkpoint is not trained: leave {other} out, or drop the checkpoint")
+        return self
 
 
 class Candidate(Section):

@@ -9,6 +9,7 @@ from iapo_bench.config.section import Section
 from iapo_bench.config.world import WorldConfig
 
 Dtype = Literal["float32", "bfloat16"]
+Engine = Literal["transformers", "vllm"]
 
 
 class ModelConfig(Section):
@@ -47,3 +48,14 @@ class BaseJob(Section):
     files: dict[str, str] = Field(
         default={}, description="SHA-256 of each file of model.source, where it is a directory"
     )
+
+
+class CheckpointJob(Section):
+    """What `checkpoint` reads: a model that is measured and not trained."""
+
+    source: str = Field(description="a hub id with optional '@REVISION', or a directory")
+    subfolder: str | None = Field(default=None, description="where the model lies in it")
+    world: WorldConfig = Field(description="the problems that it will be asked")
+    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
+    world_seed: int = Field(description="seed of the world")
+    files: dict[str, str] = Field(default={}, description="SHA-256 of each file of a directory")

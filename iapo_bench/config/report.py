@@ -4,7 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.config.world import WorldConfig
 
 
@@ -28,6 +30,13 @@ class RowJob(Section):
     ks: Annotated[list[Positive], Field(min_length=1)] = Field(description="the ks of Pass@k, Length@k and Ratio@k")
 
 
+class CostsJob(Section):
+    """What the table of costs reads, beside summaries and training logs."""
+
+    trials: dict[str, int] = Field(description="trials of each method on validation; 0 where nothing was tuned")
+    completions: Positive = Field(description="budget of a trial, in completions")
+
+
 class TokensJob(Section):
     """What scoring the tokens of a run's own completions reads."""
 
@@ -44,3 +53,26 @@ class RolesJob(Section):
     labels: Labels = Field(description="what all rows share")
     world: WorldConfig = Field(description="the problems' world")
     world_seed: int = Field(description="seed of the world and its splits")
+
+
+class FidelityJob(Section):
+    """What the comparison with the released code reads, beside a model, problems and summaries."""
+
+    labels: Labels = Field(description="what all rows share")
+    train: TrainConfig = Field(description="how rollouts are drawn")
+    world: WorldConfig = Field(description="the problems' world")
+    prompt: PromptConfig = Field(description="how problems are put to a chat model")
+    world_seed: int = Field(description="seed of the world and its splits")
+    dtype: str = Field(description="of weights")
+    methods: dict[str, dict[str, Any]] = Field(description="methods to compare, each with its options under `paper`")
+    departed: dict[str, str] = Field(description="variants that were trained, each with the departure that it follows")
+
+
+class ProtocolJob(Section):
+    """What the comparison of protocols reads, beside runs and problems."""
+
+    labels: Labels = Field(description="what all rows share")
+    world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
+    prompt: PromptConfig = Field(description="how problems are put to a chat model")
+    world_seed: int = Field(description="seed of the world and its splits")
+    k: Positive = Field(description="the k of Pass@k")

@@ -14,11 +14,11 @@ from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
-from iapo_bench.config.model import BaseJob, ModelConfig
+from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import Labels, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -69,7 +69,7 @@ class TierConfig(Section):
 
     @model_validator(mode="after")
     def _methods_exist(self) -> "TierConfig":
-        names = [entry.method or name for name, entry in self._entries().items()]
+        names = [entry.method or name for name, entry in self._entries().items() if not entry.checkpoint]
         for name in [*names, *([self.parent(self.sensitivity.method)] if self.sensitivity else [])]:
             if name not in list_methods():
                 raise ValueError(str(unknown("method", name, list_methods())))
@@ -78,6 +78,20 @@ class TierConfig(Section):
         if BASE in self._entries():
             raise ValueError(f"'{BASE}' is the row of the untrained model: give the method another name")
         return self
+
+    @property
+    def measured(self) -> list[str]:
+        """The rows that are measured and not trained."""
+        return [name for name, entry in self._entries().items() if entry.checkpoint]
+
+    @property
+    def trained(self) -> list[str]:
+        """The rows of the table that are trained."""
+        return [name for name in self.methods if name not in self.measured]
+
+    def train_seeds(self, name: str) -> list[int]:
+        """The training seeds of a row; a row that is measured has one."""
+        return [0] if name in self.measured else self.train.seeds
 
     @property
     def folder(self) -> str:
@@ -172,6 +186,19 @@ class TierConfig(Section):
 
     # What each job gets.
 
+    def checkpoint_job(self, name: str) -> CheckpointJob:
+        """The settings of the fetching of a row that is measured. Raises UserError for any other row."""
+        entry = self._entries().get(name)
+        if entry is None or entry.checkpoint is None:
+            raise UserError(f"'{name}' has no checkpoint in tier {self.tier}: name an entry that has one")
+        return CheckpointJob(
+            source=entry.checkpoint,
+            subfolder=entry.subfolder,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+        )
+
     def prepare_job(self) -> PrepareJob:
         """The settings of `prepare`."""
         return PrepareJob(world=self.world, seed=self.seed)
@@ -233,6 +260,17 @@ class TierConfig(Section):
         """The settings of the summary of a row: an entry, or the base."""
         if name == BASE:
             return RowJob(labels=self.labels, method=BASE, parent=BASE, ks=self.evaluate.ks)
+        if name in self.measured:
+            checkpoint = identity(self.checkpoint_job(name))
+            settings = {key: checkpoint[key] for key in ("source", "subfolder")}
+            return RowJob(
+                labels=self.labels,
+                method=name,
+                parent=name,
+                selection="measured only",
+                settings=settings,
+                ks=self.evaluate.ks,
+            )
         settings = identity(self.train_job(name, self.train.seeds[0]))
         return RowJob(
             labels=self.labels,
@@ -243,6 +281,34 @@ class TierConfig(Section):
             settings={key: settings[key] for key in ("method", "train")},
             ks=self.evaluate.ks,
         )
+
+    def fidelity_job(self, methods: list[str], departed: dict[str, str]) -> FidelityJob:
+        """The settings of the comparison with the released code: of `methods`, and of variants by departure."""
+        return FidelityJob(
+            labels=self.labels,
+            train=self.train,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            dtype=self.model.dtype,
+            methods={name: self.method(name).options for name in methods},
+            departed=departed,
+        )
+
+    def protocol_job(self) -> ProtocolJob:
+        """The settings of the comparison of protocols."""
+        return ProtocolJob(
+            labels=self.labels,
+            world=self.world,
+            prompt=self.prompt,
+            world_seed=self.seed,
+            k=max(self.evaluate.ks),
+        )
+
+    def costs_job(self) -> CostsJob:
+        """The settings of the table of costs."""
+        trials = {name: len(self.trials(name)) if self.tuned else 0 for name in self.trained}
+        return CostsJob(trials=trials, completions=self.train.completions)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""
@@ -262,7 +328,7 @@ class TierConfig(Section):
         """The settings of the choice on validation. Raises UserError when methods have unequal numbers of trials."""
         if self.tune is None:
             raise UserError(f"tier {self.tier} has no 'tune' section")
-        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in self.methods}
+        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in self.trained}
         if len({len(each) for each in trials.values()}) > 1:
             sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
             raise UserError(f"every method must have the same number of trials, not {sizes}")
@@ -353,7 +419,8 @@ def parse_tier(
     for section in ("methods", "ablations"):
         for name, entry in (merged.get(section) or {}).items() if isinstance(merged.get(section), dict) else ():
             parent = (entry.get("method") if isinstance(entry, dict) else None) or name
-            if parent not in list_methods():
+            measured = isinstance(entry, dict) and entry.get("checkpoint")
+            if parent not in list_methods() and not measured:
                 raise UserError(
                     f"{places.get((section, name), source)}: {unknown('method', str(parent), list_methods())}"
                 )

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from iapo_bench.config.model import Dtype
+from iapo_bench.config.lora import LoraConfig
+from iapo_bench.config.model import Dtype, Engine
 from iapo_bench.config.profiles import Profile
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
@@ -13,17 +14,9 @@ from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import unknown
 from iapo_bench.plugins import list_methods, list_rewards
 
-Engine = Literal["transformers", "vllm"]
 LrSchedule = Literal["constant", "linear"]
 TrainGrader = Literal["world", "exact"]
 FormatRule = Literal["tags", "one_line"]
-
-
-class LoraConfig(Section):
-    """Adapters on every linear layer but the output layer, trained instead of the weights."""
-
-    rank: Positive = Field(default=16, description="rows of A")
-    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="an adapter counts alpha / rank times")
 
 
 class TrainConfig(Section):

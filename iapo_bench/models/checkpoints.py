@@ -3,10 +3,12 @@
 import json
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import click
 import torch
@@ -32,7 +34,12 @@ from iapo_bench.worlds.dialogue import Dialogue
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
+# What an architecture that does not take or give what a decoder does may raise.
+ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_DECODED: WeakSet[PreTrainedModel] = WeakSet()  # models whose decoder and output layer give their logits
 WIDENED = "adapters_merged_in"  # the note of a checkpoint whose weights are wider than those it was trained from
+
+CHUNK_LOGITS = 2**26  # held at once: 256 MiB of float32
 
 
 def build_micro(
@@ -135,7 +142,7 @@ def disable_dropout(model: PreTrainedModel) -> None:
         for name, value in list(vars(holder).items()):
             stochastic = "drop" in name or "jitter" in name or (name == "p" and isinstance(holder, _DropoutNd))
             if stochastic and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(holder, name, 0.0)
+                setattr(holder, name, type(value)(0))
 
 
 def load_skeleton(path: Path) -> PreTrainedModel:
@@ -221,7 +228,16 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 def context_length(path: Path) -> int:
     """How many tokens, prompt and completion together, the model at `path` can read."""
-    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().max_position_embeddings)
+    return context_of(AutoConfig.from_pretrained(path, local_files_only=True))
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """How many tokens a model of this configuration can read. Raises UserError where it does not say."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if isinstance(length := getattr(text, name, None), int) and length > 0:
+            return length
+    raise UserError(f"the configuration of {config.model_type} does not say how long its context is")
 
 
 def vocabulary_size(path: Path) -> int:
@@ -255,28 +271,43 @@ def save_model(
 def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.Module]:
     """The decoder stack and the output layer, for callers that want logits at a few positions only.
 
-    Raises UserError for a model that does more between the two.
+    Raises UserError for a model that does more between the two, or in which one of them is not to be found.
     """
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
+        if getattr(model.config.get_text_config(), name, None) not in (None, 1, 1.0):
             raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
-    return model.get_decoder(), model.get_output_embeddings()
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if model not in _DECODED:
+        _require_same_logits(model, decoder, head)
+        _DECODED.add(model)
+    return decoder, head
 
 
-def require_plain_attention(model: PreTrainedModel, length: int) -> None:
-    """Raise UserError unless every position of a sequence of `length` tokens attends to all before it, and nothing but
-    its own position turns its keys: what an attention or a cache of ours takes for granted."""
-    name, config = type(model).__name__, model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if odd := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(f"{name} has layers of {min(odd)}, which is not supported")
-    window = getattr(config, "sliding_window", None)
-    if "sliding_attention" in kinds and window is not None and length > window:
-        raise UserError(f"{name} attends to a window of {window} tokens: {length} are too many here")
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
-        if parameters.get("rope_type") in ("dynamic", "longrope"):
-            raise UserError(f"{name} turns its keys by the longest sequence ({parameters['rope_type']}): not supported")
+@torch.no_grad()
+def _require_same_logits(model: PreTrainedModel, decoder: Any, head: Any) -> None:
+    """Raise UserError unless the output layer on the decoder's states gives the model's own logits for a few tokens,
+    whatever comes after them: rows are padded on the right, without a mask."""
+    name = type(model).__name__
+    ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+    try:
+        with evaluating(model), unobserved(model):
+            own = model(input_ids=ids, use_cache=False).logits.float()
+            padded = torch.nn.functional.pad(ids, (0, 2))
+            ours = head(decoder(input_ids=padded, use_cache=False).last_hidden_state[:, :-2]).float()
+            gap = float((ours - own).abs().max() / own.abs().max().clamp(min=1))
+    except torch.OutOfMemoryError:
+        raise
+    except ODD as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{name} is not a decoder with an output layer ({type(error).__name__}: {reason}), which is not supported"
+        ) from error
+    require_finite(own, f"{name}, given a few tokens")
+    if not gap <= (1e-4 if model.dtype == torch.float32 else 0.05):
+        raise UserError(
+            f"{name} transforms its logits or attends to later tokens (a difference of {gap:.3g} of their size), "
+            "which is not supported"
+        )
 
 
 @contextmanager
@@ -289,6 +320,20 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def unobserved(model: torch.nn.Module) -> Iterator[None]:
+    """The model without the hooks of its modules: what counts or records passes must not see those of a check."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    kept = [(module, name, getattr(module, name)) for module in model.modules() for name in hooks]
+    for module, name, _ in kept:
+        setattr(module, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, name, before in kept:
+            setattr(module, name, before)
 
 
 @contextmanager

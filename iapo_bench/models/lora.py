@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from iapo_bench.config.train import LoraConfig
+from iapo_bench.config.lora import LoraConfig
 from iapo_bench.seeds import torch_stream
 
 ADAPTER = "default"

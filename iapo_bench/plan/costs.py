@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import Signal, load_method
 from iapo_bench.models.architectures import Architecture
-from iapo_bench.signals.statistics import CHUNK_LOGITS
+from iapo_bench.models.checkpoints import CHUNK_LOGITS
 from iapo_bench.train.sft import SFT, TaughtSFT
 
 GIB = 2**30
@@ -194,7 +194,7 @@ def memory(
     Sharded, each of `gpus` holds its part, and gathers the policy to generate, the reference too for signals.
     """
     train, width = tier.train, bytes_of(tier.model.dtype)
-    works = [training_work(tier, method, lengths) for method in tier.methods]
+    works = [training_work(tier, method, lengths) for method in tier.trained]
     whole = size.parameters * width / GIB
     rank = train.lora.rank if train.lora else LORA_RANK
     adapters = size.layers * sum(rank * (i + o) for i, o in size.linear_shapes) * 4 / GIB
@@ -271,7 +271,7 @@ def _lora_activations(size: Architecture, width: int, rank: int) -> float:
 
 def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) -> dict[str, float]:
     """GiB that one dataset's results take: the models, a resume file while a job trains, and the samples."""
-    models = 1 + len(tier.methods) * len(tier.train.seeds)
+    models = 1 + sum(len(tier.train_seeds(method)) for method in tier.methods)
     model = size.parameters * bytes_of(tier.model.dtype) / GIB
     tokens = sampling_work(tier, problems, lengths).completions * lengths.completion
     return {

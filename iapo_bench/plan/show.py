@@ -126,7 +126,7 @@ def test_problems(tier: TierConfig) -> int:
 
 def jobs(tier: TierConfig) -> dict[str, int]:
     """Jobs by rule, as a dry run of `snakemake` counts them, but for its last, `all`."""
-    runs = len(tier.methods) * len(tier.train.seeds)
+    runs = len(tier.trained) * len(tier.train.seeds)
     return {
         "prepare": 1,
         "base": 1,
@@ -134,7 +134,8 @@ def jobs(tier: TierConfig) -> dict[str, int]:
         "sample": 1 + runs,
         "grade": 1 + runs,
         "metrics": 1 + len(tier.methods),
-        **dict.fromkeys(("table", "wallclock", "curves"), 1),
+        **({"controls": 1} if tier.evaluate.n_samples >= 4 else {}),
+        **dict.fromkeys(("table", "comparisons", "paired", "frontier", "costs", "wallclock", "curves"), 1),
         "lm_eval": 1 + runs,
         "lm_eval_table": 1,
         **({"token_roles": 1 + runs, "role_tables": 1} if tier.world.name == "micro" else {}),
@@ -161,7 +162,7 @@ def time_table(
         tuning = spent / 3600
         base |= {"steps": examples.completions // examples.step, ("training h" if rates else "update h"): tuning}
     rows = [base | {"sampling h": sampling, _hours(device): tuning + sampling}]
-    for method in tier.methods:
+    for method in tier.trained:
         work = costs.training_work(tier, method, lengths)
         if rates:
             training = {"training h": rates.training(size, work) / 3600}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from iapo_bench.errors import UserError
 from iapo_bench.report.rows import Row, caution, parents
-from iapo_bench.report.style import STYLE, Style, method_styles, new_figure
+from iapo_bench.report.style import STYLE, Style, method_styles, new_figure, plot_point
 
 
 def accuracy_length(rows: Sequence[Row]) -> Figure:
@@ -33,7 +33,7 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
                 look = styles[row.name]
                 ax.hlines(y.mean, x.lo, x.hi, color=look.colour, linewidth=0.8)
                 ax.vlines(x.mean, y.lo, y.hi, color=look.colour, linewidth=0.8)
-                ax.plot(x.mean, y.mean, look.marker, color=look.colour, markerfacecolor=look.face, zorder=3)
+                plot_point(ax, x.mean, y.mean, look)
             ax.margins(0.12)
             ax.set_xlabel(f"Length@{k} (tokens)")
             ax.set_ylabel(f"Pass@{k}")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from iapo_bench.report.rows import split_run
 from iapo_bench.report.steps import read_steps
-from iapo_bench.report.style import STYLE, method_styles, new_figure, save_figure
+from iapo_bench.report.style import STYLE, label_ends, method_styles, new_figure, save_figure
 
 SMOOTHING = 5
 
@@ -59,5 +59,7 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
                     ax.fill_between(places, low, high, color=style.colour, alpha=0.13, linewidth=0)
             ax.set_xlabel("completions generated")
             ax.set_ylabel(label)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+            ends = {str(line.get_label()): tuple(np.asarray(line.get_xydata())[-1]) for line in ax.lines}
+            ax.set_xlim(0, 1.2 * max(x for x, _ in ends.values()))
+            label_ends(ax, ends, styles)
     return figure

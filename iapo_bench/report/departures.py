@@ -7,10 +7,13 @@ Lines are of `package_code/trainer/g2rpo_trainer.py` unless a file is named.
 from dataclasses import dataclass, field
 from typing import Any
 
+from iapo_bench.config.report import FidelityJob
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import RELEASED_READING as READING
 from iapo_bench.method import RELEASED_Z_SCORE, list_methods
 
 TOKEN_MEAN: dict[str, Any] = {"reduction": "token_mean", "local_rows": 4}
+ALL = "all of them"
 COMPARED = ("grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo")
 
 
@@ -35,6 +38,27 @@ class Departure:
 def departures_of(method: str) -> list[Departure]:
     """Those of one method, in the order of the list."""
     return [departure for departure in DEPARTURES if method in departure.methods]
+
+
+def followed(tier: TierConfig) -> dict[str, str]:
+    """The variants of a tier's `ablations` that depart as released code does, each with the departure that it follows:
+    a single one, if the entry says no more than that, or all of them, under the profile `released`."""
+    found = {}
+    for name, entry in tier.ablations.items():
+        own = entry.model_dump(exclude_unset=True, exclude={"method", "selection"})
+        if own.get("profile") == "released":
+            found[name] = ALL
+        for departure in departures_of(tier.parent(name)):
+            if own == {**departure.train, **({"options": departure.options} if departure.options else {})}:
+                found[name] = departure.name
+    return found
+
+
+def fidelity_job(tier: TierConfig) -> FidelityJob:
+    """The settings of the comparison with the released code, for the methods of a tier that it covers."""
+    departed = followed(tier)
+    methods = dict.fromkeys([*tier.trained, *map(tier.parent, departed)])
+    return tier.fidelity_job([name for name in methods if name in COMPARED], departed)
 
 
 def _paths(settings: dict[str, Any]) -> list[str]:

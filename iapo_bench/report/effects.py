@@ -13,11 +13,10 @@ import torch
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import Method, Reading, Signal, load_method
-from iapo_bench.report.departures import Departure, departures_of
+from iapo_bench.report.departures import ALL, Departure, departures_of
 from iapo_bench.signals.statistics import compute_signals
 from iapo_bench.train.update import token_scales
 
-ALL = "all of them"
 # The terms of IAPO, by what is switched off to be left with each.
 TERMS = {"informativeness term": {"beta": 0.0}, "exploration term": {"alpha": 0.0}}
 
@@ -105,13 +104,16 @@ def compare(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
 def effects(credits: Credits, methods: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """A row for each method (name to options), departure and compared quantity.
 
-    A departure that only acts elsewhere, in the optimiser, say, has correlation 1 and difference 0 here.
+    A departure that only acts elsewhere, in the optimiser, say, has correlation 1 and difference 0 here. One that needs
+    larger groups than the rollouts have is left out.
     """
     rows = []
+    group_size = credits.rollouts[0].batch.group_size
     for name, options in methods.items():
         before = credits.measure(name, options)
         for departure in [*departures_of(name), everything(name)]:
-            if not departure.options and not departure.train:
+            reproduced = departure.options or departure.train
+            if not reproduced or departure.options.get("k", 0) > group_size:
                 continue
             after = credits.measure(name, options, departure)
             rows += [

@@ -8,13 +8,23 @@ on the problems that it reports. Each is put in place of ours alone, then all to
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from iapo_bench.evaluate.metrics import first_k, pass_at_k
-from iapo_bench.report.document import Block, Table
+from iapo_bench.config.report import ProtocolJob
+from iapo_bench.errors import UserError
+from iapo_bench.evaluate.metrics import first_k, pass_at_k, read_grades
+from iapo_bench.models.checkpoints import load_tokenizer
+from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.rows import split_run
 from iapo_bench.seeds import numpy_stream
+from iapo_bench.worlds import read_problems, split_file
+from iapo_bench.worlds.dialogue import Dialogue, completion_texts
+from iapo_bench.worlds.exact import judge_exactly
+from iapo_bench.worlds.grading import Grader, Outcome, make_grader
+from iapo_bench.worlds.load import load_world
 
 PROBLEMS = 15
 CONTEXT = 768
@@ -56,6 +66,85 @@ def arrange(frame: pd.DataFrame, problems: Sequence[str], column: str) -> np.nda
     order = {problem: i for i, problem in enumerate(problems)}
     frame = frame.assign(place=frame["problem_id"].map(order)).sort_values(["seed", "place", "sample"])
     return frame[column].to_numpy().reshape(len(seeds), len(problems), -1)
+
+
+def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out: Path) -> None:
+    """Write the comparison of protocols to `out` (CSV) and, for readers, beside it.
+
+    `runs`: directories with `model`, `test/samples.parquet` and `test/grades.parquet`, by METHOD/CANDIDATE or "base".
+    """
+    world = load_world(job.world, job.world_seed)
+    problems = read_problems(split_file(data, "test"))
+    candidates: dict[str, list[Counted]] = {}
+    with make_grader(world.grader) as grader:
+        for name, folder in runs.items():
+            dialogue = world.dialogue(load_tokenizer(folder / "model"), job.prompt)
+            prompt_tokens = {problem.id: len(dialogue.encode(problem.question)) for problem in problems}
+            golds = {problem.id: problem.answer for problem in problems}
+            samples = pd.read_parquet(folder / "test" / "samples.parquet")
+            frame = with_protocols(
+                read_run(folder), samples["token_ids"].tolist(), golds, prompt_tokens, dialogue, grader
+            )
+            candidates.setdefault(split_run(name)[0], []).append(count(frame, [problem.id for problem in problems]))
+    cells, rankings = measure(candidates, job.k), ranking_chances(candidates, job.k)
+    write_document(out, pd.concat([cells, rankings], ignore_index=True), protocol_blocks(cells, rankings))
+
+
+def read_run(folder: Path) -> pd.DataFrame:
+    """The grades of a run on the test split, with their texts."""
+    path = folder / "test" / "grades.parquet"
+    read_grades(path)  # which says what is wrong with a file
+    return pd.read_parquet(path)
+
+
+def with_protocols(
+    grades: pd.DataFrame,
+    token_ids: Sequence[Sequence[int]],
+    golds: Mapping[str, str],
+    prompt_tokens: Mapping[str, int],
+    dialogue: Dialogue,
+    grader: Grader,
+    *,
+    context: int = CONTEXT,
+) -> pd.DataFrame:
+    """Grades with columns for each way to judge and count: `right`, `exact`, and both of the text that is cut where
+    prompt and completion reach `context` tokens, `right_cut`, `exact_cut`, `tokens_cut`.
+
+    `token_ids`: of each row of `grades`. Raises UserError where a prompt alone fills the context.
+    """
+    room = context - grades["problem_id"].map(prompt_tokens)
+    if (room < 1).any():
+        problem = grades.loc[room < 1, "problem_id"].iloc[0]
+        raise UserError(f"the prompt of '{problem}' leaves no room in {context} tokens")
+    gold = grades["problem_id"].map(golds).tolist()
+    cut = (grades["n_tokens"] > room).to_numpy()
+    at = np.flatnonzero(cut)
+    short = [list(token_ids[i])[: int(room.iloc[i])] for i in at]
+    short_texts = completion_texts(short, dialogue.tokenizer, prefill=dialogue.prefill) if len(at) else []
+    short_golds = [gold[i] for i in at]
+    right = (grades["outcome"] == Outcome.CORRECT).to_numpy()
+    exact = np.array([outcome is Outcome.CORRECT for outcome in judge_exactly(grades["text"].tolist(), gold)])
+    right_cut, exact_cut = right.copy(), exact.copy()
+    if len(at):
+        right_cut[at] = [outcome is Outcome.CORRECT for outcome in grader.grade(short_texts, short_golds)]
+        exact_cut[at] = [outcome is Outcome.CORRECT for outcome in judge_exactly(short_texts, short_golds)]
+    return grades.assign(
+        right=right,
+        exact=exact,
+        right_cut=right_cut,
+        exact_cut=exact_cut,
+        tokens_cut=np.where(cut, room, grades["n_tokens"]),
+    )
+
+
+def count(frame: pd.DataFrame, problems: Sequence[str]) -> Counted:
+    """The counts of a run from its grades under every protocol; `problems` in the order of their file."""
+    asked = [problem for problem in problems if problem in set(frame["problem_id"])]
+    columns = {(False, False): "right", (False, True): "exact", (True, False): "right_cut", (True, True): "exact_cut"}
+    return Counted(
+        {key: arrange(frame, asked, column).astype(bool) for key, column in columns.items()},
+        {False: arrange(frame, asked, "n_tokens"), True: arrange(frame, asked, "tokens_cut")},
+    )
 
 
 def measure(candidates: Mapping[str, Sequence[Counted]], k: int) -> pd.DataFrame:
@@ -158,6 +247,6 @@ def protocol_blocks(cells: pd.DataFrame, rankings: pd.DataFrame) -> list[Block]:
 _HOW_TO_READ = """\
 The same checkpoints and completions under both protocols. Each line puts one part of the released protocol in place of
 ours, the last all of them. Ours: Pass@k without bias over all problems and samples, graded as mathematics, the mean
-over training seeds. Chosen on the reported problems: the best of a method's candidates (training seeds, and IAPO's grid
-of weights if there is one) by the ratio that is reported.
+over training seeds. Chosen on the reported problems: the best of a method's candidates by the ratio that is reported.
+Training seeds stand for checkpoints, which are not kept; IAPO's grid of weights counts where the tier has trained it.
 """

@@ -11,7 +11,7 @@ from iapo_bench.config.report import RowJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file, write_json
-from iapo_bench.report.steps import read_json
+from iapo_bench.report.steps import read_json, read_steps
 
 BASE = "base"
 # Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
@@ -35,6 +35,8 @@ class Row:
     tally: Tally
     parent: str = ""  # the method that a variant varies
     settings: dict[str, Any] = field(default_factory=dict)  # what decided its training, but for its seeds
+    updates: int = 0  # of all its training runs, where their logs were given
+    updates_moved: int = 0  # those that moved the weights
 
     @property
     def trained(self) -> bool:
@@ -44,12 +46,19 @@ class Row:
     @property
     def name(self) -> str:
         """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
-        told = not self.trained or self.profile == "paper" or self.method.endswith(self.profile)
+        told = not self.trained or self.profile in ("", "paper") or self.method.endswith(self.profile)
         return self.method if told else f"{self.method} ({self.profile})"
+
+    @property
+    def idleness(self) -> str:
+        """Where training did nothing at times, how often it did something: "4 of 80 updates moved the weights"."""
+        idle = self.updates_moved < self.updates
+        return f"{self.updates_moved} of {self.updates} updates moved the weights" if idle else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
-        return {label: getattr(self, label) for label in (*LABELS, "parent", "settings")} | self.summary.to_dict()
+        labels = (*LABELS, "parent", "settings", "updates", "updates_moved")
+        return {label: getattr(self, label) for label in labels} | self.summary.to_dict()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
@@ -57,7 +66,9 @@ class Row:
         labels = (*LABELS, "parent", "settings")
         if missing := [label for label in labels if label not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
-        return cls(**{label: content[label] for label in labels}, summary=Summary.from_dict(content), tally=tally)
+        moved = {label: content.get(label, 0) for label in ("updates", "updates_moved")}
+        told = {label: content[label] for label in labels} | moved
+        return cls(**told, summary=Summary.from_dict(content), tally=tally)
 
     def write(self, path: Path) -> None:
         """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
@@ -88,8 +99,10 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     return rows
 
 
-def measure(job: RowJob, grades: dict[int, Path], out: Path) -> None:
-    """Write one row's summary and its counts by problem; `grades` holds its grades by training seed."""
+def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path] = ()) -> None:
+    """Write one row's summary and its counts by problem; `grades` holds its grades by training seed, `logs` are the
+    `train.jsonl` of its runs."""
+    steps = [step for log in logs for step in read_steps(log)]
     samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
     row = Row(
         **job.labels.model_dump(),
@@ -100,6 +113,8 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path) -> None:
         tally=samples.tally(),
         parent=job.parent,
         settings=job.settings,
+        updates=sum(step.get("updates", 0) for step in steps),
+        updates_moved=sum(step.get("updates_moved", 0) for step in steps),
     )
     row.write(out)
 

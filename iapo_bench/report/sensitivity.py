@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from iapo_bench.config.tune import SensitivityJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import read_grades, summarise
 from iapo_bench.files import whole_file
 from iapo_bench.report.rows import BASE
-from iapo_bench.report.style import INK, STYLE, new_figure, save_figure
+from iapo_bench.report.style import GREY, INK, STYLE, new_figure, save_figure
+from iapo_bench.report.tuning import pick
 
 _INTERVAL = (("", "mean"), ("_lo", "lo"), ("_hi", "hi"))
 
@@ -26,7 +30,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
     k = job.tune.k
     ks = sorted({1, k})
     measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, point, path in [
         (BASE, {}, base),
         *zip([job.sensitivity.method] * len(points), points, grades, strict=True),
@@ -39,40 +43,73 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
             | {"n_problems": summary.n_problems, "n_samples": summary.n_samples}
         )
     frame = pd.DataFrame(rows)
-    drawing = sensitivity_maps(
-        frame, list(job.sensitivity.grid), measures, title=f"{job.model} on {job.dataset}, validation split"
+    scores = [{"pass": row[f"pass@{k}"], "ratio": row[f"ratio@{k}"]} for row in rows]
+    chosen = pick(scores[1:], scores[0]["pass"] - job.tune.tolerance)
+    title = (
+        f"{job.sensitivity.method}: {job.model} on {job.dataset}, validation split, {rows[0]['n_problems']} problems "
+        f"\N{MULTIPLICATION SIGN} {rows[0]['n_samples']} samples; framed: what the tuning rule picks; hatched: lost "
+        "more than half of the base's Pass@1"
     )
+    drawing = sensitivity_maps(frame, list(job.sensitivity.grid), measures, title=title, chosen=chosen)
     with whole_file(out) as partial:
         frame.to_csv(partial, index=False, float_format="%.6g")
     save_figure(drawing, figure)
 
 
-def sensitivity_maps(table: pd.DataFrame, options: Sequence[str], measures: Sequence[str], *, title: str) -> Figure:
+def sensitivity_maps(
+    table: pd.DataFrame, options: Sequence[str], measures: Sequence[str], *, title: str, chosen: int
+) -> Figure:
     """A heat map for each measure over two options, from the rows of `make_sensitivity`: the base's, then the grid's.
 
-    The colour says how far a point is from the base, blue for the better and red for the worse side.
+    The colour says how far a point is from the base, blue for the better and red for the worse side; its range ignores
+    the points that lost more than half of the base's Pass@1, which are hatched. The grid's point `chosen` is framed.
     """
-    base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE]
-    across, up = options[1], options[0]
+    base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE].reset_index(drop=True)
+    collapsed = grid[measures[0]] < base[measures[0]] / 2
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(len(measures), title, height=2.2)
+        figure, axes = new_figure(len(measures), title, height=2.5)
         for ax, measure in zip(axes, measures, strict=True):
-            values = grid.pivot_table(index=up, columns=across, values=measure)
-            lengths = measure.startswith("length")
-            reach = max(float(np.nanmax(np.abs(values.to_numpy() - base[measure]))), 1e-9)
-            colours = mpl.colormaps["RdBu_r" if lengths else "RdBu"]
-            ax.imshow(
-                values, cmap=colours, vmin=base[measure] - reach, vmax=base[measure] + reach, origin="lower", alpha=0.85
-            )
-            for (row, column), value in np.ndenumerate(values.to_numpy()):
-                strong = abs(value - base[measure]) > 0.6 * reach
-                ax.text(
-                    column, row, f"{value:.3g}", ha="center", va="center", color="white" if strong else INK, fontsize=8
-                )
-            ax.set_xticks(range(len(values.columns)), [f"{x:g}" for x in values.columns])
-            ax.set_yticks(range(len(values.index)), [f"{y:g}" for y in values.index])
-            ax.set_xlabel(across)
-            ax.set_ylabel(up)
-            ax.set_title(f"{measure.capitalize()} (base {base[measure]:.3g})")
-            ax.grid(visible=False)
+            _draw_map(ax, grid, options, measure, float(base[measure]), collapsed, chosen)
+        axes[0].set_ylabel(options[0])
     return figure
+
+
+def _draw_map(
+    ax: Axes, grid: pd.DataFrame, options: Sequence[str], measure: str, base: float, collapsed: pd.Series, chosen: int
+) -> None:
+    rows, columns = (sorted(grid[option].unique()) for option in options)
+    places = [(rows.index(y), columns.index(x)) for y, x in zip(grid[options[0]], grid[options[1]], strict=True)]
+    values = np.full((len(rows), len(columns)), np.nan)
+    for place, value in zip(places, grid[measure], strict=True):
+        values[place] = value
+    away = (grid[measure] - base).abs()
+    reach = max(float((away if collapsed.all() else away[~collapsed]).max()), 1e-9)
+    colours = mpl.colormaps["RdBu_r" if measure.startswith("length") else "RdBu"]
+    image = ax.imshow(values, cmap=colours, vmin=base - reach, vmax=base + reach, origin="lower", alpha=0.85)
+    key = ax.figure.colorbar(image, ax=ax, location="bottom", shrink=0.9, aspect=25, pad=0.03)
+    ends = [base - reach, base, base + reach]
+    key.set_ticks(ends, labels=[_text(measure, ends[0]), "base", _text(measure, ends[2])])
+    for i, (row, column) in enumerate(places):
+        strong = abs(values[row, column] - base) > 0.6 * reach
+        look: dict[str, Any] = {"color": "white" if strong else INK}
+        if collapsed[i]:
+            ax.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="white", hatch="////", edgecolor=GREY, lw=0)
+            )
+            look = {"color": INK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}}
+        ax.text(column, row, _text(measure, values[row, column]), ha="center", va="center", fontsize=7, **look)
+    row, column = places[chosen]
+    ax.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=INK, linewidth=1.6))
+    ax.set_xticks(range(len(columns)), [f"{x:g}" for x in columns])
+    ax.set_yticks(range(len(rows)), [f"{y:g}" for y in rows])
+    ax.set_xlabel(options[1])
+    unit = " \N{MULTIPLICATION SIGN} 10³" if measure.startswith("ratio") else ""
+    ax.set_title(f"{measure.capitalize()}{unit} (base {_text(measure, base)})")
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+
+
+def _text(measure: str, value: float) -> str:
+    if measure.startswith("pass"):
+        return f"{value:.3f}".removeprefix("0")
+    return f"{value * (1000 if measure.startswith('ratio') else 1):.1f}"

@@ -1,7 +1,7 @@
 """How every figure looks: sizes of a printed column, one look for each method."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ STYLE: Any = {
     "grid.color": LIGHT,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.3,
-    "lines.markersize": 4.5,
+    "lines.markersize": 5,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "iapo-bench",  # equal figures, equal files
@@ -93,15 +93,56 @@ def method_styles(methods: Iterable[str], parents: Mapping[str, str] | None = No
 
 
 def new_figure(
-    panels: int, title: str, *, height: float, wide: bool = True, widths: list[float] | None = None
+    panels: int, title: str, *, height: float, wide: bool = True, heights: Sequence[float] = (1,)
 ) -> tuple[Figure, list[Axes]]:
-    """A figure one or, if `wide`, two printed columns wide and `height` inches high, with panels side by side."""
+    """A figure one or, if `wide`, two printed columns wide and `height` inches high, with panels side by side, in a row
+    for each of the relative `heights`."""
     width = PAGE if wide else COLUMN
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle("\n".join(textwrap.wrap(title, round(16.5 * width))), x=0.01, ha="left")
-    axes = figure.subplots(1, panels, squeeze=False, gridspec_kw={"width_ratios": widths} if widths else None)
-    return figure, list(axes[0])
+    axes = figure.subplots(len(heights), panels, squeeze=False, gridspec_kw={"height_ratios": heights})
+    return figure, list(axes.ravel())
+
+
+def plot_point(ax: Axes, x: float, y: float, look: Style, **options: Any) -> None:
+    """A method's marker; a star needs more room than other markers to be as large."""
+    size = STYLE["lines.markersize"] * (1.6 if look.marker == "*" else 1)
+    ax.plot(
+        x,
+        y,
+        look.marker,
+        color=look.colour,
+        markerfacecolor=look.face,
+        markersize=size,
+        zorder=3,
+        linestyle="",
+        **options,
+    )
+
+
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, Style]) -> None:
+    """Write each name right of where its line ends, apart from the others; call it when all is drawn."""
+    ax.figure.canvas.draw()
+    pixel = ax.figure.dpi / 72
+    gap, font = 8 * pixel, 7
+    order = sorted(ends, key=lambda name: ends[name][1])
+    wanted = [float(ax.transData.transform(ends[name])[1]) for name in order]
+    places: list[float] = []
+    for y in wanted:
+        places.append(max(y, places[-1] + gap) if places else y)
+    shift = sum(places) / len(places) - sum(wanted) / len(wanted)
+    for name, y, place in zip(order, wanted, places, strict=True):
+        ax.annotate(
+            name,
+            ends[name],
+            xytext=(5, (place - shift - y) / pixel),
+            textcoords="offset points",
+            va="center",
+            fontsize=font,
+            color=styles[name].colour,
+            annotation_clip=False,
+        )
 
 
 def save_figure(figure: Figure, stem: Path) -> None:

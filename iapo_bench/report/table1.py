@@ -23,8 +23,13 @@ _PUBLISHED_KS = (16, 32)
 def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
     """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
+    write_table(rows, summaries, out, published)
+    save_figure(accuracy_length([row for row in rows if row.trained or row.method == BASE] or rows), figure)
+
+
+def write_table(rows: Sequence[Row], summaries: Sequence[Path], out: Path, published: Path | None) -> None:
+    """Write rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come from."""
     write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
-    save_figure(accuracy_length(rows), figure)
     write_provenance(
         out.with_suffix(".provenance.json"),
         config={row.name: row.settings for row in rows},
@@ -85,7 +90,7 @@ def _part(rows: list[Row], published: pd.DataFrame | None) -> list[Block]:
     columns: dict[str, list[str]] = {"method": [row.name for row in rows]}
     for key in keys:
         bold = best_rows(methods, pairs, key) if pairs is not None else set()
-        texts = [_text(key, row.summary.cells.get(key)) for row in rows]
+        texts = [_text(key, _cell(row, key)) for row in rows]
         columns[_heading(key)] = [f"**{t}**" if row.name in bold else t for t, row in zip(texts, rows, strict=True)]
     blocks: list[Block] = [
         f"## {first.model} on {first.dataset} (tier {first.tier})",
@@ -134,6 +139,12 @@ def _heading(key: str) -> str:
     )
 
 
+def _cell(row: Row, key: str) -> Cell | None:
+    """A row's cell; its length at the largest k that it has, where it has not this one."""
+    own = f"length@{row.summary.ks[-1]}" if key.startswith("length") and key not in row.summary.cells else key
+    return row.summary.cells.get(own)
+
+
 def _text(key: str, cell: Cell | None) -> str:
     """A cell for readers: `.389 ±.044`, `43.8 ±1.6`."""
     if cell is None:
@@ -162,7 +173,8 @@ def _constants(rows: list[Row]) -> str:
         text += f"; training seeds {', '.join(seeds.pop().split())}"
     if trained and len(chosen) == 1:
         text += f"; settings chosen by {chosen.pop()}"
-    return text + "."
+    idle = [f"**{row.name}: {row.idleness}**" for row in rows if row.idleness]
+    return ". ".join([text, *idle]) + "."
 
 
 def _answers(rows: list[Row]) -> dict[str, list[str]]:

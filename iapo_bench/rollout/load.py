@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from iapo_bench.config.train import Engine
+from iapo_bench.config.model import Engine
 from iapo_bench.models.lora import exact_dtype
 from iapo_bench.rollout import RolloutEngine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
@@ -26,7 +26,9 @@ def make_engine(
 
     `transformers` generates with `model` itself. `vllm` loads the checkpoint and takes over the weights of `model`, so
     that the two are known to agree; `width` (the longest prompt and completion together, tokens), `gpu_memory`,
-    `sleep` and `deterministic` are for it. Raises UserError where vllm is missing or does not compute what `model` does.
+    `sleep` and `deterministic` are for it.
+
+    Raises UserError where vllm is missing, has no batch-invariant kernels, or does not compute what `model` does.
     """
     if name == "transformers":
         return TransformersEngine(model, batch_size=batch_size, progress=progress)

@@ -8,6 +8,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from iapo_bench.models.checkpoints import attention_implementation, decoder_and_head
+from iapo_bench.models.exact import cache_shapes
+from iapo_bench.rollout.decode_graph import Schedule
+
 DECODE_ATTENTION = "iapo_bench_decode"
 
 
@@ -27,7 +31,7 @@ def _grouped_attention(
     rows, heads, _, head_dim = query.shape
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], head_dim)
     out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, head_dim), None
+    return out.reshape(rows, 1, heads, -1), None
 
 
 AttentionInterface.register(DECODE_ATTENTION, _grouped_attention)
@@ -45,10 +49,9 @@ def decode_kernels(device: torch.device) -> AbstractContextManager[None]:
 class _SlotLayer(CacheLayerMixin):
     """Keys and values (slots, heads, width, head dim); each row writes at its own position."""
 
-    def __init__(self, slots: int, heads: int, width: int, head_dim: int, like: torch.Tensor) -> None:
+    def __init__(self, slots: int, width: int, shapes: tuple[tuple[int, int], ...], like: torch.Tensor) -> None:
         super().__init__()
-        self.keys = like.new_zeros(slots, heads, width, head_dim)
-        self.values = like.new_zeros(slots, heads, width, head_dim)
+        self.keys, self.values = (like.new_zeros(slots, heads, width, size) for heads, size in shapes)
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -77,13 +80,8 @@ class SlotCache(Cache):
     """One preallocated cache for all slots; rows lie left-aligned, without padding."""
 
     def __init__(self, model: PreTrainedModel, slots: int, width: int) -> None:
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         like = next(model.parameters())
-        super().__init__(
-            layers=[_SlotLayer(slots, heads, width, head_dim, like) for _ in range(config.num_hidden_layers)]
-        )
+        super().__init__(layers=[_SlotLayer(slots, width, shapes, like) for shapes in cache_shapes(model)])
         self.dtype = like.dtype
         self.steps = torch.arange(width, device=model.device)
         self.slot_R = torch.arange(slots, device=model.device)
@@ -113,3 +111,41 @@ class SlotCache(Cache):
             for layer in self.layers:
                 layer.keys[target] = layer.keys[source]
                 layer.values[target] = layer.values[source]
+
+
+def prefill(decoder: PreTrainedModel, ids_UP: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
+    """States (U, P, D) and cache of right-padded prompts. Under a causal mask the padding reaches no real token."""
+    cache = DynamicCache(config=decoder.config)
+    return decoder(input_ids=ids_UP, past_key_values=cache, use_cache=True).last_hidden_state, cache
+
+
+def decode(
+    decoder: PreTrainedModel, cache: SlotCache, ids_R: torch.Tensor, position_R: torch.Tensor, mask_R11S: torch.Tensor
+) -> torch.Tensor:
+    """States (R, D) of one token a row at its position; `mask_R11S` is what the cache's `advance` gave."""
+    with attention_implementation(decoder, DECODE_ATTENTION), decode_kernels(ids_R.device):
+        output = decoder(
+            input_ids=ids_R[:, None],
+            attention_mask=mask_R11S,
+            position_ids=position_R[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return output.last_hidden_state[:, 0]
+
+
+def decoded_states(schedule: Schedule, model: PreTrainedModel, ids_L: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """For `require_exact`: the states of the last tokens, decoded after a prefill of those before them."""
+    decoder, _ = decoder_and_head(model)
+    length = len(ids_L)
+    places = list(range(max(1, length - 2), length))
+    width = schedule.width(length)
+    cache = SlotCache(model, 1, width)
+    _, prefilled = prefill(decoder, ids_L[None, : places[0]])
+    cache.fill(slice(0, 1), prefilled, torch.zeros(1, dtype=torch.long, device=ids_L.device))
+    states = []
+    for place in places:
+        position_R = torch.tensor([place], device=ids_L.device)
+        mask = cache.advance(position_R, schedule.span(place + 1, width))
+        states.append(decode(decoder, cache, ids_L[place : place + 1], position_R, mask))
+    return places, torch.cat(states)

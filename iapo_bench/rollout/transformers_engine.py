@@ -7,24 +7,21 @@ its samples. On a GPU the steps are replayed as CUDA graphs, and the host looks 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import (
-    attention_implementation,
-    decoder_and_head,
-    evaluating,
-    require_plain_attention,
-)
+from iapo_bench.models.checkpoints import context_of, decoder_and_head, evaluating
+from iapo_bench.models.exact import require_exact
 from iapo_bench.models.sharding import whole
 from iapo_bench.progress import progress as progress_bar
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.decode_graph import EXACT, GRAPHS, CudaCapture, Schedule, StepGraphs
 from iapo_bench.rollout.draw import invert_cdf
-from iapo_bench.rollout.slot_cache import DECODE_ATTENTION, SlotCache, decode_kernels
+from iapo_bench.rollout.slot_cache import SlotCache, decode, decoded_states, prefill
 from iapo_bench.seeds import row_uniforms, stream_seed
 
 PREFILL_TOKENS = 2**14  # a forward: enough for full speed, at most 3 GiB of activations and cache in a model of 7B
@@ -61,15 +58,17 @@ class TransformersEngine:
 
         Raises UserError for a prompt that leaves no room for `max_tokens` in the model's context.
         """
-        context = self.model.config.max_position_embeddings
+        context = context_of(self.model.config)
         longest = max(map(len, prompts), default=0)
         if longest + sampling.max_tokens > context:
             raise UserError(
                 f"a prompt of {longest} tokens and {sampling.max_tokens} more exceed the model's context of {context}"
             )
-        require_plain_attention(self.model, longest + sampling.max_tokens)
         with whole(self.model) as model, evaluating(model), torch.inference_mode():
             schedule = self.schedule or (GRAPHS if model.device.type == "cuda" else EXACT)
+            if prompts:
+                states = partial(decoded_states, schedule)
+                require_exact(model, longest + sampling.max_tokens, "rollout engine", states)
             run = _Run(model, prompts, sampling, self.batch_size, self.progress, schedule)
             try:
                 return run.finish()
@@ -164,10 +163,8 @@ class _Run:
         which = torch.tensor([unique.index(request.prompt) for request in requests], device=self.device)
         ids_UP = pad_sequence([torch.tensor(self.prompts[p]) for p in unique], batch_first=True).to(self.device)
         length_U = torch.tensor([len(self.prompts[p]) for p in unique], device=self.device)
-        prefill = DynamicCache(config=self.decoder.config)
-        # Right padding under a causal mask needs no mask: what comes after a prompt cannot reach it.
-        hidden_UPD = self.decoder(input_ids=ids_UP, past_key_values=prefill, use_cache=True).last_hidden_state
-        self.cache.fill(rows, prefill, which)
+        hidden_UPD, prefilled = prefill(self.decoder, ids_UP)
+        self.cache.fill(rows, prefilled, which)
         last_UD = hidden_UPD[torch.arange(len(unique), device=self.device), length_U - 1]
 
         places = [self.free_places.pop() for _ in range(n)]
@@ -194,15 +191,8 @@ class _Run:
         """A token for each of the first `rows` rows, which see less than `span` positions. Only tensors change."""
         position_R = self.position_R[:rows]
         mask = self.cache.advance(position_R, span)
-        with attention_implementation(self.decoder, DECODE_ATTENTION), decode_kernels(self.device):
-            output = self.decoder(
-                input_ids=self.last_R[:rows, None],
-                attention_mask=mask,
-                position_ids=position_R[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        self._choose(slice(0, rows), self.head(output.last_hidden_state[:, 0]))
+        hidden_RD = decode(self.decoder, self.cache, self.last_R[:rows], position_R, mask)
+        self._choose(slice(0, rows), self.head(hidden_RD))
 
     def _choose(self, rows: slice, logits_RV: torch.Tensor) -> None:
         """Draw the next token of `rows` and record it, where they run."""

@@ -101,8 +101,8 @@ class VllmEngine:
     `context`: the longest prompt and completion together, tokens. `batch_size`: how many completions are under way at
     once. `gpu_memory`: the share of the GPU that the engine may take, weights included. `sleep`: leave the GPU's memory
     to the trainer from the end of a `generate` to the next `sync` or `generate`; nothing on a CPU. `dtype`: what it
-    computes in on a GPU; on a CPU always float32. `deterministic`: a completion depends on its prompt and seed alone, to
-    the last bit, and not on what is generated beside it; raises UserError where vLLM cannot.
+    computes in on a GPU; on a CPU always float32. `deterministic`: a completion depends on its prompt and seed
+    alone, to the last bit, and not on what is generated beside it; raises UserError where vLLM cannot.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ def require_batch_invariance() -> None:
 def _kept_group() -> Iterator[None]:
     destroy = dist.destroy_process_group
     # Groups that vLLM made are destroyed by name; without one the call means the group of all ranks, which is ours.
-    dist.destroy_process_group = lambda group=None: None if group is None else destroy(group)  # type: ignore[assignment]
+    dist.destroy_process_group = lambda group=None: None if group is None else destroy(group)
     try:
         yield
     finally:

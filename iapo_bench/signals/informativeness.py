@@ -22,7 +22,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from iapo_bench.batch import as_mask
 from iapo_bench.errors import unknown
-from iapo_bench.models.checkpoints import decoder_and_head, evaluating, require_finite, require_plain_attention
+from iapo_bench.models.checkpoints import decoder_and_head, evaluating, require_finite
+from iapo_bench.models.exact import require_exact
 from iapo_bench.signals.packed import Block, PackedBatch, packed_blocks
 
 Implementation = Literal["shared_kv", "kv_replicated", "naive"]
@@ -188,7 +189,8 @@ def next_token_statistics(
 def pass_tokens(model: PreTrainedModel) -> int:
     """How many tokens go through the model at once: as many as their activations' bytes allow."""
     config = model.config.get_text_config()
-    width = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    width = 8 * config.hidden_size + 3 * (max(inner) if isinstance(inner, list) else inner)
     if model.device.type == "cuda":
         return max(
             1, min(PASS_TOKENS, torch.cuda.mem_get_info(model.device)[0] // 16 // (width * model.dtype.itemsize))
@@ -222,7 +224,7 @@ def _kv_replicated(
 ) -> torch.Tensor:
     decoder, _ = decoder_and_head(model)
     K = len(postfix_K)
-    require_plain_attention(model, len(prompt) + len(completion) + K)
+    require_exact(model, len(prompt) + len(completion) + K, "replicated cache", replicated_states)
     whole = DynamicCache(config=decoder.config)
     decoder(torch.cat([prompt, completion])[None], past_key_values=whole, use_cache=True)
     parts = []
@@ -251,3 +253,10 @@ def _kv_replicated(
         ).last_hidden_state
         parts.append(hidden_CKD[:, -1])
     return torch.cat(parts)
+
+
+def replicated_states(model: PreTrainedModel, ids_L: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """For `require_exact`: the state of a postfix of one token after all others."""
+    prompt, completion, postfix = ids_L[:1], ids_L[1:-1], ids_L[-1:]
+    prefixes = sorted({0, len(completion)})
+    return [len(ids_L) - 1], _kv_replicated(model, prompt, completion, prefixes, postfix, 2)[-1:]

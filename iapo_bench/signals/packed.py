@@ -16,7 +16,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from iapo_bench.batch import as_mask
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import attention_implementation, decoder_and_head, require_plain_attention
+from iapo_bench.models.checkpoints import attention_implementation, decoder_and_head
+from iapo_bench.models.exact import require_exact
 
 SPAN = 128  # queries a call: a row's are cut here, so that they skip the keys that come after all of them
 # The decoding kernel, which torch would choose for short queries, takes all queries of a key head as one block, and
@@ -316,7 +317,7 @@ class PackedBatch:
         return spans
 
     def _forward(self, ids_N: torch.Tensor, positions_N: torch.Tensor, packed: _Pass) -> torch.Tensor:
-        require_plain_attention(self.model, int(positions_N.max()) + 1)
+        require_exact(self.model, int(positions_N.max()) + 1, "packed pass", _packed_states)
         with attention_implementation(self.decoder, "iapo_bench_packed"):
             output = self.decoder(
                 input_ids=ids_N[None].to(self.device),
@@ -325,3 +326,16 @@ class PackedBatch:
                 packed=packed,
             )
         return output.last_hidden_state[0]
+
+
+def _packed_states(model: PreTrainedModel, ids_L: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """For `require_exact`: the states of a row's last token and of a postfix after it; short rows have no postfix."""
+    end = max(1, len(ids_L) - 2)
+    start = (end + 1) // 2
+    block = Block([0, 1], [ids_L[:start]], [ids_L[start:end], ids_L[start:start]], [0, 0])
+    packed = PackedBatch(model, block)
+    states, places = [packed.hidden_ND[end - 1 :][:1]], [end - 1]
+    if end < len(ids_L):
+        states.append(packed.read_postfix(ids_L[end:], [(1, 0), (0, end - start)])[1:])
+        places.append(len(ids_L) - 1)
+    return places, torch.cat(states)

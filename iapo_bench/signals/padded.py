@@ -12,8 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.method import Reading, Signal, padded_widths
-from iapo_bench.models.checkpoints import decoder_and_head, evaluating, require_plain_attention
-from iapo_bench.signals.informativeness import HEAD_ELEMENTS, next_token_statistics
+from iapo_bench.models.checkpoints import decoder_and_head, evaluating
+from iapo_bench.models.exact import require_exact
+from iapo_bench.signals.informativeness import HEAD_ELEMENTS, next_token_statistics, replicated_states
 
 
 def part_widths(batch: RolloutBatch, reading: Reading) -> torch.Tensor:
@@ -86,7 +87,7 @@ class _Padded:
     def __init__(
         self, model: PreTrainedModel, batch: RolloutBatch, P: int, T: int, temperature: float, reading: Reading
     ) -> None:
-        require_plain_attention(model, P + T)
+        require_exact(model, P + T, "padded pass", replicated_states)
         self.P, self.T, self.temperature, self.reading = P, T, temperature, reading
         self.decoder, self.head = decoder_and_head(model)
         ids_BL = torch.cat([batch.prompt_ids_BP[:, -P:], batch.completion_ids_BT[:, :T]], dim=1)

@@ -14,14 +14,13 @@ from transformers import PreTrainedModel
 
 from iapo_bench.batch import SIGNAL_NOISE, Noise, RolloutBatch, as_mask
 from iapo_bench.method import EXACT, Reading, Signal
-from iapo_bench.models.checkpoints import decoder_and_head, evaluating
+from iapo_bench.models.checkpoints import CHUNK_LOGITS, decoder_and_head, evaluating
 from iapo_bench.models.lora import without_lora
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading, next_token_statistics, read_answers
 from iapo_bench.signals.packed import PackedBatch, packed_blocks
 from iapo_bench.signals.padded import padded_signals
 
 CHUNK_TOKENS = 1024
-CHUNK_LOGITS = 2**26  # 256 MiB of float32
 
 
 def left_align(

@@ -67,7 +67,7 @@ def make_role_tables(
         for name, count in counts.items()
     ]
     frames = [pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True) for parts in (aucs, removed)]
-    drawing = informativeness_roles(*frames)
+    drawing = informativeness_roles(*frames, tier=job.labels.tier)
     for frame, path in zip(frames, (informativeness, roles), strict=True):
         with whole_file(path) as partial:
             frame.to_csv(partial, index=False, float_format="%.6g")

@@ -1,17 +1,16 @@
 """Which scores know a needed token, and which roles each method removed: the figure."""
 
-from typing import Any
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iapo_bench.report.rows import BASE, run_names
-from iapo_bench.report.style import INK, STYLE, method_styles, new_figure
+from iapo_bench.report.rows import caution
+from iapo_bench.report.style import GREY, INK, NEUTRAL, STYLE, Style, method_styles, new_figure, plot_point
 
 # Roles of tokens, apart from the methods' colours: needed dark, what could go lighter.
-ROLE_COLOURS = {"needed": "#3D4852", "check": "#7A93AC", "restatement": "#B3C6D6", "filler": "#E3DCCB"}
+ROLE_COLOURS = dict(zip(("needed", "check", "restatement", "filler"), NEUTRAL, strict=False))
 
 SCORE_LABELS = {
     "early_exit": "early exit",
@@ -20,46 +19,65 @@ SCORE_LABELS = {
     "next_token_entropy": "next token,\nentropy",
     "position": "position",
 }
+FACETS = ("redundant", "filler")
 
 
-def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame) -> Figure:
-    """How well each score ranks needed above redundant tokens (AUC, 95% interval), and tokens a completion by role.
+def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame, *, tier: str = "") -> Figure:
+    """How well each score ranks needed above other tokens (AUC, 95% interval), and tokens a completion by role.
 
-    `aucs` and `roles` are the two tables of `iapo_bench.tokens.roles`: a point and a bar for each run, a colour for
-    each method. A score that found nothing to rank has no point.
+    `aucs` and `roles` are the two tables of `iapo_bench.tokens.roles`. A point is a method's mean over its training
+    seeds, whose own values are ticks beside it; against all redundant tokens, and against filler alone. A score that
+    found nothing to rank has no point.
     """
-    aucs = aucs[aucs["needed_against"] == "redundant"].assign(run=run_names(aucs))
-    roles = roles.assign(run=run_names(roles))
-    methods = dict(zip(roles["run"], roles["method"], strict=True))
-    runs, styles = list(methods), method_styles(dict.fromkeys(methods.values()))
-    scores = [score for score in SCORE_LABELS if score in set(aucs["score"])]
+    methods = list(dict.fromkeys(roles["method"]))
+    styles = method_styles(methods)
     with mpl.rc_context(STYLE):
-        title = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}: what tokens tell, and what they are for"
-        figure, (left, right) = new_figure(2, title, height=2.6 + 0.16 * len(runs))
-        left.axhline(0.5, color="#888888", linewidth=1, linestyle="--", zorder=1)
-        for i, run in enumerate(runs):
-            mine = aucs[aucs["run"] == run].set_index("score").loc[scores]
-            places = np.arange(len(scores)) + (i - (len(runs) - 1) / 2) * 0.7 / len(runs)
-            method = methods[run]
-            colour, marker = styles[method].colour, styles[method].marker
-            left.vlines(places, mine["auc_lo"], mine["auc_hi"], color=colour, linewidth=1.2)
-            face = "white" if run == BASE else colour
-            left.plot(places, mine["auc"], marker, color=colour, markerfacecolor=face, markersize=5, label=method)
-        left.set_xticks(range(len(scores)), [SCORE_LABELS[score] for score in scores])
-        left.set_ylabel("AUC, needed against redundant (0.5: chance)")
-        left.grid(visible=False, axis="x")
-        start = np.zeros(len(runs))
-        for role, colour in ROLE_COLOURS.items():
-            tokens = roles[roles["role"] == role].set_index("run")["tokens"].reindex(runs).to_numpy(float)
-            right.barh(runs, tokens, left=start, color=colour, edgecolor="white", height=0.7, label=role)
-            start += tokens
-        right.bar_label(right.containers[-1], [f"{total:.1f}" for total in start], padding=3, color=INK)  # type: ignore[arg-type]
-        right.invert_yaxis()
-        right.margins(x=0.12)
-        right.grid(visible=False)
-        right.set_xlabel("tokens a completion")
-        for ax in (left, right):
-            once = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-            place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 4}
-            ax.legend(once.values(), once.keys(), columnspacing=1.2, handletextpad=0.5, **place)
+        labels = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}, {aucs['problems'].max():.0f} problems"
+        title = f"{caution(tier)}{labels}: what tokens tell, and what they are for; bars: 95%"
+        figure, axes = new_figure(3, title, height=1.9 + 0.16 * len(methods))
+        for ax, against in zip(axes, FACETS, strict=False):
+            _draw_aucs(ax, aucs[aucs["needed_against"] == against], methods, styles)
+            ax.set_title(f"needed against {against}")
+        axes[0].set_ylabel("AUC (0.5: chance)")
+        lows, highs = zip(*(ax.get_ylim() for ax in axes[:2]), strict=True)
+        for ax in axes[:2]:
+            ax.set_ylim(min(lows), max(highs))
+        axes[1].tick_params(labelleft=False)
+        _draw_roles(axes[2], roles, methods)
+        once = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+        figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=min(len(once), 8))
     return figure
+
+
+def _draw_aucs(ax: Axes, aucs: pd.DataFrame, methods: list[str], styles: dict[str, Style]) -> None:
+    ax.axhline(0.5, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    scores = [score for score in SCORE_LABELS if score in set(aucs["score"])]
+    for i, method in enumerate(methods):
+        look = styles[method]
+        for place, score in enumerate(scores):
+            mine = aucs[(aucs["method"] == method) & (aucs["score"] == score)].dropna(subset="auc")
+            if mine.empty:
+                continue
+            x = place + (i - (len(methods) - 1) / 2) * 0.7 / len(methods)
+            ax.vlines(x, mine["auc_lo"].min(), mine["auc_hi"].max(), color=look.colour, linewidth=1)
+            plot_point(ax, x, float(mine["auc"].mean()), look, label=method)
+            if len(mine) > 1:
+                ax.plot(np.full(len(mine), x + 0.05), mine["auc"], "_", color=look.colour, markersize=4)
+    ax.set_xticks(range(len(scores)), [SCORE_LABELS[score] for score in scores], rotation=90)
+    ax.grid(visible=False, axis="x")
+
+
+def _draw_roles(ax: Axes, roles: pd.DataFrame, methods: list[str]) -> None:
+    """Bars of tokens a completion by role, means over training seeds."""
+    start = np.zeros(len(methods))
+    for role, colour in ROLE_COLOURS.items():
+        tokens = roles[roles["role"] == role].groupby("method")["tokens"].mean().reindex(methods).to_numpy(float)
+        ax.barh(methods, tokens, left=start, color=colour, edgecolor="white", height=0.7, label=role)
+        start += tokens
+    ax.bar_label(ax.containers[-1], [f"{total:.1f}" for total in start], padding=2, color=INK, fontsize=7)  # type: ignore[arg-type]
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.grid(visible=False)
+    ax.set_title("tokens a completion")
+    ax.tick_params(axis="y", length=0)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=2, columnspacing=1, handlelength=1.2)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iapo_bench.config.model import BaseJob
+from iapo_bench.config.model import BaseJob, CheckpointJob
 from iapo_bench.config.section import identity
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.machine.provenance import write_provenance
@@ -20,7 +20,7 @@ from iapo_bench.models.checkpoints import (
 )
 from iapo_bench.models.sources import fetch_model
 from iapo_bench.train.sft import SFT, TaughtSFT, encode_examples, fine_tune, mean_loss, teach_micro
-from iapo_bench.worlds import SPLITS
+from iapo_bench.worlds import SPLITS, World
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.load import load_held_out, load_world
 from iapo_bench.worlds.overlap import separate
@@ -40,17 +40,25 @@ def make_base(job: BaseJob, out: Path) -> None:
     elif job.model.sft:
         _tune_fetched(job, out)
     else:
-        world = load_world(job.world, job.seed)
-        revision = fetch_model(
-            job.model.source, out, check=lambda tokenizer: world.dialogue(tokenizer, job.prompt).check()
-        )
-        write_provenance(
-            out / "provenance.json",
-            config=identity(job),
-            inputs=sorted(out.glob("*.safetensors")),
-            seeds={},
-            extra={"revision": revision},
-        )
+        _fetch(job, job.model.source, load_world(job.world, job.seed), out)
+
+
+def fetch_checkpoint(job: CheckpointJob, out: Path) -> None:
+    """Put a model that is measured and not trained into `out`."""
+    _fetch(job, job.source, load_world(job.world, job.world_seed), out, subfolder=job.subfolder)
+
+
+def _fetch(job: BaseJob | CheckpointJob, source: str, world: World, out: Path, *, subfolder: str | None = None) -> None:
+    revision = fetch_model(
+        source, out, check=lambda tokenizer: world.dialogue(tokenizer, job.prompt).check(), subfolder=subfolder
+    )
+    write_provenance(
+        out / "provenance.json",
+        config=identity(job),
+        inputs=sorted(out.glob("*.safetensors")),
+        seeds={},
+        extra={"revision": revision},
+    )
 
 
 def _teach_micro(job: BaseJob, out: Path) -> None:

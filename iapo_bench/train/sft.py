@@ -9,11 +9,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
-from iapo_bench.models.checkpoints import build_micro, decoder_and_head, disable_dropout
+from iapo_bench.models.checkpoints import CHUNK_LOGITS, build_micro, decoder_and_head, disable_dropout
 from iapo_bench.progress import progress
 from iapo_bench.seeds import numpy_stream
-from iapo_bench.signals.statistics import CHUNK_LOGITS
-from iapo_bench.train.update import FullPrecisionAdamW
+from iapo_bench.train.optimizer import FullPrecisionAdamW
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.datasets.micro import MicroWorld
 from iapo_bench.worlds.dialogue import Dialogue

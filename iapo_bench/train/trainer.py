@@ -35,9 +35,10 @@ from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
 from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
 from iapo_bench.train.trial import try_method
-from iapo_bench.train.update import make_optimizer, update
+from iapo_bench.train.update import update
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
@@ -160,24 +161,23 @@ class Trainer:
             self._load(state)
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
-        bar = progress(
+        with progress(
             total=self.config.completions,
             initial=self.generated,
             desc=self.method.name,
             unit="completion",
             disable=not parallel.is_main(),
-        )
-        while not self.finished:
-            before = self.generated
-            row = self.step()
-            if parallel.is_main():
-                for complaint in complaints(row, self.config):
-                    bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
-            bar.update(self.generated - before)
-            bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
-            if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
-                self._save(state)
-        bar.close()
+        ) as bar:
+            while not self.finished:
+                before = self.generated
+                row = self.step()
+                if parallel.is_main():
+                    for complaint in complaints(row, self.config):
+                        bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
+                bar.update(self.generated - before)
+                bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
+                if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
+                    self._save(state)
         moved, updates = count_updates(self.rows)
         if moved < updates and parallel.is_main():
             click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
@@ -213,6 +213,7 @@ class Trainer:
         self._clock["other"] = seconds - sum(self._clock.values())
         row |= {f"seconds_{phase}": round(self._clock[phase], 6) for phase in PHASES}
         row["tokens"] = sum(draw.lengths)
+        row["tokens_trained"] = sum(len(completion.token_ids) for completion in draw.completions)
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
         self.rows.append(row)
         return row

@@ -1,9 +1,8 @@
 """The policy-gradient loss and the optimiser step, the same for every method."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,62 +17,6 @@ from iapo_bench.signals.statistics import micro_batches, token_statistics
 
 SUMS = ("loss", "tokens", "cut", "gap", "kl")
 MAX_LOG_RATIO = 20.0  # beyond, exp overflows sooner or later, and infinity times an advantage of 0 is no number
-
-
-class FullPrecisionAdamW(torch.optim.AdamW):
-    """AdamW that steps float32 copies of weights of lower precision, and writes them back rounded.
-
-    In bfloat16 itself a step of 1e-6 would be lost in every weight above about 3e-4. Float32 weights are stepped in
-    place.
-    """
-
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], **options: Any) -> None:
-        self.weights = list(parameters)
-        self.masters = [
-            weight if weight.dtype == torch.float32 else torch.nn.Parameter(weight.detach().float())
-            for weight in self.weights
-        ]
-        super().__init__(self.masters, **options)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step from the gradients of the weights."""
-        copies = [(w, m) for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
-        for weight, master in copies:
-            master.grad = None if weight.grad is None else weight.grad.float()
-        super().step()
-        for weight, master in copies:
-            weight.copy_(master)
-            master.grad = None
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the weights."""
-        for weight in self.weights:
-            weight.grad = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """AdamW's state, and the copies: the rounded weights do not say what they were."""
-        copies = [m.detach() for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
-        return {**super().state_dict(), "masters": copies}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, for the same weights; what is theirs may be whole where they are sharded."""
-        copies = [m for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
-        moments = {i: dict.fromkeys(("exp_avg", "exp_avg_sq"), weight) for i, weight in enumerate(self.weights)}
-        state_dict = sharding.distribute(state_dict, {"state": moments, "masters": copies})
-        with torch.no_grad():
-            for master, saved in zip(copies, state_dict["masters"], strict=True):
-                master.copy_(saved)
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "masters"})
-
-
-def make_optimizer(model: PreTrainedModel, lr: float) -> torch.optim.Optimizer:
-    """AdamW with the betas of the IAPO paper and no weight decay, in float32 whatever the model's dtype.
-
-    Over the weights that are trained: of a frozen one no copy is kept.
-    """
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    return FullPrecisionAdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 def token_scales(

@@ -64,13 +64,19 @@ class Dialogue:
         if self.prefill:
             text = text.removeprefix(THINK_OPEN)
             text = text.lstrip() if self.prefill[-1].isspace() else text
-        end = self.turn_ends[0] if self.turn_ends else self.tokenizer.eos_token_id
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, int(end)]
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self._end]
+
+    @property
+    def _end(self) -> int:
+        """What a reply ends with."""
+        if not self.turn_ends and self.tokenizer.eos_token_id is None:
+            raise UserError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
+        return self.turn_ends[0] if self.turn_ends else int(self.tokenizer.eos_token_id)
 
     def check(self) -> None:
         """Raise UserError when a right and well-formed completion would not be read as one."""
         reply = self.encode_reply(_PERFECT)
-        text = completion_texts([reply], self.tokenizer, stop_ids=reply[-1:], prefill=self.prefill)[0]
+        text = completion_texts([reply], self.tokenizer, stop_ids=[self._end], prefill=self.prefill)[0]
         if not is_formatted(text) or (extract_answer(text) or "").split() != ["4", "2"]:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: a perfect completion would be read as {text!r}: the tokenizer cannot "

@@ -25,9 +25,9 @@ from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals import packed
 from iapo_bench.signals.informativeness import PASS_TOKENS, Implementation, answer_entropies
 from iapo_bench.signals.statistics import compute_signals, token_statistics
-from iapo_bench.train.run import train_settings
+from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.trainer import Task, Trainer
-from iapo_bench.train.update import UpdateSettings, backward, make_optimizer, update
+from iapo_bench.train.update import backward, update
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 from iapo_bench.worlds.grading import make_grader
@@ -292,16 +292,19 @@ def check_gradients_bfloat16(shape: str, device: str) -> None:
 def check_step(device: str) -> None:
     """The weights after an optimiser step on `device` are those on the CPU; a step of AdamW hides the gradient's size,
     so the stats are compared too."""
-    batch, settings = ragged(60, "cpu"), UpdateSettings(lr=1e-3, micro_batch_tokens=700)
+    batch, settings = (
+        ragged(60, "cpu"),
+        TrainConfig(completions=8, max_tokens=9, temperature=TEMPERATURE, lr=1e-3, micro_batch_tokens=700),
+    )
     weights, stats = [], []
     for place in ("cpu", device):
         model, moved = build("smollm2-135m", device=place), to_device(batch, place)
-        optimizer = make_optimizer(model, settings)
+        optimizer = make_optimizer(model, settings.lr)
         optimizer.param_groups[0]["eps"] = (
             1e-3  # else a gradient near 0 moves its weight by its sign, which is rounding
         )
         moved = replace(moved, ref_logp_BT=torch.full_like(moved.sampler_logp_BT, -5.0) * moved.completion_mask_BT)
-        stats.append(update(model, optimizer, moved, _credit(moved), SPEC, settings, temperature=TEMPERATURE))
+        stats.append(update(model, optimizer, moved, _credit(moved), SPEC, settings))
         weights.append({name: value.detach().cpu() for name, value in model.named_parameters()})
     before = dict(build("smollm2-135m").named_parameters())
     for name, value in weights[0].items():
@@ -383,7 +386,7 @@ def train_twice(device: str, folder: Path) -> None:
         )
         method = load_method("iapo", loss={"entropy_coef": 0.01, "kl_coef": 0.001})
         reference = copy.deepcopy(model)
-        trainer = Trainer(method, train_settings(config, seed=0), task, model, TransformersEngine(model), reference)
+        trainer = Trainer(method, config, 0, task, model, TransformersEngine(model), reference)
         rows = trainer.run()
         lines = [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per"))} for row in rows]
         lines.append({n: [float(p.double().sum()), float(p.double().norm())] for n, p in model.named_parameters()})

@@ -1,0 +1,248 @@
+"""What makes a result stale: executed code, settings that change results, contents of files; and nothing else."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from iapo_bench import workflow
+from iapo_bench.config.tier import read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.machine import code
+from iapo_bench.workflow import Workflow
+
+ROOT = Path(__file__).parent.parent
+STAGES = {
+    "prepare": "iapo_bench.worlds.prepare",
+    "base": "iapo_bench.train.base",
+    "train": "iapo_bench.train.run",
+    "sample": "iapo_bench.evaluate.sample",
+    "grade": "iapo_bench.evaluate.grade",
+    "lm_eval": "iapo_bench.evaluate.lm_evaluation",
+    "metrics": "iapo_bench.report.rows",
+    "table": "iapo_bench.report.table1",
+    "comparisons": "iapo_bench.report.comparisons",
+    "token_roles": "iapo_bench.tokens.scores",
+}
+# A change of meaning in a file, and the stages of those above that execute it.
+CHANGES = [
+    ("iapo_bench/train/optimizer.py", "betas=(0.9, 0.99)", "betas=(0.9, 0.98)", {"base", "train"}),
+    ("iapo_bench/train/trainer.py", "max_draws", "max_draw", {"train"}),
+    ("iapo_bench/evaluate/sample.py", '"evaluation"', '"evaluations"', {"sample"}),
+    ("iapo_bench/rollout/draw.py", "BLOCK = ", "BLOCK = 1 + ", {"train", "sample"}),
+    ("iapo_bench/signals/packed.py", "import torch\n", "import torch\n\nODD = 1\n", {"train", "token_roles"}),
+    ("iapo_bench/train/update.py", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 21.0", {"train"}),
+    ("iapo_bench/config/train.py", "default=1e-6", "default=1e-5", {"train"}),
+    ("iapo_bench/report/style.py", "STYLE", "STYLES", {"table", "comparisons", "token_roles"}),
+    ("iapo_bench/plan/costs.py", "3 * CHUNK_LOGITS", "4 * CHUNK_LOGITS", set()),
+    ("iapo_bench/cli/steps.py", "run(job", "run( job", set()),
+    ("iapo_bench/doctor.py", "examine", "examined", set()),
+]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The project's code in a folder of its own."""
+    folder = tmp_path_factory.mktemp("tree")
+    for part in ("iapo_bench", "methods", "baselines", "rewards"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture
+def copy(tree, monkeypatch) -> Iterator[Path]:
+    """The tree whose digests are taken; what a test edits is taken back."""
+    monkeypatch.setattr(code, "ROOT", tree)
+    before = {path: path.read_text() for path in tree.glob("**/*.py")}
+    yield tree
+    for path in tree.glob("**/*.py"):
+        if path not in before:
+            path.unlink()
+        elif path.read_text() != before[path]:
+            path.write_text(before[path])
+
+
+def digests(copy: Path, method: str = "methods/iapo.py") -> dict[str, str]:
+    """The digest of every stage; of training, with a method's file."""
+    plugins = {"train": [copy / method]}
+    return {stage: code.code_digest(module, plugins.get(stage, [])) for stage, module in STAGES.items()}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{path} no longer holds {old!r}: name another place"
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(("file", "old", "new", "stale"), CHANGES, ids=[change[0] for change in CHANGES])
+def test_a_change_of_meaning_makes_those_stale_that_execute_it(copy, file, old, new, stale):
+    before = digests(copy)
+    edit(copy / file, old, new)
+    after = digests(copy)
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == stale
+
+
+def test_what_people_read_makes_nothing_stale(copy):
+    """A comment, a docstring and the words of an error, in every file of the project."""
+    before = digests(copy)
+    for path in copy.glob("**/*.py"):
+        text = path.read_text()
+        text = text.replace('"""', '"""Otherwise said. ', 1) if text.startswith('"""') else text
+        path.write_text(f"{text}\n# A remark.\n".replace('raise UserError(f"', 'raise UserError(f"Mind: '))
+    assert digests(copy) == before
+
+
+def test_descriptions_of_settings_make_nothing_stale(copy):
+    before = digests(copy)
+    edit(copy / "iapo_bench/config/train.py", "learning rate of AdamW", "the learning rate")
+    assert digests(copy) == before
+
+
+def test_a_methods_file_makes_only_its_own_training_stale(copy):
+    before, other = digests(copy), digests(copy, "baselines/gtpo.py")
+    edit(copy / "methods/iapo.py", "EPS = 1e-6", "EPS = 1e-5")
+    assert {stage for stage, value in digests(copy).items() if value != before[stage]} == {"train"}
+    assert digests(copy, "baselines/gtpo.py") == other
+
+
+def test_what_a_method_imports_counts(copy):
+    (copy / "methods" / "_shared.py").write_text("WEIGHT = 1.0\n")
+    (copy / "methods" / "mine.py").write_text("from methods._shared import WEIGHT\n")
+    before = digests(copy, "methods/mine.py")
+    (copy / "methods" / "_shared.py").write_text("WEIGHT = 2.0\n")
+    assert digests(copy, "methods/mine.py")["train"] != before["train"]
+
+
+def test_the_closure_is_tight():
+    """Training knows nothing of tables, sampling nothing of training, tables nothing of torch's side."""
+    rooms = {
+        stage: {
+            path.relative_to(ROOT / "iapo_bench").parts[0]
+            for path in code.closure(code._file(module))
+            if path.is_relative_to(ROOT / "iapo_bench")
+        }
+        for stage, module in STAGES.items()
+    }
+    assert not rooms["train"] & {"report", "evaluate", "tokens", "plan", "cli"}
+    assert not rooms["sample"] & {"train", "report", "signals"}
+    assert not rooms["grade"] & {"models", "rollout", "train", "signals", "report"}
+    assert not rooms["table"] & {"models", "rollout", "train", "signals"}
+    for stage, module in STAGES.items():
+        sections = {path.stem for path in code.closure(code._file(module)) if path.parent.name == "config"}
+        assert "tier" not in sections, f"{stage} reads its own settings, not the tier's"
+
+
+# Contents, not paths.
+
+
+def write_data(folder: Path, **shift: int) -> None:
+    """A small GSM8K, the golds of a split shifted by a number."""
+    folder.mkdir(exist_ok=True)
+    for split, count in (("train", 520), ("test", 5)):
+        rows = [
+            {"question": f"What is {split} {i}?", "answer": f"It is.\n#### {i + shift.get(split, 0)}"}
+            for i in range(count)
+        ]
+        (folder / f"gsm8k_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def gsm8k(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "data")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def names(**changes) -> dict[str, str]:
+    """The settings file of every job of SmolLM2 on local data and a local model."""
+    settings = {"world": {"data_dir": "data"}, "model": {"source": "model", "sft": None}}
+    workflow._SUMS.clear()
+    flow = Workflow(read_tier("smollm2", {**settings, **changes}))
+    return {
+        "prepare": flow.prepare(),
+        "base": flow.base(),
+        "train": flow.train("iapo/seed0"),
+        "trial": flow.train("tune/dapo/trial1") if flow.tier.tune else "",
+        "sample": flow.sample("iapo/seed0", "test"),
+        "grade": flow.grade("iapo/seed0", "test"),
+        "lm_eval": flow.lm_eval("base"),
+        "metrics": flow.metrics("iapo"),
+        "table": flow.artefact("table"),
+    }
+
+
+def stale(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {job for job in before if before[job] != after[job]}
+
+
+def test_a_gold_mended_in_place_grades_again_and_trains_nothing(gsm8k):
+    before = names()
+    write_data(gsm8k / "data", test=4)
+    assert stale(before, names()) == {"prepare", "grade", "lm_eval"}
+
+
+def test_a_training_gold_trains_again_and_samples_no_test_anew_by_itself(gsm8k):
+    before = names()
+    write_data(gsm8k / "data", train=4)
+    assert stale(before, names()) == {"prepare", "train"}
+
+
+def test_half_the_rows_gone_are_noticed(gsm8k):
+    before = names()
+    path = gsm8k / "data" / "gsm8k_test.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert stale(before, names()) == {"prepare", "sample", "grade", "lm_eval"}
+
+
+def test_files_that_were_only_touched_or_moved_make_nothing_stale(gsm8k):
+    before = names()
+    shutil.copytree(gsm8k / "data", gsm8k / "elsewhere")
+    write_data(gsm8k / "data")
+    assert names() == before
+    assert stale(before, names(world={"data_dir": "elsewhere"})) == set()
+
+
+def test_other_weights_in_the_same_directory_make_the_base_anew(gsm8k):
+    before = names()
+    (gsm8k / "model" / "model.safetensors").write_bytes(b"others!")
+    assert stale(before, names()) == {"base"}
+
+
+def test_settings_that_cannot_change_a_result_leave_name_and_time_of_the_file(gsm8k):
+    before = names()
+    path = Path(before["train"])
+    time = path.stat().st_mtime_ns
+    assert names(train={"checkpoint_every": 3, "micro_batch_tokens": 77}) == before
+    assert path.stat().st_mtime_ns == time
+    assert yaml.safe_load(path.read_text())["job"]["train"]["micro_batch_tokens"] == 77, "the job gets the new value"
+
+
+def test_a_settings_change_reaches_the_jobs_that_it_changes(gsm8k):
+    before = names()
+    assert stale(before, names(train={"temperature": 0.5})) == {"train", "metrics"}
+    assert stale(before, names(evaluate={"temperature": 0.5})) == {"sample", "lm_eval"}
+    assert stale(before, names(methods={"dapo": {"lr": 0.5}})) == set()
+    assert stale(before, names(methods={"iapo": {"options": {"beta": 0.5}}})) == {"train", "metrics"}
+
+
+def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):
+    job = Path(names()["train"])
+    ran = job.parent / "ran" / "train--iapo-seed0.yaml"
+    ran.parent.mkdir()
+    shutil.copy(job, ran)
+    names()
+    assert "stale" not in capsys.readouterr().err
+    names(train={"lr": 0.25, "temperature": 0.5})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stale: train--iapo-seed0, since settings.train.temperature is 0.5, was 1.0; ")
+    assert "settings.train.lr is 0.25, was 1e-06" in line
+
+
+def test_a_run_that_is_none_is_refused(gsm8k):
+    with pytest.raises(UserError, match="is not a run"):
+        Workflow(read_tier("micro")).train("base")
