@@ -209,6 +209,35 @@ RIGHT = [
     ),
     (r"50\%", ["50%", "50 percent", "0.5", r"\frac12", "50"]),
     (r"1, 2, \ldots, n", [r"1,2,\ldots,n", r"1, 2, \dots, n", "1, 2, …, n"]),
+    (
+        r"\frac{3}{4}",
+        [
+            *(
+                r"Therefore, \boxed{\frac34}.",
+                r"She needs \boxed{\frac34} cups",
+                r"**Answer:** \frac{3}{4}",
+                r"= \frac34",
+            ),
+            *(r"The value of $x$ is $\frac34$.", r"a + b = \frac34", r"P(X) = \frac34", r"$\sin \theta = \frac{3}{4}$"),
+            *(
+                r"\text{The answer is }\frac34",
+                r"The answer is: **\(\frac34\)**",
+                r"Thus $x=\frac34$",
+                "¾",
+                "3⁄4",
+                "75%",
+            ),
+            *(
+                r"\frac34 \frac{\text{km}}{\text{h}}",
+                r"$\frac34$ of a cup",
+                r"x = \boxed{\frac34}",
+                "The answer is 3/4",
+            ),
+        ],
+    ),
+    (r"\frac{1}{6}", [r"0.1\overline{6}", "0.166667", r"\frac{-1}{-6}"]),
+    (r"\text{ellipse}", ["an ellipse", "It is an ellipse.", "Ellipse"]),
+    ("(3,4)", ["(x,y) = (3,4)", "$(3, 4)$", "( 3 , 4 )"]),
 ]
 WRONG = [
     ("204_5", ["204_6", "204", "402_5", "204_{50}", "54", "2040_5", "1204_5"]),
@@ -263,6 +292,37 @@ WRONG = [
     ),
     (r"\text{Evelyn}", ["Bob", "not Evelyn", "Evelyn or Bob", "Evelyn, Bob", "It is not Evelyn", "Evel", "5"]),
     (r"\text{(C)}", ["(D)", "C and D", "not C", "C, D", "5"]),
+    (
+        "5",
+        [
+            *("2x = 5", "-a = 5", r"2 \cdot \boxed{5}", r"-\boxed{5}", r"\boxed{5}^2", r"\boxed{5} or \boxed{6}"),
+            *("The value of $5$ is $7$", "It is not $5$ but $x$", "$x$ is not $5$", r"x \neq y = 5", "f(5)"),
+            *(
+                r"5\\6",
+                r"5\quad 6",
+                "5\n6",
+                r"5\phantom{6}",
+                r"5 \bmod 7",
+                r"5 \pmod{7}",
+                "5 mod 7",
+                "5 % 7",
+                "5=",
+                "= > 5",
+            ),
+            *(
+                r"\lim_{x \to 5} x",
+                r"\max(5, 3)",
+                r"\int_0^5 dx",
+                "5 x/y",
+                r"5 \text{ or } 6",
+                "5; 6",
+                r"\frac{5}{}",
+                "5_{}",
+            ),
+            *(r"\boxed{5}\boxed{6}", r"\boxed{5}, no, \boxed{6}"),
+        ],
+    ),
+    (r"\frac13", [r"0.\overline{4}", "0.3", "0.33333", r"\overline{\frac13}"]),
     (
         r"\frac{3}{4}",
         [

@@ -105,7 +105,7 @@ TWISTS = """
 %s or 987654 | %s, 987654 | %s \\text{ or } 987654 | %s = 987654321 | 987654321 = %s | x = 987654321 = %s
 x = %s = 987654321 | -(x=%s) | %s + 1 | %s - 1 | %s \\pm 1 | %s \\text{ thousand} | at least %s | more than %s
 about %s | It is not %s | The answer is not %s | The answer is not $%s$ | \\text{not } %s | neither %s
-%s \\text{ is wrong} | %s is wrong | %s and a half | %s or so | %s_7 | %s \\mod 7 | f(%s) | \\sin %s | \\log %s
+%s \\text{ is wrong} | %s is wrong | %s and a half | %s or so | %s_7 | %s \\mod 7 | f(%s) | \\cos %s | \\log %s
 e^{%s} | %s < | %s = | %s \\cup \\{1\\} | %s \\setminus \\{%s\\} | \\{%s\\}, 0
 """
 SWAPS = [

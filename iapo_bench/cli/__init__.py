@@ -1,11 +1,13 @@
 """The command line: what jobs run, what makes tables, and tools, each group in a module of its own."""
 
 import os
+import signal
 import sys
+from contextlib import suppress
 
 import click
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import Stopped, explain
 
 
 class _Grouped(click.Group):
@@ -89,23 +91,36 @@ _add_commands()
 
 
 def main() -> None:
-    """Run the command line; a user's error is one line and exit code 2."""
+    """Run the command line; what the user or the machine must mend, and a signal, is one line each."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
+            signal.signal(number, _stop)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        fail("stopped by SIGINT; the same command goes on where it stopped", 128 + signal.SIGINT)
+    except Stopped as stop:
+        fail(f"stopped by {stop.name}; the same command goes on where it stopped", 128 + stop.number)
     except click.ClickException as error:
         fail(error.format_message())
-    except UserError as error:
-        fail(str(error))
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        fail(line)
 
 
-def fail(message: str) -> None:
-    """Print a user's error as one line and exit with code 2."""
-    click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+def _stop(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # the first is enough: what follows is orderly
+    raise Stopped(number)
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Print an error as one line and exit with its code, 2 for one of the user's."""
+    with suppress(OSError):  # standard error may lie on the disk that is full
+        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

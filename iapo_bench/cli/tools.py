@@ -111,4 +111,66 @@ def plan(
     click.echo(make_plan(tiers, device=device, gpus=gpus, length=length, calibrate=calibrate))
 
 
-COMMANDS = (informativeness, doctor, plan, new)
+@click.command()
+@click.argument("table", type=FILE)
+@click.option("--row", required=True, help="The cell's row: a method, a variant, or base.")
+@click.option("--column", required=True, help="The cell's column, such as pass@16.")
+@click.option("--against", help="The row that samples are set beside; by default the base.")
+@click.option("--problems", default=3, type=click.IntRange(0), help="How many problems to show.")
+@click.option("--samples", default=2, type=click.IntRange(1), help="How many samples of each.")
+def explain(table: Path, row: str, column: str, against: str | None, problems: int, samples: int) -> None:
+    """Say what is behind a cell of results/table1.csv: files, settings, versions, machines, and its samples."""
+    from iapo_bench.report.explain import explain as explain_cell
+
+    click.echo(explain_cell(table, row=row, column=column, against=against, problems=problems, samples=samples))
+
+
+@click.command()
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@click.option("--problem", help="The problem's id; by default the one on which A and B differ most.")
+@click.option("--samples", default=4, type=click.IntRange(1), help="How many samples of each.")
+@click.option("--out", type=FILE, help="Also write an HTML page.")
+def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | None) -> None:
+    """Show two runs' completions of one problem side by side. A and B: run folders, or files of grades."""
+    from iapo_bench.report.side_by_side import compare as compare_runs
+
+    click.echo(compare_runs(a, b, problem=problem, samples=samples, out=out))
+
+
+@click.command()
+@click.argument("results", type=FILE)
+@click.option("--against", type=FILE, required=True, help="The reference: a folder of results, or a bundle.")
+@click.option("--points", default=0.02, type=click.FloatRange(0), help="Margin of Pass@k.")
+@click.option("--share", default=0.03, type=click.FloatRange(0), help="Margin of length and ratio, as a share.")
+@click.option("--out", type=FILE, help="Also write every cell to this CSV file.")
+def verify(results: Path, against: Path, points: float, share: float, out: Path | None) -> None:
+    """Compare results with a reference, cell by cell; exit code 1 when a cell is not reproduced.
+
+    RESULTS is a folder with table1.csv, or a bundle. Results of other settings are refused, and what differs is said.
+    """
+    from iapo_bench.files import whole_file
+    from iapo_bench.report import verify as verifying
+
+    margins = verifying.Margins(points, share)
+    cells = verifying.verify(results, against, margins)
+    status = verifying.exit_status(cells)
+    if out is not None:
+        with whole_file(out) as partial:
+            cells.to_csv(partial, index=False, float_format="%.6g")
+    click.echo(verifying.report(cells, margins))
+    sys.exit(status)
+
+
+@click.command()
+@click.argument("results", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Archive to write, such as micro.tar.gz.")
+def bundle(results: Path, out: Path) -> None:
+    """Pack tables, provenance and grades of a folder of results into one archive, for `verify`."""
+    from iapo_bench.report.results import bundle as pack
+
+    names = pack(results, out)
+    click.echo(f"{out}: {len(names)} files, {out.stat().st_size / 2**20:.1f} MiB")
+
+
+COMMANDS = (informativeness, explain, compare, verify, bundle, doctor, plan, new)

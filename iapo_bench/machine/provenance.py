@@ -92,6 +92,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a directory that is read, by name: data, weights, and what goes with them."""
+    kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
+    return {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -52,7 +52,8 @@ def same(answer: str, gold: str) -> bool:
 def _same(found: Answer, wanted: Answer) -> bool:
     """Whether two answers are the same; a name, a unit or `=` that only one of them has makes no difference."""
     if found.kind == "chain" or (found.kind == "equation" and wanted.kind not in ("named", "equation")):
-        return all(_same(side, wanted) for side in found.parts)
+        sides = found.parts[1:] if found.label == "quantity" else found.parts
+        return all(_same(side, wanted) for side in sides)
     if _are_equations(found, wanted):
         return _same_equations(found, wanted)
     if found.kind == "named" != wanted.kind:

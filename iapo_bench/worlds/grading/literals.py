@@ -11,7 +11,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "012345678
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SYMBOLS = {
     **dict.fromkeys("−–—‐‑﹣", "-"),
-    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty "},
+    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "∞": r"\infty "},
     **{
         "√": r"\sqrt ",
         "±": r"\pm ",
@@ -42,6 +42,7 @@ _TYPOGRAPHY = [
             r"\\text",
         ),
         (r"\{\s*\\(?:rm|bf|it)\s", r"\\text{"),
+        (r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
         (r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
         (r"\\(?:dots|cdots|dotsc)(?![A-Za-z])", r"\\ldots "),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le "),
@@ -104,11 +105,12 @@ def tidy(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     for pattern, replacement in _TYPOGRAPHY:
         text = pattern.sub(replacement, text)
-    text = _unwrap(text)
     text = re.sub(r"\\[()\[\]]|\$\$", "$", text.replace(r"\$", "¤"))
+    text = _unwrap(text)
     if text.count("$") % 2:
         text = text.replace("$", "¤")
-    text = " ".join(text.split()).strip('*`" ')
+    text = re.sub(r"(?<![\w)}])\*\*(.+?)\*\*(?!\w)", r"\1", " ".join(text.split()))
+    text = text.strip('*`" ').removeprefix("= ")
     return re.sub(r"(?<![.\s]) ?\.( ?\$)?$", r"\1", text).strip('*`" ')
 
 
@@ -168,7 +170,10 @@ def _spell(character: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    r"""The text without `\boxed{` and the brace that closes it; an unclosed one stays."""
+    r"""The text with `$` around what a `\boxed{...}` holds, or where `$` are there already without the box alone.
+
+    An unclosed box stays.
+    """
     while found := _WRAPPER.search(text):
         depth, end = 1, found.end()
         while end < len(text) and depth:
@@ -176,7 +181,8 @@ def _unwrap(text: str) -> str:
             end += 1
         if depth:
             break
-        text = f"{text[: found.start()]} {text[found.end() : end - 1]} {text[end:]}"
+        mark = "" if text[: found.start()].count("$") % 2 else "$"
+        text = f"{text[: found.start()]} {mark}{text[found.end() : end - 1]}{mark} {text[end:]}"
     return text
 
 

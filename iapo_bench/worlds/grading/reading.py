@@ -49,12 +49,18 @@ _SCALAR = re.compile(r"(?:[0-9A-Za-z+*/^_(){}!. \[\]-]|\\[A-Za-z]+)+")
 _NAME = re.compile(
     r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?: ?\([A-Za-z](?:,[A-Za-z])*\))?|\\(?:angle|overline|triangle) ?\{?[A-Z]+\}?"
 )
+_TERM = r"(?:(?:\\(?!frac|sqrt))?[A-Za-z]++ ?)+(?:_\{?\w+\}?)?(?:\([^()]*\))? ?"
+# What an answer may give the value of, besides a name: `f(2)`, `\sin \theta`, `a + b`, `(x, y)`.
+_QUANTITY = re.compile(rf"{_TERM}(?:[+-] ?{_TERM})*|\((?: ?\\?[A-Za-z]+ ?,?)+\)")
 _LEAD = re.compile(
-    r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice)\b:?|[A-Za-z ]+:) ?(?=\S)(?!$)", re.IGNORECASE
+    r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice)\b:?|[A-Za-z ]+:"
+    r"|(?:so|thus|hence|therefore),?(?= )) ?(?=\S)(?!$)",
+    re.IGNORECASE,
 )
 _OPEN, _CLOSE = "([{", ")]}"
 _RELATION = re.compile(r"(\\(?:le|ge|ne|in)(?![a-z])|<=|>=|!=|[<>=]|\\(?:approx|equiv|sim)(?![a-z]))")
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_JOINTS = ("", ",", ";", "and", "or", ", and", ", or")
 _CUP = re.compile(r"\\cup(?![a-z])")
 _COMMA = re.compile(r"(,? ?(?:\\text ?\{ ?(?:and|or) ?\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))|[,;])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-z])")
@@ -92,19 +98,34 @@ def _separate(text: str) -> tuple[str, str]:
     tail = ""
     pieces = text.split("$")
     if len(pieces) > 1:
-        inside = [stripped for piece in pieces[1::2] if (stripped := piece.strip(" .,"))]
-        lead, *between, tail = (piece.strip(" .") for piece in pieces[0::2])
-        apart = any(piece not in ("", ",", ";", "and", "or", ", and", ", or") for piece in between)
-        if not inside or apart or not is_harmless(lead.rstrip("=")) or not is_harmless(re.sub(r"\^[23]|/", "", tail)):
+        text, lead, tail = _last_mathematics(pieces)
+        if (
+            not text
+            or tail.startswith("^")
+            or not is_harmless(lead.rstrip("="))
+            or not is_harmless(re.sub(r"\^[23]|/", "", tail))
+        ):
             raise Unreadable(text)
-        text = ", ".join(inside)
-    elif lead_phrase := _LEAD.match(text):
+    elif lead_phrase := _LEAD.match(text := re.sub(r"^\\text ?\{([^{}]*(?:is|:))\s*\}", r"\1 ", text)):
         if not is_harmless(lead_phrase[0]):
             raise Unreadable(text)
         text = text[lead_phrase.end() :]
     if (separated := split_unit(text, _COMMANDS)) is None:
         raise Unreadable(text)
     return separated[0], separated[1] or unit_name(tail)
+
+
+def _last_mathematics(pieces: list[str]) -> tuple[str, str, str]:
+    """The list that a text's last mathematics is, the prose before it and the prose behind it: `$x$ is $1$ and $2$`.
+
+    `pieces` are prose and mathematics in turn. Mathematics in the prose before must be a name.
+    """
+    inside = [piece.strip(" .,") for piece in pieces[1::2]]
+    outside = [piece.strip(" .") for piece in pieces[0::2]]
+    first = next((i for i in range(len(inside) - 1, 0, -1) if outside[i] not in _JOINTS), 0)
+    if not all(map(_NAME.fullmatch, inside[:first])):
+        raise Unreadable("".join(pieces))
+    return ", ".join(filter(None, inside[first:])), " ".join(outside[: first + 1]), outside[-1]
 
 
 def _read(text: str) -> Answer:
@@ -170,6 +191,7 @@ def _words(text: str) -> str | None:
     plain = inner[1] if inner else text
     if not re.fullmatch(r"[\s(]*[^\W\d_]++(?:[\s.'-]++[^\W\d_]++)*+[\s).]*", plain):
         return None
+    plain = re.sub(r"^\s*(?:an?|the)\s+", "", plain, flags=re.IGNORECASE)
     word = "".join(re.findall(r"[^\W\d_]+", plain)).lower()
     return word if inner or (len(word) > 2 and word not in _COMMANDS) else None
 
@@ -184,6 +206,8 @@ def _read_relations(parts: list[str]) -> Answer:
     if set(signs) == {"="}:
         if len(sides) > 2:
             return Answer("chain", "", tuple(map(_read, sides[1:] if named else sides)))
+        if not named and _QUANTITY.fullmatch(sides[0]):
+            return Answer("equation", "quantity", (Answer("scalar", "", (sides[0],)), _read(sides[1])))
         if not named:
             return Answer("equation", "", tuple(map(_read, sides)))
     if signs in (["="], [r"\in"]) and named:
@@ -231,6 +255,8 @@ def _read_bracketed(text: str) -> Answer | None:
     r"""A tuple or an interval, or a set in `\{ \}`."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return Answer("set", "", tuple(_flatten(map(_read, _split(text[2:-2], _COMMA)[::2]), "set")))
+    if text[0] == "{" and text[-1] == "}" and _depth(text[1:-1]) <= MAX_DEPTH:
+        return _read(text[1:-1])
     if text[0] not in "([" or text[-1] not in ")]" or _depth(text[1:-1]) > MAX_DEPTH:
         return None
     parts = _split(text[1:-1], _COMMA)[::2]
@@ -280,6 +306,13 @@ def _exactly(found: re.Match[str]) -> str:
     return f"({value.numerator}/{value.denominator})" if value.denominator > 1 else str(value.numerator)
 
 
+def _repeating(found: re.Match[str]) -> str:
+    """A repeating decimal as a fraction of integers."""
+    whole, fixed, repeated = found.groups()
+    scale = 10 ** len(fixed)
+    return f"({int(whole + fixed or '0')}/{scale}+{int(repeated)}/{scale * (10 ** len(repeated) - 1)})"
+
+
 _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -289,6 +322,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
         (r"\\frac ?([0-9A-Za-z])", r"\\frac{\1}"),
         (r"(\\frac ?\{(?:[^{}]|\{[^{}]*\})*+\}) ?([0-9A-Za-z])", r"\1{\2}"),
         (r"\*\*", "^"),
+        (r"(?<![\w.}^])(\d*)\.(\d*)\\overline ?\{(\d+)\}", _repeating),
         (rf"(?<![\w.}}^])({NUMBER})(?![\d.])", _exactly),
         # Mixed numbers, which a space may part.
         (r"(?<![\d}^_.)])(\d+) ?(\\frac\{\d+\}\{\d+\})", r"(\1+\2)"),

@@ -1,0 +1,151 @@
+"""A tier's results as a folder, or as the archive that `bundle` makes of one: tables, provenance, grades."""
+
+import gzip
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import whole_file
+from iapo_bench.report.rows import BASE, Row, read_rows
+
+TABLE = "table1.csv"
+# What a bundle holds, below the folder of the table and below the tier's own.
+_ABOVE = ("*.csv", "*.md", "*.json", "figures/*.svg")
+_WITHIN = (
+    "summaries/*",
+    "settings/ran/*",
+    "data/test.jsonl",
+    "data/provenance.json",
+    "**/provenance.json",
+    "**/test/grades.parquet",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder `root` with the table, and the tier's folder `work` with what its jobs made."""
+
+    root: Path
+    work: Path
+    table: pd.DataFrame
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is recorded of the table. Raises UserError when it is not there."""
+        return read_provenance(self.root / Path(TABLE).with_suffix(".provenance.json"))
+
+    def row(self, name: str) -> pd.Series:
+        """A line of the table. Raises UserError for a name that is not in it."""
+        found = self.table[self.table["method"] == name]
+        if found.empty:
+            raise unknown("row", name, self.table["method"])
+        return found.iloc[0]
+
+    def summaries(self) -> dict[str, Row]:
+        """The rows whose summaries are there, by method."""
+        paths = [self.work / "summaries" / f"{method}.json" for method in self.table["method"]]
+        return {row.method: row for row in read_rows(path for path in paths if path.is_file())}
+
+    def runs(self, row: str) -> dict[str, Path]:
+        """A row's run folders by training seed; the base's has none, and its name stands for it."""
+        if row == BASE or row.startswith(f"{BASE}_"):
+            return {BASE: self.work / BASE}
+        seeds = str(self.row(row)["train_seeds"]).split()
+        return {seed: self.work / row / f"seed{seed}" for seed in seeds}
+
+    def grades(self, run: Path) -> pd.DataFrame:
+        """The graded samples of a run, texts and golds included. Raises UserError when they are not there."""
+        return read_texts(run / "test" / "grades.parquet", self.work / "data" / "test.jsonl")
+
+
+@contextmanager
+def open_results(path: Path) -> Iterator[Results]:
+    """The results in a folder, or in an archive, for as long as the block runs. `path` may name the table itself.
+
+    Raises UserError for anything else.
+    """
+    if path.name.endswith((".tar.gz", ".tgz")) and path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with tarfile.open(path) as archive:
+                    archive.extractall(folder, filter="data")
+            except (tarfile.TarError, OSError, EOFError) as error:
+                raise UserError(f"{path} cannot be unpacked ({error})") from None
+            yield _read(Path(folder), str(path))
+    else:
+        yield _read(path.parent if path.suffix == ".csv" else path, str(path))
+
+
+def _read(root: Path, where: str) -> Results:
+    table = root / TABLE
+    if not table.is_file():
+        raise UserError(f"{where} holds no {TABLE}: name a folder or a bundle of results")
+    try:
+        frame = pd.read_csv(table, dtype={"train_seeds": str}).fillna({"train_seeds": ""})
+        tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise UserError(f"{table} is not a table of results ({error})") from None
+    places = (root, root / tier, root / tier / dataset)
+    work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
+    return Results(root, work, frame)
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """A provenance file. Raises UserError when it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+
+
+def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
+    """Graded samples with their texts; `gold` from the file of problems where the grades have none.
+
+    Raises UserError when the file is missing or holds no texts.
+    """
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): grade first") from None
+    if missing := {"problem_id", "sample", "seed", "n_tokens", "outcome", "text"} - {*frame}:
+        raise UserError(f"{path} has no column '{min(missing)}': grade again")
+    if "gold" not in frame and problems is not None and problems.is_file():
+        rows = [json.loads(line) for line in problems.read_text().splitlines()]
+        frame["gold"] = frame["problem_id"].map({row["id"]: row["answer"] for row in rows})
+        frame["question"] = frame["problem_id"].map({row["id"]: row["question"] for row in rows})
+    return frame
+
+
+def bundle(results: Path, out: Path) -> list[str]:
+    """Write tables, provenance and grades of a folder of results to the archive `out`; return the names in it.
+
+    Equal files make equal archives. Raises UserError for a folder without a table.
+    """
+    if not out.name.endswith((".tar.gz", ".tgz")):
+        raise UserError(f"--out {out}: name a file that ends in .tar.gz")
+    with open_results(results) as found:
+        files = {path for pattern in _ABOVE for path in found.root.glob(pattern)}
+        files |= {path for pattern in _WITHIN for path in found.work.glob(pattern)}
+        names = sorted((str(path.relative_to(found.root)), path) for path in files if path.is_file())
+        packed = io.BytesIO()
+        with (
+            gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0) as stream,
+            tarfile.open(fileobj=stream, mode="w") as archive,
+        ):
+            for name, path in names:
+                content = path.read_bytes()
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        with whole_file(out) as partial:
+            partial.write_bytes(packed.getvalue())
+        return [name for name, _ in names]

@@ -1,0 +1,136 @@
+"""Would you get the same answer? Two results, cell by cell, by a stated margin."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from iapo_bench.errors import UserError
+from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
+from iapo_bench.report.results import Results, open_results
+from iapo_bench.report.rows import Row
+
+REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced"
+MEASURES = ("pass", "length", "ratio")
+# Settings that may differ between a result and its reference: who trains with other seeds reproduces all the more.
+_FREE = ("seed", "seeds", "train_seeds")
+
+
+@dataclass(frozen=True)
+class Margins:
+    """How far a cell may be off and still count as reproduced: Pass@k by so much, the others by such a share."""
+
+    points: float = 0.02
+    share: float = 0.03
+
+    def of(self, measure: str, reference: float) -> float:
+        """The margin of a cell, in its own unit."""
+        return self.points if measure == "pass" else self.share * abs(reference)
+
+
+def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
+    """A row for every cell that both have: both values, their difference, its 95% interval, and a verdict.
+
+    *Reproduced*: the cells are equal to six digits, or the interval lies within the margin. *Within seed variation*:
+    the difference cannot be told from 0 (Holm's correction over cells). Otherwise *not reproduced*. Where both hold
+    counts by problem, differences are paired; where only one has several training seeds, the other is taken to vary as
+    they do; where neither has, other training seeds count as not reproduced. Raises UserError, and says what differs,
+    for results of other settings.
+    """
+    with open_results(results) as ours, open_results(against) as theirs:
+        if differences := list(differing(ours, theirs)):
+            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+            raise UserError(f"the results differ in settings: {'; '.join(differences[:5])}{more}: nothing is compared")
+        lines = list(_cells(ours, theirs))
+    corrected = holm([line["p"] for line in lines])
+    for line, p in zip(lines, corrected, strict=True):
+        margin = margins.of(line["cell"].split("@")[0], line["reference"])
+        line["margin"] = margin
+        equal = f"{line['value']:.6g}" == f"{line['reference']:.6g}"
+        inside = line["lo"] >= -margin and line["hi"] <= margin
+        undecided = np.isnan(p) or p >= ALPHA
+        line["verdict"] = REPRODUCED if equal or inside else WITHIN if undecided else NOT
+    return pd.DataFrame(lines)
+
+
+def differing(ours: Results, theirs: Results) -> Iterator[str]:
+    """What the settings of two results differ in, in words."""
+    if missing := sorted({*theirs.table["method"]} - {*ours.table["method"]}):
+        yield f"rows that are missing: {', '.join(missing)}"
+    for _, reference in theirs.table.iterrows():
+        row = ours.table[ours.table["method"] == reference["method"]]
+        for column in ("model", "dataset", "profile", "n_problems", "n_samples"):
+            if not row.empty and str(row.iloc[0][column]) != str(reference[column]):
+                yield f"{reference['method']}: {column} {row.iloc[0][column]} against {reference[column]}"
+    mine, other = (dict(_flat(results.provenance.get("config", {}))) for results in (ours, theirs))
+    for key in sorted({*mine} | {*other}):
+        if key.split(".")[-1] not in _FREE and mine.get(key) != other.get(key):
+            yield f"{key} {mine.get(key, 'unset')} against {other.get(key, 'unset')}"
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for part, item in value.items():
+            yield from _flat(item, f"{key}.{part}" if key else str(part))
+    else:
+        yield key, value
+
+
+def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
+    rows, others = ours.summaries(), theirs.summaries()
+    for _, reference in theirs.table.iterrows():
+        method = str(reference["method"])
+        row = ours.row(method)
+        for cell in theirs.table.columns:
+            measure, at, k = cell.partition("@")
+            if measure not in MEASURES or not at or not k.isdigit() or pd.isna(reference[cell]) or pd.isna(row[cell]):
+                continue
+            found = _difference(cell, row, reference, rows.get(method), others.get(method))
+            lo, hi = found.interval
+            yield {"row": method, "cell": cell, "value": float(row[cell]), "reference": float(reference[cell])} | {
+                "difference": found.value,
+                "lo": lo,
+                "hi": hi,
+                "p": found.p,
+            }
+
+
+def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | None, theirs: Row | None) -> Estimate:
+    measure = "length" if cell.startswith("length") else cell
+    if ours and theirs and ours.tally.problems == theirs.tally.problems:
+        values = [side.tally.values(measure) for side in (ours, theirs)]
+        found = estimate(*values, seeds=True)
+        seeds = sorted(len(side) for side in values)
+        if ours.trained and seeds[0] == 1 < seeds[1] and len(found.parts) > 1:
+            # One training seed varies as much as each of the other side's.
+            problems, (variance, df) = found.parts
+            return Estimate(found.value, (problems, (variance * (1 + seeds[1]), df)))
+        return found
+    halves = [(line[f"{cell}_hi"] - line[f"{cell}_lo"]) / 2 for line in (row, reference)]
+    variance = sum((half / 1.96) ** 2 for half in halves)
+    return Estimate(float(row[cell] - reference[cell]), ((float(variance), float(row["n_problems"] - 1)),))
+
+
+def report(cells: pd.DataFrame, margins: Margins) -> str:
+    """The verdicts for readers: counts, then every cell that is not plainly reproduced."""
+    counts = cells["verdict"].value_counts()
+    first = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in (REPRODUCED, WITHIN, NOT))
+    text = (
+        f"{len(cells)} cells: {first} (margin: {margins.points:g} in Pass@k, {margins.share:.0%} of length and ratio)"
+    )
+    odd = cells[cells["verdict"] != REPRODUCED]
+    if odd.empty:
+        return text
+    table = odd[["row", "cell", "value", "reference", "difference", "lo", "hi", "verdict"]].to_dict("list")
+    return f"{text}\n\n{tabulate(table, headers='keys', tablefmt='github', floatfmt='.4g')}"
+
+
+def exit_status(cells: pd.DataFrame) -> int:
+    """1 if a cell is not reproduced, else 0."""
+    if cells.empty:
+        raise UserError("the results have no cell in common")
+    return int((cells["verdict"] == NOT).any())

@@ -1,0 +1,186 @@
+"""From a cell to its samples, and whether another run gives the same answer."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_metrics import grades
+from test_tables import make_row
+
+from iapo_bench.errors import UserError
+from iapo_bench.evaluate.metrics import Samples
+from iapo_bench.report.explain import explain, plain
+from iapo_bench.report.results import bundle, open_results
+from iapo_bench.report.side_by_side import compare as set_beside
+from iapo_bench.report.table1 import make_table
+from iapo_bench.report.verify import NOT, REPRODUCED, WITHIN, Margins, exit_status, report, verify
+
+PROBLEMS, SAMPLES = 40, 8
+
+
+def chances(seed=0):
+    return np.random.default_rng(seed).beta(1, 1, (PROBLEMS, 1))
+
+
+def make_results(root, shift=0.0, *, draw=0, train_seeds=(0,), settings=None, spread=0.0):
+    """A folder of results of the base and iapo; iapo is right by `shift` more often than chance says."""
+    generator = np.random.default_rng([draw, 7])
+    paths = []
+    for name, seeds, more in (("base", (0,), 0.0), ("iapo", train_seeds, shift)):
+        runs = {}
+        for seed in seeds:
+            moved = np.clip(chances() + more + spread * generator.standard_normal(), 0, 1)
+            correct = generator.random((2, PROBLEMS, SAMPLES)) < moved
+            tokens = 30 + 10 * (np.arange(PROBLEMS)[:, None] % 3) + generator.integers(0, 5, correct.shape)
+            text = [f"<answer> {i} \x1b[31m </answer>" for i in range(correct.size)]
+            frame = grades(correct, tokens, seeds=(42, 142), text=text, gold="7", answer="7")
+            runs[seed] = frame
+            run = root / "micro" / (name if name == "base" else f"iapo/seed{seed}")
+            (run / "test").mkdir(parents=True, exist_ok=True)
+            frame.to_parquet(run / "test" / "grades.parquet")
+            (run / "provenance.json").write_text(json.dumps({"code": {"git": "abc", "dirty": False}, "threads": 2}))
+        samples = Samples.of(runs)
+        row = replace(
+            make_row(name, (1, 8), train_seeds=list(seeds)),
+            summary=samples.summary([1, 8]),
+            tally=samples.tally(),
+            settings=settings or {"train": {"lr": 0.1}},
+        )
+        paths.append(root / "micro" / "summaries" / f"{name}.json")
+        row.write(paths[-1])
+    make_table(paths, published=None, out=root / "table1.csv", figure=root / "figures" / "accuracy_length")
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return make_results(tmp_path_factory.mktemp("reference"), 0.2)
+
+
+def test_a_result_reproduces_itself_and_its_bundle(reference, tmp_path):
+    names = bundle(reference, tmp_path / "a.tar.gz")
+    bundle(reference / "table1.csv", tmp_path / "b.tgz")
+    assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "b.tgz").read_bytes(), "equal files, equal archives"
+    assert {"table1.csv", "table1.provenance.json", "micro/summaries/iapo.parquet"} <= set(names)
+    assert "micro/iapo/seed0/test/grades.parquet" in names
+    cells = verify(reference, tmp_path / "a.tar.gz", Margins(0, 0))
+    assert set(cells["verdict"]) == {REPRODUCED}
+    assert len(cells) == 2 * 6
+    assert exit_status(cells) == 0
+    assert report(cells, Margins()).startswith("12 cells: 12 reproduced, 0 within seed variation, 0 not reproduced")
+
+
+def test_another_draw_is_within_variation_and_another_method_is_not(reference, tmp_path):
+    again = verify(make_results(tmp_path / "again", 0.2, draw=1), reference, Margins(0.001, 0.001))
+    assert set(again["verdict"]) <= {REPRODUCED, WITHIN}
+    assert WITHIN in set(again["verdict"])
+    assert exit_status(again) == 0
+    wide = verify(tmp_path / "again", reference, Margins(0.5, 0.9))
+    assert set(wide["verdict"]) == {REPRODUCED}
+    other = verify(make_results(tmp_path / "other", 0.0, draw=1), reference, Margins())
+    found = other.set_index(["row", "cell"])["verdict"]
+    assert found["iapo", "pass@1"] == NOT
+    assert found["base", "pass@1"] != NOT
+    assert exit_status(other) == 1
+    assert "| iapo" in report(other, Margins())
+
+
+def test_training_seeds_of_one_side_stand_for_the_others(tmp_path):
+    """A single seed is off by more than problems explain, and by no more than three seeds differ among themselves."""
+    several = make_results(tmp_path / "several", 0.0, train_seeds=(0, 1, 2), spread=0.15)
+    single = make_results(tmp_path / "single", 0.1, draw=3)
+    found = verify(single, several, Margins(0.001, 0.001)).set_index(["row", "cell"])
+    assert found.loc[("iapo", "pass@1"), "verdict"] == WITHIN
+    alone = verify(single, make_results(tmp_path / "alone", -0.1, draw=4), Margins()).set_index(["row", "cell"])
+    assert alone.loc[("iapo", "pass@1"), "verdict"] == NOT
+
+
+def test_tables_without_counts_are_compared_by_their_intervals(reference, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("table1.csv", "table1.provenance.json"):
+            shutil.copy(reference / file, tmp_path / name / file)
+    table = pd.read_csv(tmp_path / "b" / "table1.csv")
+    table["pass@1"] += 0.4
+    table.to_csv(tmp_path / "b" / "table1.csv", index=False)
+    assert set(verify(tmp_path / "a", reference, Margins())["verdict"]) == {REPRODUCED}
+    found = verify(tmp_path / "b", tmp_path / "a", Margins()).set_index(["row", "cell"])["verdict"]
+    assert (found["iapo", "pass@1"], found["iapo", "length@1"]) == (NOT, REPRODUCED)
+
+
+def test_other_settings_are_refused_and_named(reference, tmp_path):
+    other = make_results(tmp_path / "other", 0.2, settings={"train": {"lr": 0.3, "seeds": [1]}})
+    with pytest.raises(UserError, match=r"iapo\.train\.lr 0\.3 against 0\.1"):
+        verify(other, reference, Margins())
+    fewer = make_results(tmp_path / "fewer", 0.2)
+    table = pd.read_csv(fewer / "table1.csv")
+    table[table["method"] == "base"].assign(n_problems=7).to_csv(fewer / "table1.csv", index=False)
+    with pytest.raises(UserError, match=r"rows that are missing: iapo; base: n_problems 7 against 40"):
+        verify(fewer, reference, Margins())
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08\x00junk"])
+def test_what_is_no_result_is_refused(tmp_path, content):
+    (tmp_path / "x.tar.gz").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be unpacked"), open_results(tmp_path / "x.tar.gz"):
+        pass
+    with pytest.raises(UserError, match=r"holds no table1\.csv"), open_results(tmp_path):
+        pass
+    (tmp_path / "table1.csv").write_bytes(content)
+    with pytest.raises(UserError, match="not a table of results"), open_results(tmp_path):
+        pass
+    with pytest.raises(UserError, match=r"ends in \.tar\.gz"):
+        bundle(tmp_path, tmp_path / "x.zip")
+
+
+def test_verify_says_it_with_its_exit_status(run, reference, tmp_path):
+    make_results(tmp_path / "other", -0.3, draw=1)
+    assert run("verify", reference, "--against", reference)[0] == 0
+    assert run("verify", tmp_path / "other", "--against", reference, "--out", tmp_path / "cells.csv")[0] == 1
+    assert NOT in set(pd.read_csv(tmp_path / "cells.csv")["verdict"])
+    code, message = run("verify", tmp_path / "nothing", "--against", reference)
+    assert (code, message.count("\n")) == (2, 1)
+
+
+def test_a_cell_leads_to_its_samples(reference):
+    text = explain(reference / "table1.csv", row="iapo", column="pass@8", against=None, problems=2, samples=1)
+    table = pd.read_csv(reference / "table1.csv").set_index("method")
+    assert text.startswith(f"iapo, pass@8: {table.loc['iapo', 'pass@8']:.6g} [")
+    for found in ("40 problems x 8 samples, training seeds 0", "revision: abc", "threads: 2", "instruction set: "):
+        assert found in text
+    assert f"{reference / 'micro' / 'iapo' / 'seed0' / 'test' / 'grades.parquet'}" in text
+    assert "micro/summaries/iapo.json (SHA-256 " in text.replace(str(reference) + "/", "")
+    assert "gold 7" in text
+    assert "\x1b" not in text, "nothing in a sample may command the terminal"
+    frames = [pd.read_parquet(path) for path in sorted((reference / "micro").rglob("grades.parquet"))]
+    shares = [(frame["outcome"] == "CORRECT").groupby(frame["problem_id"]).mean() for frame in frames]
+    most = (shares[0] - shares[1]).abs().max()
+    first = next(line.split(",")[0] for line in text.splitlines() if line.startswith("p0"))
+    assert abs(shares[0][first] - shares[1][first]) == most
+    with pytest.raises(UserError, match="did you mean 'iapo'"):
+        explain(reference, row="iapa", column="pass@8", against=None, problems=1, samples=1)
+    with pytest.raises(UserError, match=r"unknown column 'pass@9'"):
+        explain(reference, row="iapo", column="pass@9", against=None, problems=1, samples=1)
+
+
+def test_two_runs_side_by_side(reference, tmp_path):
+    runs = [reference / "micro" / "iapo" / "seed0", reference / "micro" / "base" / "test" / "grades.parquet"]
+    text = set_beside(*runs, problem="p0003", samples=2, out=tmp_path / "page.html")
+    assert text.startswith("p0003, gold 7")
+    assert text.count("sample 1: ") == 2
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;answer&gt;" in page
+    assert "<answer>" not in page
+    assert "http" not in page, "refers to nothing outside it"
+    assert "\x1b" not in page + text
+    with pytest.raises(UserError, match="unknown problem 'p9999'"):
+        set_beside(*runs, problem="p9999", samples=1, out=None)
+    with pytest.raises(UserError, match="neither a file of grades"):
+        set_beside(runs[0], tmp_path, problem=None, samples=1, out=None)
+
+
+def test_control_characters_are_shown():
+    assert plain("a\x1b[2J\x07\nb\x9b") == "a\u241b[2J\u2407\nb\ufffd"
