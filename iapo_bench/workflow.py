@@ -257,6 +257,11 @@ class Workflow:
         """The controls' rows: none where there are too few samples to take the shortest of."""
         return list(CONTROLS) if self.tier.evaluate.n_samples >= SHORTEST_OF else []
 
+    def timing(self) -> str:
+        """Settings file of the timing of rows alone."""
+        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, self._dataset]
+        return self._write("time", self.tier.timing_job(), "iapo_bench.evaluate.timing", plugins)
+
     def costs(self) -> str:
         """Settings file of the costs."""
         return self._write("costs", self.tier.costs_job(), "iapo_bench.report.costs")

@@ -306,3 +306,31 @@ rule lm_eval_table:
         runs=named(RUNS),
     shell:
         RUN + "lm-eval-table {params.runs} --out {output}"
+
+
+rule time:
+    """Time every row in turn, with the machine to itself."""
+    input:
+        settings=lambda wildcards: FLOW.timing(),
+        data=ancient(rules.prepare.output),
+        models=[f"{folder}/model" for folder in RUNS.values()],
+    output:
+        csv=report(f"{OUT}/time.csv", category="Wall-clock"),
+        rounds=f"{OUT}/time.rounds.csv",
+        provenance=f"{OUT}/time.provenance.json",
+    log:
+        f"{WORK}/logs/time.log",
+    benchmark:
+        f"{WORK}/benchmarks/time.tsv"
+    conda:
+        "../configs/environment.yaml"
+    threads: 1024  # all there are: no other job beside it
+    resources:
+        **LARGE,
+        gpu=TIER.gpus,
+    params:
+        runs=named(RUNS),
+        base=f"{WORK}/base/model",
+    shell:
+        RUN_GPU + "time --settings {input.settings} {params.runs} --base {params.base}"
+        " --data {input.data} --out {output.csv}"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, with_job
+from iapo_bench.cli.options import FILE, RUNS, named, with_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.model import BaseJob, CheckpointJob
-from iapo_bench.config.report import TokensJob
+from iapo_bench.config.report import TimingJob, TokensJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.train import TrainJob
 from iapo_bench.config.world import PrepareJob
@@ -166,4 +166,17 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
     score_tokens(job, model=model, samples=samples, data=data, out=out, completions=completions)
 
 
-COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles)
+@click.command("time")
+@with_job(TimingJob, TierConfig.timing_job)
+@RUNS
+@click.option("--base", type=FILE, required=True, help="Directory of the model that training starts from.")
+@_DATA
+@click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
+def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
+    """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
+    from iapo_bench.evaluate.timing import time_rows
+
+    time_rows(job, named(runs), base=base, data=data, out=out)
+
+
+COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles, time_command)

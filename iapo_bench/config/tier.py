@@ -18,7 +18,7 @@ from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TimingJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -309,6 +309,17 @@ class TierConfig(Section):
         """The settings of the table of costs."""
         trials = {name: len(self.trials(name)) if self.tuned else 0 for name in self.trained}
         return CostsJob(trials=trials, completions=self.train.completions)
+
+    def timing_job(self) -> TimingJob:
+        """The settings of `time`: two samples of a problem, and five steps of training."""
+        evaluate = self.evaluate.model_copy(update={"seeds": self.evaluate.seeds[:1], "n_samples": 2, "ks": [1]})
+        jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.methods}
+        steps = 5 * self.train.prompts_per_step * self.train.group_size
+        short = {
+            name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
+            for name, job in jobs.items()
+        }
+        return TimingJob(sample=self.sample_job("test").model_copy(update={"evaluate": evaluate}), train=short)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""
