@@ -42,13 +42,13 @@ rule fidelity_table:
         f"{WORK}/benchmarks/fidelity.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["sample"].cpus
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **REQUESTS["sample"].resources,
     params:
         summaries=each_summary,
     shell:
-        RUN_GPU
+        run_gpu("sample")
         + "fidelity --settings {input.settings} --base {input.base} --data {input.data}"
         " {params.summaries} --out {output.csv}"
 
