@@ -191,6 +191,17 @@ def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it a
     return frame
 
 
+def read_csv(path: Path, hint: str = "make it again") -> "pd.DataFrame":
+    """The table of a CSV file. Raises UserError for a file that is missing or broken."""
+    import io
+
+    import pandas as pd
+
+    text = read_text(path)
+    with damaged(path, hint):
+        return pd.read_csv(io.StringIO(text))
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """`value` as strict JSON; a NumPy scalar becomes its number, and what else JSON does not know (a path) its text.
 
@@ -199,7 +210,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     try:
         return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
     except ValueError as error:
-        place = next(_not_finite(value), None)
+        place = first_infinite(value)
         raise UserError(f"nothing is written: {f'{place} is not finite' if place else error}") from None
 
 
@@ -219,6 +230,11 @@ def _finite(number: str) -> float:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def first_infinite(value: Any, place: str = "") -> str | None:
+    """Where in nested values the first number stands that is not finite; None where all are."""
+    return next(_not_finite(value, place), None)
 
 
 def _not_finite(value: Any, place: str = "") -> Iterator[str]:

@@ -22,8 +22,8 @@ from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
-# Completions drawn at once, which survive a kill when they are done. Parts start where they do whatever was done before,
-# so that a run that was stopped draws what any other does.
+# Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
+# done before, so that a run that was stopped draws what any other does.
 PART = 4096
 
 
@@ -52,9 +52,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
         progress=True,
     )
 
-    shared = Sampling(
-        max_tokens=config.max_tokens, eos_ids=stops, temperature=config.temperature, top_p=config.top_p
-    )
+    shared = Sampling(max_tokens=config.max_tokens, eos_ids=stops, temperature=config.temperature, top_p=config.top_p)
     started = time.perf_counter()
     engine.generate(prompts[:8], replace(shared, max_tokens=min(8, config.max_tokens)))
     warmup = time.perf_counter() - started
