@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PARTS = (
     *("Snakefile", "paper.smk", "rules", "profiles", "configs"),
-    *("iapo_bench", "baselines", "methods", "results/published"),
+    *("iapo_bench", "baselines", "methods", "rewards", "results/published"),
 )
 
 

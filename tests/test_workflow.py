@@ -45,7 +45,7 @@ def test_a_dry_run_shows_the_default_table(copy):
 def test_a_target_of_another_tier_is_enough(copy):
     shown = snakemake(copy, "-n", "results/smoke/table1.csv")
     assert shown.returncode == 0, shown.stderr
-    assert "settings=results/smoke/settings/" in shown.stdout + shown.stderr
+    assert "results/smoke/settings/table-" in shown.stdout + shown.stderr
 
 
 @pytest.mark.parametrize(

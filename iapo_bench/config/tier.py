@@ -415,7 +415,7 @@ def parse_tier(
                     f"{places.get((section, name), source)}: {unknown('method', str(parent), list_methods())}"
                 )
     try:
-        tier = TierConfig.model_validate({**merged, "given": given})
+        tier = TierConfig.model_validate({**merged, "given": merge(content.get("given") or {}, given)})
     except ValidationError as error:
         raise UserError(_first_problem(error, places, source)) from None
     tier._places.update(places)

@@ -119,7 +119,9 @@ def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT
         loss = backward(
             model, [examples[i] for i in batches[step]], pad_id=pad_id, micro_batch_tokens=settings.micro_batch_tokens
         )
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        if not math.isfinite(loss + norm):
+            raise UserError(f"SFT step {step} has a loss of {loss} and a gradient norm of {norm}: lower model.sft.lr")
         optimizer.step()
         schedule.step()
         if step % 10 == 0 or step == settings.steps - 1:
