@@ -142,7 +142,7 @@ def parse_json(text: str, place: str, hint: str) -> Any:
     except json.JSONDecodeError as error:
         reason = error.msg
     except UnicodeEncodeError:
-        reason = "half of a surrogate pair"
+        raise UserError(f"{place}: a string holds half of a surrogate pair: {hint}") from None
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:
@@ -165,7 +165,9 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         place = f"{path}:{number}"
         row = parse_json(line, place, f"a truncated download? {hint}")
-        if missing := [name for name in required if not isinstance(row, dict) or name not in row]:
+        if not isinstance(row, dict):
+            raise UserError(f"{place} is not an object of fields: {hint}")
+        if missing := [name for name in required if name not in row]:
             raise UserError(f"{place} lacks the field '{missing[0]}'")
         rows.append(row)
     return rows

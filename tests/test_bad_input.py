@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_line_that_names_it(check
             ":2: the id 'a'",
         ),
         (b'{"id": "a", "question": "q", "answer": 1}\n', ":1: the field 'answer' is not text"),
-        (b'{"id": "a", "question": "\\ud800", "answer": "1"}\n', ":1 is not JSON (half of a surrogate pair)"),
+        (b'{"id": "a", "question": "\\ud800", "answer": "1"}\n', ":1: a string holds half of a surrogate pair"),
         (b'{"id": "a", "question": "q", "answer": "1"}\n\xff\n', ":2 is not UTF-8 text"),
         (b'{"id": "a", "question": "q", "answer": "1", "level": NaN}\n', ":1 is not JSON (NaN is not a finite number)"),
         (b'{"id": "a", "question": "q", "answer": "1", "level": 1e999}\n', ":1 is not JSON (1e999 is not"),

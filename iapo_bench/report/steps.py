@@ -9,7 +9,7 @@ from iapo_bench.errors import UserError
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
     """The rows of a `train.jsonl`. Raises UserError when it is missing, empty or broken."""
-    return files.read_jsonl(path, ("step",), hint="train again")
+    return files.read_jsonl(path, (), hint="train again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
