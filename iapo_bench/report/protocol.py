@@ -119,14 +119,14 @@ def with_protocols(
         raise UserError(f"the prompt of '{problem}' leaves no room in {context} tokens")
     gold = grades["problem_id"].map(golds).tolist()
     cut = (grades["n_tokens"] > room).to_numpy()
-    at = np.flatnonzero(cut)
+    at = [int(i) for i in np.flatnonzero(cut)]
     short = [list(token_ids[i])[: int(room.iloc[i])] for i in at]
-    short_texts = completion_texts(short, dialogue.tokenizer, prefill=dialogue.prefill) if len(at) else []
+    short_texts = completion_texts(short, dialogue.tokenizer, prefill=dialogue.prefill) if at else []
     short_golds = [gold[i] for i in at]
     right = (grades["outcome"] == Outcome.CORRECT).to_numpy()
     exact = np.array([outcome is Outcome.CORRECT for outcome in judge_exactly(grades["text"].tolist(), gold)])
     right_cut, exact_cut = right.copy(), exact.copy()
-    if len(at):
+    if at:
         right_cut[at] = [outcome is Outcome.CORRECT for outcome in grader.grade(short_texts, short_golds)]
         exact_cut[at] = [outcome is Outcome.CORRECT for outcome in judge_exactly(short_texts, short_golds)]
     return grades.assign(
