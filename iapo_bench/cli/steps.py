@@ -84,11 +84,10 @@ def train(context: click.Context, job: TrainJob, base: Path, data: Path, out: Pa
     from iapo_bench.train.run import train as run
 
     gpus = context.find_root().params["gpus"]
-    if 0 < gpus < job.gpus:
-        # Snakemake silently caps a job's gpu request at what is available.
+    if gpus < job.gpus and not parallel.is_started():
         raise UserError(
-            f"this tier trains on {job.gpus} GPUs and the job got {gpus}: add --resources gpu={job.gpus} to "
-            "snakemake, or lower the tier's 'gpus'"
+            f"this tier trains on {job.gpus} GPUs and the job got {gpus}: iapo-bench --gpus {job.gpus} train ..., or "
+            "lower the tier's 'gpus'"
         )
     if gpus > 1 and not parallel.is_started():
         sys.exit(parallel.launch(gpus, sys.argv[1:]))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_valid
 
 from iapo_bench.config.evaluate import EvalConfig, SampleJob
 from iapo_bench.config.grade import GradeJob
-from iapo_bench.config.job import JobConfig
+from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
 from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
@@ -97,6 +97,16 @@ class TierConfig(Section):
     def folder(self) -> str:
         """Where results and tuned choices of this tier lie, below `results` and `configs/tuned`."""
         return folder_of(self.tier, self.world.name, self.datasets)
+
+    def request(self, kind: Kind) -> Request:
+        """What a kind of job asks of a machine or a cluster: its own wish, or what jobs of its size get."""
+        gpus = self.gpus if kind == "train" else min(self.gpus, 1) if kind in LARGE else 0
+        if kind == "base" and not self.model.sft:
+            gpus = 0  # it is fetched
+        of_size: JobConfig | Request = self.job if kind in LARGE else SMALL
+        own: JobRequest = getattr(self.job, kind)
+        wishes = {name: getattr(own, name) or getattr(of_size, name) for name in ("cpus", "mem_mb", "runtime")}
+        return Request(gpus=gpus, **wishes)
 
     def place(self, *path: str) -> str:
         """Where a setting was made: "FILE:LINE" or the command line; the tier's name where it was not."""

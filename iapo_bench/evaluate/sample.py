@@ -22,8 +22,8 @@ from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
-# Completions drawn at once, which survive a kill when they are done. Parts start where they do whatever was done before,
-# so that a run that was stopped draws what any other does.
+# Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
+# done before, so that a run that was stopped draws what any other does.
 PART = 4096
 
 
@@ -67,6 +67,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
                 sampling = replace(drawn, first_index=start * n_samples)
                 draw = partial(_draw, engine, prompts[rows], sampling)
                 parts.append((seed, problems[rows], kept(folder, f"seed{seed}-{start}", draw)))
+        engine.close()
         samples = pd.concat([_frame(*part, n_samples) for part in parts], ignore_index=True)
         samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
         timing = {
