@@ -14,8 +14,6 @@ import re
 import sys
 from pathlib import Path
 
-import psutil
-
 sys.path.insert(
     0, workflow.basedir
 )  # the package beside this file, not one installed elsewhere
@@ -37,18 +35,25 @@ if "tier" not in config and TIER.tier != "micro":
         f"world={{name: {TIER.world.name}}}",
     ]
 
-# Jobs of one machine share its memory: no more run at once than it holds of what they ask for.
-if workflow.local_exec and "mem_mb" not in workflow.global_resources:
-    workflow.register_resource("mem_mb", psutil.virtual_memory().total // 2**20)
+# Jobs of one machine share its memory and its GPUs: no more run at once than it holds of what they ask for. A profile
+# for a cluster says otherwise.
+for resource, there_is in suite.machine().items():
+    if resource not in workflow.global_resources:
+        workflow.register_resource(resource, there_is)
 
 suite.prepare_environment()
 FLOW = suite.Workflow(TIER)
 WORK = FLOW.work  # what jobs make
 OUT = "results" if TIER.tier == "micro" else WORK  # what people read
 RUNS = FLOW.runs
-LARGE = dict(mem_mb=TIER.job.mem_mb, runtime=TIER.job.runtime)
+REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
 RUN = "python -m iapo_bench --log {log} --threads {threads} "
-RUN_GPU = RUN + "--gpus {resources.gpu} "
+
+
+def run_gpu(kind):
+    """The beginning of a command that leases what the tier asks for: Snakemake would cut it to what it may hand out."""
+    return RUN + f"--gpus {REQUESTS[kind].gpus} "
+
 
 # What tokens are for is known in the micro world only.
 ROLES = (

@@ -1,6 +1,8 @@
-"""Errors that are the user's to mend: one clear line, exit code 2, nothing half-written."""
+"""Errors that are the user's to mend, or the machine's fault: one clear line, exit code 2, nothing half-written."""
 
 import difflib
+import re
+import signal
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,65 @@ from pathlib import Path
 
 class UserError(Exception):
     """A mistake in the input. The message says what is wrong and what to do; the CLI prints it without a traceback."""
+
+
+class Stopped(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.name = signal.Signals(number).name
+
+
+# What libraries say when memory is short; each has an exception of its own.
+_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|could not|failed to) allocate|bad_alloc|can't start new thread|"
+    r"failed to map segment|mmap failed",
+    re.IGNORECASE,
+)
+# What libraries that write in another language than Python say of the file system.
+_SYSTEM = re.compile(r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system")
+_GOES_ON = "the same command goes on where it stopped"
+
+
+def explain(error: BaseException) -> str | None:
+    """The line for an error of the user, or of the machine: memory, disk, files. None for a mistake of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = first_line(error)
+    if _short_of_memory(error):
+        return f"out of memory ({reason}): give it more, or smaller batches; {_GOES_ON}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or reason}; when that is mended, {_GOES_ON}"
+    if isinstance(error, OSError) or _SYSTEM.search(str(error)):
+        return f"{reason}; when that is mended, {_GOES_ON}"
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or else its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _short_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and bool(_MEMORY.search(str(error)))
+    )
+
+
+@contextmanager
+def damaged(file: str | Path, hint: str) -> Iterator[None]:
+    """Make a UserError of whatever a library raises that reads `file`, but for a lack of memory."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if _short_of_memory(error):
+            raise
+        raise UserError(f"{file} cannot be read ({first_line(error)}): {hint}") from None
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -1,41 +1,207 @@
-"""Files that are written whole or not at all, so that no later step ever reads half of one, and strict JSON."""
+"""Files that are written whole or not at all and lie on the disk before they get their name, and readers that name the
+file and line of whatever is wrong with one."""
 
+import errno
+import fcntl
+import glob
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Seconds after which the folder of a writer that holds no lock is that of one that was killed.
+_ABANDONED = 60
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, in the same directory; it becomes `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    """A path to write to, in the same file system; it becomes `path` when the block ends without an error.
+
+    Each writer has a path of its own: of two at once both are whole, and the later one stays.
+    """
+    with _workplace(path) as folder:
+        partial = folder / path.name
         yield partial
+        _flush(partial)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        _flush(path.parent)
 
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill; it replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    """A directory to fill; it replaces `path` when the block ends without an error. Of two writers the later one
+    stays."""
+    with _workplace(path) as folder:
+        partial = folder / path.name
+        partial.mkdir()
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
+        for part in [*partial.rglob("*"), partial]:
+            _flush(part)
+        while True:
+            with suppress(FileNotFoundError):
+                path.rename(folder / uuid.uuid4().hex)
+            try:
+                partial.rename(path)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # those: another writer was faster
+                    raise
+        _flush(path.parent)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep an existing directory to this process. Raises UserError while another one has claimed it."""
+    lock = _lock(folder)
+    if lock is None:
+        raise UserError(f"another process works in {folder}: wait for it, end it, or choose another output")
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A directory beside `path` for one writer; those of writers that were killed are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED and (lock := _lock(left)) is not None:
+                os.close(lock)
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        with claimed(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a directory until it is closed, or None while another process has it. Where
+    the file system knows no locks, it holds none."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return descriptor
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or a directory to the disk: a rename alone can survive a loss of power that its content does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # directories of some file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 text, without a byte-order mark. Raises UserError for a file that is missing, unreadable or not that."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line} is not UTF-8 text ({error.reason}): save the file as UTF-8") from None
+
+
+def parse_json(text: str, place: str, hint: str) -> Any:
+    """The value of strict JSON. Raises UserError that names `place` and ends with `hint`, also for numbers that are not
+    finite or have thousands of digits, halves of surrogate pairs, and nesting beyond reading."""
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        reason = error.msg
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: a string holds half of a surrogate pair: {hint}") from None
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error).split(";")[0]
+    raise UserError(f"{place} is not JSON ({reason}): {hint}")
+
+
+def read_json(path: Path, hint: str = "make it again") -> Any:
+    """The value of a JSON file. Raises UserError for a file that is missing or broken."""
+    return parse_json(read_text(path), str(path), hint)
+
+
+def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file again") -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file, each with the `required` fields. Raises UserError naming file and line."""
+    text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path} is empty: {hint}")
+    rows = []
+    # splitlines would also break at separators that JSON allows within a string
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        place = f"{path}:{number}"
+        row = parse_json(line, place, f"a truncated download? {hint}")
+        if not isinstance(row, dict):
+            raise UserError(f"{place} is not an object of fields: {hint}")
+        if missing := [name for name in required if name not in row]:
+            raise UserError(f"{place} lacks the field '{missing[0]}'")
+        rows.append(row)
+    return rows
+
+
+def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it again") -> "pd.DataFrame":
+    """The table of a parquet file that has at least `columns`. Raises UserError for a file that is missing, broken,
+    empty or without one of them.
+
+    Arrow opens the file itself. Given a file of Python's, as pandas would, its threads may still hold that when the
+    interpreter ends, and a thread that then asks for the interpreter's lock takes the process down.
+    """
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: {hint}")
+    with damaged(path, hint):
+        frame = pq.read_table(path, partitioning=None).to_pandas()
+    if missing := [column for column in columns if column not in frame]:
+        raise UserError(f"{path} has no column '{missing[0]}': {hint}")
+    if frame.empty:
+        raise UserError(f"{path} is empty: {hint}")
+    return frame
+
+
+def read_csv(path: Path, hint: str = "make it again") -> "pd.DataFrame":
+    """The table of a CSV file. Raises UserError for a file that is missing or broken."""
+    import io
+
+    import pandas as pd
+
+    text = read_text(path)
+    with damaged(path, hint):
+        return pd.read_csv(io.StringIO(text))
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -46,7 +212,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     try:
         return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
     except ValueError as error:
-        place = next(_not_finite(value), None)
+        place = first_infinite(value)
         raise UserError(f"nothing is written: {f'{place} is not finite' if place else error}") from None
 
 
@@ -57,8 +223,20 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(text)
 
 
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is not a finite number")
+    return value
+
+
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def first_infinite(value: Any, place: str = "") -> str | None:
+    """Where in nested values the first number stands that is not finite; None where all are."""
+    return next(_not_finite(value, place), None)
 
 
 def _not_finite(value: Any, place: str = "") -> Iterator[str]:

@@ -16,13 +16,13 @@ rule sample:
         f"{WORK}/benchmarks/sample/{{run}}/{{split}}.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["sample"].cpus
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **REQUESTS["sample"].resources,
     params:
         out=subpath(output.samples, parent=True),
     shell:
-        RUN_GPU + "sample --settings {input.settings} --model {input.model}"
+        run_gpu("sample") + "sample --settings {input.settings} --model {input.model}"
         " --data {input.data} --out {params.out}"
 
 
@@ -40,6 +40,9 @@ rule grade:
         f"{WORK}/benchmarks/grade/{{run}}/{{split}}.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["grade"].cpus
+    resources:
+        **REQUESTS["grade"].resources,
     shell:
         RUN + "grade --settings {input.settings} --samples {input.samples}"
         " --data {input.data} --out {output}"
@@ -60,11 +63,12 @@ rule lm_eval:
         f"{WORK}/benchmarks/lm_eval/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["lm_eval"].cpus
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **REQUESTS["lm_eval"].resources,
     params:
         out=subpath(output.scores, parent=True),
     shell:
-        RUN_GPU + "lm-eval --settings {input.settings} --model {input.model}"
+        run_gpu("lm_eval")
+        + "lm-eval --settings {input.settings} --model {input.model}"
         " --data {input.data} --out {params.out}"

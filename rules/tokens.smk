@@ -16,11 +16,12 @@ rule token_roles:
         f"{WORK}/benchmarks/token_roles/{{run}}.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["sample"].cpus
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1),
+        **REQUESTS["sample"].resources,
     shell:
-        RUN_GPU + "token-roles --settings {input.settings} --model {input.model}"
+        run_gpu("sample")
+        + "token-roles --settings {input.settings} --model {input.model}"
         " --samples {input.samples} --data {input.data} --out {output}"
 
 

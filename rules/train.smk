@@ -13,6 +13,9 @@ rule prepare:
         f"{WORK}/benchmarks/prepare.tsv"
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["prepare"].cpus
+    resources:
+        **REQUESTS["prepare"].resources,
     shell:
         RUN + "prepare --settings {input.settings} --out {output}"
 
@@ -29,12 +32,18 @@ rule base:
         f"{WORK}/benchmarks/base.tsv"
     conda:
         "../configs/environment.yaml"
-    threads: os.cpu_count()
+    threads: REQUESTS["base"].cpus
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
+        **REQUESTS["base"].resources,
     shell:
-        RUN_GPU + "base --settings {input.settings} --out {output}"
+        run_gpu("base") + "base --settings {input.settings} --out {output}"
+
+
+rule fetch:
+    """What needs the hub: to be run where it can be reached, such as a cluster's login node."""
+    input:
+        rules.prepare.output,
+        rules.base.output,
 
 
 # A row with a checkpoint is measured and not trained.
@@ -55,8 +64,10 @@ rule checkpoint:
         measured=MEASURED,
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["base"].cpus
     resources:
-        **LARGE,
+        mem_mb=REQUESTS["base"].mem_mb,
+        runtime=REQUESTS["base"].runtime,
     shell:
         RUN + "checkpoint --settings {input.settings} --out {output}"
 
@@ -79,11 +90,11 @@ rule train:
         run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
     conda:
         "../configs/environment.yaml"
+    threads: REQUESTS["train"].cpus
     resources:
-        **LARGE,
-        gpu=TIER.gpus,
+        **REQUESTS["train"].resources,
     params:
         out=subpath(output.model, parent=True),
     shell:
-        RUN_GPU + "train --settings {input.settings} --base {input.base}"
+        run_gpu("train") + "train --settings {input.settings} --base {input.base}"
         " --data {input.data} --out {params.out}"

@@ -10,9 +10,11 @@ from builders import write_grades
 from matplotlib.text import Text
 from project_copy import copy_project, snakemake
 
+from iapo_bench.config.section import identity
 from iapo_bench.config.tier import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.report.sensitivity import make_sensitivity, sensitivity_maps
+from iapo_bench.workflow import check_methods
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,25 +30,25 @@ def test_a_variant_starts_from_its_parent_and_changes_what_it_says():
         "plain": {"method": "iapo", "profile": "released", "lr": 0.5},
     }
     tier = smoke(ablations=ablations)
-    parent, variant = tier.training_slice("iapo"), tier.training_slice("iapo_ni")
+    parent, variant = identity(tier.train_job("iapo", 0)), identity(tier.train_job("iapo_ni", 0))
     assert variant["method"] == {"name": "iapo", "profile": "paper", "options": {"alpha": 0.0, "beta": 0.1}}
     assert variant["train"] == parent["train"]
     assert tier.parent("iapo_ni") == "iapo"
     assert tier.parent("dapo") == "dapo"
-    assert tier.training_slice("plain")["method"]["profile"] == "released"
-    assert tier.training_slice("plain")["train"]["lr"] == 0.5
-    assert tier.training_slice("iapo") == smoke().training_slice("iapo")
+    assert identity(tier.train_job("plain", 0))["method"]["profile"] == "released"
+    assert identity(tier.train_job("plain", 0))["train"]["lr"] == 0.5
+    assert identity(tier.train_job("iapo", 0)) == identity(smoke().train_job("iapo", 0))
 
 
 def test_the_micro_tiers_ablations_differ_from_iapo_in_one_thing_each():
     tier = read_tier("micro")
-    parent = tier.training_slice("iapo")
+    parent = identity(tier.train_job("iapo", 0))
     for name, change in {
         "iapo_ni": {"alpha": 0.0},
         "iapo_ne": {"informativeness": "next_token"},
         "iapo_nx": {"beta": 0.0},
     }.items():
-        variant = tier.training_slice(name)
+        variant = identity(tier.train_job(name, 0))
         assert variant["method"]["options"] == {**parent["method"]["options"], **change}
         assert variant["train"] == parent["train"]
 
@@ -69,7 +71,10 @@ def test_the_micro_tier_has_every_method_of_its_table_as_released():
     [
         ({"ablations": {"x": {"method": "iapoo"}}}, "unknown method 'iapoo': did you mean 'iapo'"),
         ({"ablations": {"x": {}}}, "unknown method 'x'"),
-        ({"ablations": {"x": {"method": "iapo", "options": {"alfa": 1}}}}, "did you mean 'alpha'"),
+        (
+            {"ablations": {"x": {"method": "iapo", "options": {"alfa": 1}}}},
+            "'alfa': did you mean 'alpha'",
+        ),
         ({"ablations": {"iapo": {"options": {"alpha": 0.0}}}}, "'iapo' is both in methods and in ablations"),
         ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1]}}}, "sensitivity.grid"),
         ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1], "bta": [1]}}}, "unknown option of iapo 'bta'"),
@@ -78,7 +83,7 @@ def test_the_micro_tier_has_every_method_of_its_table_as_released():
 )
 def test_mistakes(changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        smoke(**changes)
+        check_methods(smoke(**changes))
 
 
 GRID = {"method": "iapo", "grid": {"alpha": [0.0, 0.5], "beta": [0.0, 0.1, 1.0]}}
@@ -88,7 +93,7 @@ def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
     tier = smoke(sensitivity=GRID, tune={"k": 2, "n_samples": 4})
     base = write_grades(tmp_path / "base.parquet", 2, 20)
     grades = [write_grades(tmp_path / f"{i}.parquet", i % 5, 10 + i) for i in range(6)]
-    make_sensitivity(tier, base, grades, out=tmp_path / "out.csv", figure=tmp_path / "maps")
+    make_sensitivity(tier.sensitivity_job(), base, grades, out=tmp_path / "out.csv", figure=tmp_path / "maps")
     table = pd.read_csv(tmp_path / "out.csv")
     assert table["method"].tolist() == ["base"] + ["iapo"] * 6
     assert table[["alpha", "beta"]].iloc[1:].to_numpy().tolist() == [[a, b] for a in (0, 0.5) for b in (0, 0.1, 1)]
@@ -116,9 +121,10 @@ def test_sensitivity_mistakes(tmp_path):
     base = write_grades(tmp_path / "base.parquet", 2, 20)
     where = {"out": tmp_path / "out.csv", "figure": tmp_path / "maps"}
     with pytest.raises(UserError, match="no 'sensitivity' section"):
-        make_sensitivity(smoke(), base, [], **where)
+        smoke().sensitivity_job()
+    job = smoke(sensitivity=GRID, tune={"k": 2, "n_samples": 4}).sensitivity_job()
     with pytest.raises(UserError, match="6 points: 1 files"):
-        make_sensitivity(smoke(sensitivity=GRID, tune={"k": 2, "n_samples": 4}), base, [base], **where)
+        make_sensitivity(job, base, [base], **where)
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -126,12 +132,9 @@ def test_the_workflow_trains_variants_and_points(tmp_path):
     shown = snakemake(copy_project(tmp_path), "-n", "-p", "ablations", "sensitivity", timeout=300)
     assert shown.returncode == 0, shown.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", shown.stdout, flags=re.MULTILINE))
-    assert {name: jobs[name] for name in ("train", "sensitivity_train", "ablation_table", "sensitivity_table")} == {
-        "train": "13",  # five methods, and eight variants of them
-        "sensitivity_train": "16",
+    assert {name: jobs[name] for name in ("train", "ablation_table", "sensitivity_table")} == {
+        "train": str(13 + 16),  # five methods, eight variants of them, and the points of the grid
         "ablation_table": "1",
         "sensitivity_table": "1",
     }
-    assert "train --method iapo_ne --base" in shown.stdout
-    assert "--set methods.iapo.options.alpha=0.01 --set methods.iapo.options.beta=1.0" in shown.stdout
-    assert "tune/" not in shown.stdout
+    assert "settings/train--iapo_ne-seed0-" in shown.stdout

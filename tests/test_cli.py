@@ -77,7 +77,7 @@ def test_the_whole_path(run, made, tmp_path):
     for key in ("code", "config", "config_hash", "inputs", "seeds", "packages", "hardware"):
         assert provenance[key], key
     code, _ = run(
-        *("table", "--config", "smoke", "--summary", made / "base.json", "--summary", made / "iapo.json"),
+        *("table", "--summary", made / "base.json", "--summary", made / "iapo.json"),
         *("--out", tmp_path / "table1.csv", "--figure", tmp_path / "figure"),
     )
     assert code == 0
@@ -169,7 +169,7 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
             "grade first",
         ),
         "nothing measured": (
-            ("table", "--config", "smoke", "--summary", tmp / "no", "--out", tmp / "out", "--figure", tmp / "out"),
+            ("table", "--summary", tmp / "no", "--out", tmp / "out", "--figure", tmp / "out"),
             "cannot be read",
         ),
         "run without a directory": (

@@ -1,7 +1,6 @@
 """LoRA: the base to begin with, small matrices to train, a plain checkpoint at the end."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -309,7 +308,7 @@ def test_the_state_of_another_model_is_refused(model):
     other = copy.deepcopy(model)
     with pytest.raises(ValueError, match="not of this model"):
         load_trainable_state(adapted(model), trainable_state(other))
-    add_lora(other, replace(LORA, rank=1), seed=0)
+    add_lora(other, LORA.model_copy(update={"rank": 1}), seed=0)
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_trainable_state(model, trainable_state(other))
 

@@ -159,7 +159,7 @@ def test_the_strategy_of_a_tier_is_marked(changes, expected):
 def lora_parameters(name: str) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(qwen_config(name), dtype=torch.bfloat16)
-    add_lora(model, LoraConfig(costs.LORA_RANK, 32.0), seed=0)
+    add_lora(model, LoraConfig(rank=costs.LORA_RANK, alpha=32.0), seed=0)
     return sum(weight.numel() for weight in trainable_state(model).values())
 
 
@@ -167,7 +167,7 @@ def kept_for_the_backward_pass(size: Architecture, tokens: int, *, lora: bool) -
     """Bytes that autograd saves in a forward pass in bfloat16, but for the model's own weights."""
     model = AutoModelForCausalLM.from_config(size.config(), dtype=torch.bfloat16)
     if lora:
-        add_lora(model, LoraConfig(costs.LORA_RANK, 32.0), seed=0)
+        add_lora(model, LoraConfig(rank=costs.LORA_RANK, alpha=32.0), seed=0)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 

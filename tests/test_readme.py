@@ -32,7 +32,8 @@ def test_no_method_is_named_in_the_core():
     """The core knows no method by name: a method is found by its file."""
     names = {*list_methods(), "IAPO", "DAPO", "GFPO", "GTPO", "SGRPO"}
     for path in (ROOT / "iapo_bench").rglob("*.py"):
-        if path.parent.name == "bench":
+        # What is measured against, and the table of where the released code departs, method by method.
+        if path.parent.name == "bench" or path.name == "departures.py":
             continue
         code = re.sub(r'""".*?"""|#.*', "", path.read_text(), flags=re.DOTALL)
         found = {name for name in names if re.search(rf"\b{name}\b(?!-)", code)}

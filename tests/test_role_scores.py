@@ -28,19 +28,21 @@ def made(tmp_path_factory) -> Path:
     """Data and two runs of an untaught model, which says everything, special tokens too."""
     folder = tmp_path_factory.mktemp("made")
     tier, tokenizer = read_tier("smoke"), build_tokenizer()
-    prepare(tier, folder / "data")
+    prepare(tier.prepare_job(), folder / "data")
+    evaluate = tier.evaluate.model_copy(update={"seeds": [42, 7], "n_samples": 3})
+    job = tier.sample_job("test").model_copy(update={"evaluate": evaluate})
     for seed, name in enumerate(("base", "iapo/seed0")):
         network = build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=seed)
         save_model(network, tokenizer, folder / name / "model")
         model, out = folder / name / "model", folder / name / "test"
-        sample(tier, model=model, data=folder / "data", split="test", out=out, seeds=[42, 7], n_samples=3)
+        sample(job, model=model, data=folder / "data", out=out)
     return folder
 
 
 def score(made: Path, name: str, out: Path, **changes) -> pd.DataFrame:
     run = made / name
     arguments = {"model": run / "model", "samples": run / "test" / "samples.parquet", "data": made / "data"} | changes
-    score_tokens(read_tier("smoke"), **arguments, out=out)
+    score_tokens(read_tier("smoke").tokens_job(), **arguments, out=out)
     return pd.read_parquet(out)
 
 
@@ -95,7 +97,7 @@ def test_tables_and_figure_are_the_same_each_time(made, tmp_path):
     runs = {"base": made / "base", "iapo/0": made / "iapo" / "seed0"}
     for folder in (tmp_path / "a", tmp_path / "b"):
         make_role_tables(
-            read_tier("smoke"),
+            read_tier("smoke").roles_job(),
             runs,
             informativeness=folder / "informativeness.csv",
             roles=folder / "roles.csv",
@@ -175,7 +177,7 @@ def test_tables_without_scores_write_nothing(made, tmp_path):
     shutil.copytree(made / "base" / "test", tmp_path / "run" / "test", ignore=shutil.ignore_patterns("token_roles*"))
     where = {name: tmp_path / "out" / name for name in ("informativeness", "roles", "figure")}
     with pytest.raises(UserError, match=r"token_roles.parquet does not exist: score its tokens first"):
-        make_role_tables(read_tier("smoke"), {"base": tmp_path / "run"}, **where)
+        make_role_tables(read_tier("smoke").roles_job(), {"base": tmp_path / "run"}, **where)
     assert not (tmp_path / "out").exists()
 
 

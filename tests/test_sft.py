@@ -100,8 +100,8 @@ def test_a_schooled_model_keeps_the_format(tmp_path, source, data_dir):
 @pytest.mark.parametrize("splits", ["honest", "published"])
 def test_only_training_problems_are_taught_and_no_test_problem_is_read(tmp_path, monkeypatch, source, data_dir, splits):
     """Not even those that only overlap; nor does the loss that is watched see a test problem."""
-    settings = tier(source, data_dir, warm_start={"steps": 2}, world={"splits": splits})
-    seen: dict[str, list] = {"teach": [], "mean_loss": []}
+    settings = tier(source, data_dir, sft={"steps": 2}, world={"splits": splits})
+    seen: dict[str, list] = {"fine_tune": [], "mean_loss": []}
 
     def spy(name):
         real = getattr(base_stage, name)
@@ -112,7 +112,7 @@ def test_only_training_problems_are_taught_and_no_test_problem_is_read(tmp_path,
 
         monkeypatch.setattr(base_stage, name, call)
 
-    spy("teach")
+    spy("fine_tune")
     spy("mean_loss")
     base_stage.make_base(settings.base_job(), tmp_path / "base")
     prepare(tier(source, data_dir).prepare_job(), tmp_path / "prepared")
@@ -122,7 +122,7 @@ def test_only_training_problems_are_taught_and_no_test_problem_is_read(tmp_path,
         split: [world.encode_prompt(p, tokenizer) for p in read_problems(tmp_path / "prepared" / f"{split}.jsonl")]
         for split in ("train", "validation", "test")
     }
-    taught, watched = ([prompt for prompt, _ in seen[name]] for name in ("teach", "mean_loss"))
+    taught, watched = ([prompt for prompt, _ in seen[name]] for name in ("fine_tune", "mean_loss"))
     if splits == "honest":
         assert taught == prompts["train"]
         assert watched == 2 * prompts["validation"][: base_stage.HELD_OUT_PROBLEMS]
@@ -130,7 +130,7 @@ def test_only_training_problems_are_taught_and_no_test_problem_is_read(tmp_path,
         assert len(taught) == N_TRAIN - len(prompts["test"])
         assert not [prompt for prompt in taught if prompt in prompts["test"]]
         assert watched == []
-    assert all(completion[-1] == tokenizer.eos_token_id for _, completion in seen["teach"])
+    assert all(completion[-1] == tokenizer.eos_token_id for _, completion in seen["fine_tune"])
 
 
 def reference_loss(model: PreTrainedModel, examples) -> torch.Tensor:

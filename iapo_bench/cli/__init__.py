@@ -1,10 +1,13 @@
 """The command line: what jobs run, what makes tables, and tools, each group in a module of its own."""
 
+import os
+import signal
 import sys
+from contextlib import suppress
 
 import click
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import Stopped, explain
 
 
 class _Grouped(click.Group):
@@ -32,7 +35,7 @@ class _Grouped(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads for torch; by default what torch chooses.")
-@click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: no lease).")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: use none).")
 @click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="How many commands may share a GPU.")
 @click.option(
     "--log",
@@ -58,16 +61,22 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
         from iapo_bench.cli.log import logged
 
         context.with_resource(logged(log, context.invoked_subcommand or ""))
-    if gpus:
-        from iapo_bench.machine import parallel
-        from iapo_bench.machine.gpu_lease import lease_gpus
-
-        if not parallel.is_started():
-            context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
+    _use_gpus(context, gpus, jobs_per_gpu)
     if threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+
+
+def _use_gpus(context: click.Context, count: int, jobs_per_gpu: int) -> None:
+    """Show this process the GPUs that are asked for, and no others; a launcher has done so for its processes."""
+    from iapo_bench.machine.gpu_lease import STARTED, lease_gpus, only_visible, require_usable
+
+    if STARTED in os.environ:
+        return
+    context.with_resource(lease_gpus(count, jobs_per_gpu=jobs_per_gpu) if count else only_visible([]))
+    if count:
+        require_usable(count)
 
 
 def _add_commands() -> None:
@@ -82,23 +91,36 @@ _add_commands()
 
 
 def main() -> None:
-    """Run the command line; a user's error is one line and exit code 2."""
+    """Run the command line; what the user or the machine must mend, and a signal, is one line each."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
+            signal.signal(number, _stop)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        fail("stopped by SIGINT; the same command goes on where it stopped", 128 + signal.SIGINT)
+    except Stopped as stop:
+        fail(f"stopped by {stop.name}; the same command goes on where it stopped", 128 + stop.number)
     except click.ClickException as error:
         fail(error.format_message())
-    except UserError as error:
-        fail(str(error))
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        fail(line)
 
 
-def fail(message: str) -> None:
-    """Print a user's error as one line and exit with code 2."""
-    click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+def _stop(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # the first is enough: what follows is orderly
+    raise Stopped(number)
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Print an error as one line and exit with its code, 2 for one of the user's."""
+    with suppress(OSError):  # standard error may lie on the disk that is full
+        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

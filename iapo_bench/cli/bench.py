@@ -82,6 +82,16 @@ def bench_approximations_command(base: Path, pairs: int, out: Path | None) -> No
     _show(bench_approximations(base, pairs=pairs), out)
 
 
+@bench.command("metrics")
+@click.option("--rows", "sizes", type=click.IntRange(96), multiple=True, help="Graded completions; repeat.")
+@_CSV
+def bench_metrics_command(sizes: tuple[int, ...], out: Path | None) -> None:
+    """Measuring one row as grades grow: seconds and peak memory, by default at 10^5, 10^6 and 10^7 completions."""
+    from iapo_bench.bench.metrics import SIZES, bench_metrics
+
+    _show(bench_metrics(sizes or SIZES), out)
+
+
 @bench.command("step")
 @_BASE
 @_PAIRS

@@ -1,15 +1,18 @@
 """Judge sampled completions."""
 
+from functools import partial
 from pathlib import Path
-
-import pandas as pd
 
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_parquet, whole_file
+from iapo_bench.machine.provenance import checksum
+from iapo_bench.machine.resume import kept, resuming, run_identity
 from iapo_bench.worlds import read_problems, split_file
 from iapo_bench.worlds.grading import extract_answer, is_formatted, make_grader
 from iapo_bench.worlds.load import load_world
+
+PART = 4096  # samples judged at once, which survive a kill when they are done
 
 
 def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
@@ -19,18 +22,26 @@ def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
     outcome by the strict rule and by the lenient one.
     """
     golds = {problem.id: problem.answer for problem in read_problems(split_file(data, job.split))}
-    if not samples.is_file():
-        raise UserError(f"{samples} does not exist: sample first")
-    frame = pd.read_parquet(samples)
+    frame = read_parquet(samples, ("problem_id", "text"), "sample first")
     if missing := set(frame["problem_id"]) - set(golds):
         raise UserError(f"{samples}: problem '{min(missing)}' is not in {data}: sample again after preparing data")
-    with make_grader(load_world(job.world, job.world_seed).grader) as grader:
-        texts = frame["text"].tolist()
-        wanted = [golds[i] for i in frame["problem_id"]]
+    texts, wanted = frame["text"].tolist(), [golds[i] for i in frame["problem_id"]]
+    inputs = {"samples": checksum(samples), "problems": checksum(split_file(data, job.split))}
+    run = run_identity(job, "iapo_bench.evaluate.grade", packages=("math-verify",), inputs=inputs)
+    with (
+        resuming(out.with_suffix(".resume"), run) as folder,
+        make_grader(load_world(job.world, job.world_seed).grader) as grader,
+    ):
+        outcomes: dict[str, list[str]] = {"outcome": [], "outcome_lenient": []}
+        for name, judge in zip(outcomes, (grader.grade, grader.grade_leniently), strict=True):
+            for start in range(0, len(texts), PART):
+                part = slice(start, start + PART)
+                outcomes[name] += kept(
+                    folder, f"{name}-{start}", partial(judge, texts[part], wanted[part], progress=True)
+                )
         frame["gold"] = wanted
         frame["answer"] = [extract_answer(text) for text in texts]
         frame["formatted"] = [is_formatted(text) for text in texts]
-        frame["outcome"] = list(map(str, grader.grade(texts, wanted, progress=True)))
-        frame["outcome_lenient"] = list(map(str, grader.grade_leniently(texts, wanted, progress=True)))
-    with whole_file(out) as partial:
-        frame.drop(columns=["token_ids"]).to_parquet(partial, index=False)
+        frame = frame.assign(**outcomes)
+        with whole_file(out) as unfinished:
+            frame.drop(columns=["token_ids"], errors="ignore").to_parquet(unfinished, index=False)

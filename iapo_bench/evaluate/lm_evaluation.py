@@ -10,7 +10,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR
+from iapo_bench.config.section import digest
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file, write_json
+from iapo_bench.machine.provenance import checksum, checksums
+from iapo_bench.machine.resume import kept, resuming, run_identity
 from iapo_bench.models.checkpoints import (
     accelerator,
     load_model,
@@ -46,6 +49,7 @@ from iapo_bench.worlds.grading import Outcome, make_grader
 from iapo_bench.worlds.load import load_world
 
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
+PART = 4096  # requests answered at once, which survive a kill when they are done
 
 
 def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
@@ -79,38 +83,45 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     lm = _open(job, model, backend, tokenizer, stops)
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
-    with _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)):
-        results = [
-            simple_evaluate(
-                lm,
-                tasks=ours,
-                task_manager=manager,  # or it would read the thousands of its own
-                limit=limit,
-                gen_kwargs={
-                    "max_gen_toks": job.evaluate.max_tokens,
-                    # With hf they are in the model's generation config.
-                    **({"stop_token_ids": list(stops)} if backend == "vllm" else {}),
-                },
-                batch_size=job.evaluate.batch_size,
-            )
-        ]
-    if standard:
-        lm.add_bos_token = None
-        if backend == "hf":
-            lm.batch_size_per_gpu = settings.batch_size
-        try:
-            results.append(
+    inputs = {"model": checksums(model), "problems": checksum(data / "test.jsonl"), "backend": _versions(backend)}
+    run = run_identity(job, "iapo_bench.evaluate.lm_evaluation", inputs=inputs)
+    with resuming(out / "results.resume", run) as folder:
+        with (
+            _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)),
+            _in_parts(lm, folder),
+        ):
+            results = [
                 simple_evaluate(
                     lm,
-                    tasks=standard,
-                    task_manager=_catalogue(),
+                    tasks=ours,
+                    task_manager=manager,  # or it would read the thousands of its own
                     limit=limit,
-                    apply_chat_template=bool(tokenizer.chat_template),
+                    gen_kwargs={
+                        "max_gen_toks": job.evaluate.max_tokens,
+                        # With hf they are in the model's generation config.
+                        **({"stop_token_ids": list(stops)} if backend == "vllm" else {}),
+                    },
+                    batch_size=job.evaluate.batch_size,
                 )
-            )
-        except AssertionError as error:  # a task that wants more tokens than the model's context has
-            raise UserError(f"lm-eval: {error}") from error
+            ]
+        if standard:
+            lm.add_bos_token = None
+            if backend == "hf":
+                lm.batch_size_per_gpu = settings.batch_size
+            with _in_parts(lm, folder):
+                results.append(_evaluate_standard(lm, standard, limit, chat=bool(tokenizer.chat_template)))
+        _write(results, backend, limit, out)
 
+
+def _evaluate_standard(lm: LM, tasks: list[Any], limit: int | None, *, chat: bool) -> Any:
+    """lm-eval's result for tasks of its own."""
+    try:
+        return simple_evaluate(lm, tasks=tasks, task_manager=_catalogue(), limit=limit, apply_chat_template=chat)
+    except AssertionError as error:  # a task that wants more tokens than the model's context has
+        raise UserError(f"lm-eval: {error}") from error
+
+
+def _write(results: list[Any], backend: str, limit: int | None, out: Path) -> None:
     responses = pd.DataFrame([row for result in results for row in _responses(result)], columns=_RESPONSE_COLUMNS)
     scores = {
         "backend": backend,
@@ -119,8 +130,8 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
         "outcomes": responses["outcome"].dropna().value_counts().to_dict(),
         "scores": [row for result in results for row in _scores(result)],
     }
-    with whole_file(out / "results.parquet") as partial:
-        responses.to_parquet(partial, index=False)
+    with whole_file(out / "results.parquet") as unfinished:
+        responses.to_parquet(unfinished, index=False)
     write_json(out / "scores.json", scores)
 
 
@@ -195,6 +206,32 @@ def _load_standard(names: list[str]) -> list[Any]:
                 "hub's cache: fetch it where there is a network, or leave the task out"
             ) from error
     return tasks
+
+
+@contextmanager
+def _in_parts(lm: LM, folder: Path) -> Iterator[None]:
+    """Let `lm` answer requests some at a time, and keep the answers in `folder`; those that lie there it is not asked.
+
+    Where a part starts does not depend on what is there, so that a run that was stopped asks what any other does.
+    """
+    kinds = ("generate_until", "loglikelihood", "loglikelihood_rolling")
+
+    def answer(ask: Callable[..., list[Any]], kind: str, requests: list[Any], **options: Any) -> list[Any]:
+        answers: list[Any] = []
+        for start in range(0, len(requests), PART):
+            part = requests[start : start + PART]
+            name = f"{kind}-{start}-{digest([request.args for request in part])}"
+            found = kept(folder, name, partial(ask, part, **options))
+            answers += [tuple(each) if isinstance(each, list) else each for each in found]
+        return answers
+
+    for kind in kinds:
+        setattr(lm, kind, partial(answer, getattr(lm, kind), kind))
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            delattr(lm, kind)
 
 
 @contextmanager

@@ -1,26 +1,37 @@
 """Sample completions of a checkpoint."""
 
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.files import whole_file, write_json
-from iapo_bench.machine.provenance import hardware
+from iapo_bench.machine.provenance import checksum, checksums, environment
+from iapo_bench.machine.resume import kept, resuming, run_identity
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
-from iapo_bench.rollout import Sampling
+from iapo_bench.rollout import RolloutEngine, Sampling
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.seeds import stream_seed
-from iapo_bench.worlds import read_problems, split_file
+from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
+# Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
+# done before, so that a run that was stopped draws what any other does.
+PART = 4096
+
 
 def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
-    """Sample every problem of a split, all seeds with one model load: `out/samples.parquet` and `out/timing.json`."""
+    """Sample every problem of a split, all seeds with one model load: `out/samples.parquet` and `out/timing.json`.
+
+    What is finished lies in `out/samples.resume` meanwhile, and is not drawn again after an interruption.
+    """
     config, n_samples = job.evaluate, job.evaluate.n_samples
     problems = read_problems(split_file(data, job.split))[: config.problems]
     world = load_world(job.world, job.world_seed)
@@ -41,47 +52,59 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
         progress=True,
     )
 
-    def sampling(seed: int, n: int, max_tokens: int) -> Sampling:
-        return Sampling(
-            max_tokens=max_tokens,
-            eos_ids=stops,
-            samples_per_prompt=n,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=stream_seed(seed, "evaluation"),
-        )
-
+    shared = Sampling(max_tokens=config.max_tokens, eos_ids=stops, temperature=config.temperature, top_p=config.top_p)
     started = time.perf_counter()
-    engine.generate(prompts[:8], sampling(0, 1, min(8, config.max_tokens)))
-    warm = time.perf_counter()
-    frames = []
-    for seed in config.seeds:
-        completions = engine.generate(prompts, sampling(seed, n_samples, config.max_tokens))
-        frames.append(
-            pd.DataFrame(
-                {
-                    "problem_id": [problem.id for problem in problems for _ in range(n_samples)],
-                    "sample": list(range(n_samples)) * len(problems),
-                    "seed": seed,
-                    "token_ids": [list(completion.token_ids) for completion in completions],
-                    "n_tokens": [len(completion.token_ids) for completion in completions],
-                    "finish_reason": [completion.finish_reason for completion in completions],
-                }
-            )
-        )
-    seconds = time.perf_counter() - warm
-    samples = pd.concat(frames, ignore_index=True)
-    samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
-    timing = {
-        "engine": config.engine,
-        "hardware": hardware(),
-        "threads": torch.get_num_threads(),
-        "batch_size": config.batch_size,
-        "warmup_seconds": round(warm - started, 3),
-        "seconds": round(seconds, 3),
-        "completions": len(samples),
-        "tokens": int(samples["n_tokens"].sum()),
+    engine.generate(prompts[:8], replace(shared, max_tokens=min(8, config.max_tokens)))
+    warmup = time.perf_counter() - started
+    inputs = {"model": checksums(model), "problems": checksum(split_file(data, job.split))}
+    with resuming(out / "samples.resume", run_identity(job, "iapo_bench.evaluate.sample", inputs=inputs)) as folder:
+        parts = []
+        for seed in config.seeds:
+            drawn = replace(shared, samples_per_prompt=n_samples, seed=stream_seed(seed, "evaluation"))
+            each = max(1, PART // n_samples)
+            for start in range(0, len(problems), each):
+                rows = slice(start, start + each)
+                sampling = replace(drawn, first_index=start * n_samples)
+                draw = partial(_draw, engine, prompts[rows], sampling)
+                parts.append((seed, problems[rows], kept(folder, f"seed{seed}-{start}", draw)))
+        engine.close()
+        samples = pd.concat([_frame(*part, n_samples) for part in parts], ignore_index=True)
+        samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
+        timing = {
+            "engine": config.engine,
+            **environment(),
+            "threads": torch.get_num_threads(),
+            "batch_size": config.batch_size,
+            "warmup_seconds": round(warmup, 3),
+            "seconds": round(sum(part["seconds"] for _, _, part in parts), 3),
+            "completions": len(samples),
+            "tokens": int(samples["n_tokens"].sum()),
+        }
+        with whole_file(out / "samples.parquet") as unfinished:
+            samples.to_parquet(unfinished, index=False)
+        write_json(out / "timing.json", timing)
+
+
+def _draw(engine: RolloutEngine, prompts: list[list[int]], sampling: Sampling) -> dict[str, Any]:
+    """Completions of some prompts as plain values, and the seconds that they took."""
+    started = time.perf_counter()
+    completions = engine.generate(prompts, sampling)
+    return {
+        "seconds": time.perf_counter() - started,
+        "token_ids": [completion.token_ids for completion in completions],
+        "finish_reason": [completion.finish_reason for completion in completions],
     }
-    with whole_file(out / "samples.parquet") as partial:
-        samples.to_parquet(partial, index=False)
-    write_json(out / "timing.json", timing)
+
+
+def _frame(seed: int, problems: list[Problem], part: dict[str, Any], n_samples: int) -> pd.DataFrame:
+    """A row for each completion of a part."""
+    return pd.DataFrame(
+        {
+            "problem_id": [problem.id for problem in problems for _ in range(n_samples)],
+            "sample": list(range(n_samples)) * len(problems),
+            "seed": seed,
+            "token_ids": part["token_ids"],
+            "n_tokens": [len(ids) for ids in part["token_ids"]],
+            "finish_reason": part["finish_reason"],
+        }
+    )

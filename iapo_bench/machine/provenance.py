@@ -46,6 +46,12 @@ def instruction_set() -> str:
     return next((name for flag, name in known.items() if flag in flags), platform.machine())
 
 
+def environment() -> dict[str, str]:
+    """What can move the last digits of a result on another machine: hardware, instruction set, versions."""
+    versions = {name: version for name in ("torch", "transformers") if (version := _version(name))}
+    return {"hardware": hardware(), "instruction_set": instruction_set(), **versions}
+
+
 def _cpuinfo(key: str) -> str:
     """The first value of a key in /proc/cpuinfo, empty where there is none."""
     path = Path("/proc/cpuinfo")
@@ -90,6 +96,12 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a directory that is read, by name: data, weights, and what goes with them."""
+    kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
+    return {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
 
 
 def _version(name: str) -> str | None:

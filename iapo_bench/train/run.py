@@ -4,21 +4,17 @@ A run that was stopped goes on from its last checkpoint, and only from its own: 
 checkpoint, and a checkpoint of anything else is set aside.
 """
 
-import json
-import shutil
-from importlib import metadata
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import click
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iapo_bench.config.section import digest, identity
 from iapo_bench.config.train import TrainConfig, TrainJob
-from iapo_bench.files import to_json, whole_file, write_json
 from iapo_bench.machine import parallel
-from iapo_bench.machine.code import code_digest, differences, source_if_unknown
+from iapo_bench.machine.code import source_if_unknown
 from iapo_bench.machine.provenance import checksum, write_provenance
+from iapo_bench.machine.resume import resuming, run_identity
 from iapo_bench.method import Method, load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
@@ -42,12 +38,19 @@ from iapo_bench.worlds.grading import is_formatted, make_grader
 from iapo_bench.worlds.load import load_world
 
 
-@parallel.processes()
 def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
-    """Train one method from `base` and write `out/model`, `out/train.jsonl` and `out/provenance.json`.
+    """Train one method from `base` and write `out/model`, `out/train.jsonl` (a row as soon as its step is done) and
+    `out/provenance.json`.
 
-    `data`: what `prepare` wrote. What is needed to go on after an interruption lies in `out/resume`.
+    `data`: what `prepare` wrote. What is needed to go on after an interruption lies in `out/resume` until every rank
+    and the engine have ended.
     """
+    with ExitStack() as last, parallel.processes():
+        _train(job, base, data, out, last)
+
+
+def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) -> None:
+    """`train` in one rank; `last` ends when all have parted."""
     config = job.train
     world = load_world(job.world, job.world_seed)
     method = load_method(job.method.name, job.method.profile, **job.method.options)
@@ -62,7 +65,10 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     tokenizer = load_tokenizer(base)
     dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
-    run = run_identity(job, base, data)
+    inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
+    run = run_identity(job, "iapo_bench.train.run", job.plugins, inputs=inputs)
+    resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
+    parallel.gather([])  # nobody looks into the folder before it is this run's
     engine = make_engine(
         config.engine,
         base,
@@ -71,8 +77,9 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
         batch_size=config.rollout_batch_size,
         gpu_memory=config.engine_memory,
         sleep=True,
+        deterministic=config.engine_deterministic,
     )
-    with make_grader(world.grader) as grader:
+    with closing(engine), make_grader(world.grader) as grader:
         task = Task(
             prompts=prompts,
             golds=[problem.answer for problem in problems],
@@ -86,14 +93,12 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
             rewards=Rewards(problems, config.rewards),
         )
         trainer = Trainer(method, config, job.seed, task, model, engine, reference)
-        rows = trainer.run(_own_state(out / "resume", run), broken=out / "broken")
+        trainer.run(resume / "state.pt", broken=out / "broken", log=out / "train.jsonl")
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=job.model_dump(mode="json"))
     if not parallel.is_main():
         return
-    with whole_file(out / "train.jsonl") as partial:
-        partial.write_text("".join(to_json(row) + "\n" for row in rows))
     write_provenance(
         out / "provenance.json",
         config=job.model_dump(mode="json"),
@@ -109,7 +114,6 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
             },
         },
     )
-    shutil.rmtree(out / "resume", ignore_errors=True)
 
 
 def _load_models(job: TrainJob, method: Method, base: Path) -> tuple[PreTrainedModel, PreTrainedModel | None]:
@@ -128,32 +132,6 @@ def _load_models(job: TrainJob, method: Method, base: Path) -> tuple[PreTrainedM
         if reference is not None:
             sharding.shard(reference)
     return model, reference
-
-
-def run_identity(job: TrainJob, base: Path, data: Path) -> dict[str, Any]:
-    """All that a run's checkpoint depends on: settings that change results, base, problems, code and versions."""
-    return {
-        "settings": identity(job),
-        "base": weights_checksum(base),
-        "problems": checksum(data / "train.jsonl"),
-        "code": code_digest("iapo_bench.train.run", job.plugins),
-        **{name: metadata.version(name) for name in ("torch", "transformers")},
-    }
-
-
-def _own_state(folder: Path, run: dict[str, Any]) -> Path:
-    """The file of this run's checkpoint; what another run left in `folder` is set aside, with a line that says why."""
-    note = folder / "run.json"
-    if parallel.is_main():
-        before = json.loads(note.read_text()) if note.is_file() else None
-        if before is not None and before != run:
-            aside = folder.with_name(f"{folder.name}-{digest(before)}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            click.echo(f"starts anew, {differences(before, run)}; the old checkpoint is set aside in {aside}", err=True)
-        write_json(note, run)
-    parallel.gather([])
-    return folder / "state.pt"
 
 
 def answer_reading(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> AnswerReading:

@@ -1,7 +1,8 @@
 """Supervised fine-tuning (SFT) before RL: all that the micro world's model knows, and the format for a fetched one."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -35,6 +36,12 @@ class SFT:
     lr: float = 5e-5
     micro_batch_tokens: int = 8192
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, whole = getattr(self, field.name), field.name != "lr"
+            if not math.isfinite(value) or (whole and value != int(value)) or (value <= 0 and field.name != "seed"):
+                raise UserError(f"model.sft.{field.name} must be a {'whole ' * whole}number above 0, is {value}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,9 @@ def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT
         loss = backward(
             model, [examples[i] for i in batches[step]], pad_id=pad_id, micro_batch_tokens=settings.micro_batch_tokens
         )
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        if not math.isfinite(loss + norm):
+            raise UserError(f"SFT step {step} has a loss of {loss} and a gradient norm of {norm}: lower model.sft.lr")
         optimizer.step()
         schedule.step()
         if step % 10 == 0 or step == settings.steps - 1:

@@ -5,6 +5,7 @@ run; and so is a run of several processes (`parallel`), each of which works on s
 in generated completions: a method that throws some away trains on fewer, not on more.
 """
 
+import errno
 import json
 import sys
 import time
@@ -24,6 +25,7 @@ from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import to_json, whole_file
 from iapo_bench.machine import parallel
+from iapo_bench.machine.resume import is_sound, seal
 from iapo_bench.method import Credit, Method, Signal, accepts, checked_credit, require_groups, shaped_batch
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import disable_dropout, require_finite
@@ -149,18 +151,23 @@ class Trainer:
         """Whether the budget leaves no room for another group."""
         return self.generated + self.config.group_size > self.config.completions
 
-    def run(self, state: Path | None = None, broken: Path | None = None) -> list[dict[str, Any]]:
+    def run(
+        self, state: Path | None = None, broken: Path | None = None, log: Path | None = None
+    ) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
 
-        With `state`, a file: go on from it if it exists, and keep it up to date. Any number of processes can go on
-        from it. Raises UserError when not all of them see it; and when the method fails, or a number is not finite:
-        then the batch is kept in the directory `broken`, and `state` is that of the last good checkpoint.
+        With `state`, a file: go on from it if it exists, and keep it up to date, and the one before beside it, which
+        takes its place when it is damaged. Any number of processes can go on from it. With `log`, a file: its rows are
+        those of `state`, and each step adds one. Raises UserError when not all of them see `state`; and when the method
+        fails, or a number is not finite: then the batch is kept in the directory `broken`, and `state` is that of the
+        last good checkpoint.
         """
         self.broken = broken
-        if state is not None and state.exists():
-            self._load(state)
+        if state is not None:
+            self._resume(state)
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
+        self._start(log)
         with progress(
             total=self.config.completions,
             initial=self.generated,
@@ -171,9 +178,9 @@ class Trainer:
             while not self.finished:
                 before = self.generated
                 row = self.step()
-                if parallel.is_main():
-                    for complaint in complaints(row, self.config):
-                        bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
+                self._add(log, row)
+                for complaint in complaints(row, self.config) if parallel.is_main() else ():
+                    bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
                 bar.update(self.generated - before)
                 bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
                 if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
@@ -182,6 +189,17 @@ class Trainer:
         if moved < updates and parallel.is_main():
             click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
         return self.rows
+
+    def _start(self, log: Path | None) -> None:
+        if log is not None and parallel.is_main():
+            with whole_file(log) as partial:
+                partial.write_text("".join(map(_line, self.rows)))
+
+    def _add(self, log: Path | None, row: dict[str, Any]) -> None:
+        """Write a row at once, so that who reads meanwhile sees no half of one."""
+        if log is not None and parallel.is_main():
+            with log.open("ab", buffering=0) as file:
+                file.write(_line(row).encode())
 
     def step(self) -> dict[str, Any]:
         """One rollout and its updates; return its row."""
@@ -348,7 +366,7 @@ class Trainer:
         except (UserError, ValueError) as error:
             raise UserError(f"step {step}: {error}{self._keep(batch, credit, step)}") from error
         with self._phase("update"):
-            self.engine.sync(self.model)
+            gaps = parallel.gather([self.engine.sync(self.model)])
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)
         mask_BT = batch.completion_mask_BT
         return {
@@ -358,6 +376,8 @@ class Trainer:
             # An unbiased estimate of the mean entropy at the sampling temperature that costs nothing.
             "entropy": float(-batch.sampler_logp_BT[mask_BT].mean()),
             **stats,
+            # Of the rank that is furthest off.
+            **({} if gaps[0] is None else {"sync_gap": max(gaps)}),
         }
 
     def _keep(self, batch: RolloutBatch, credit: Credit | None, step: int) -> str:
@@ -393,10 +413,29 @@ class Trainer:
         if not parallel.is_main():
             return
         require_finite(state, f"step {len(self.rows) - 1}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.rename(path)
+        with whole_file(path) as partial:
+            _write_tensors(state, partial)
+            seal(partial)
+            if path.exists():
+                path.replace(_before(path))
+
+    def _resume(self, path: Path) -> None:
+        """Go on from the checkpoint `path`, or where it is damaged or missing from the one before, if there is any."""
+        damaged = []
+        for candidate in filter(Path.exists, (path, _before(path))):
+            if is_sound(candidate) and self._fits(candidate):
+                self._load(candidate)
+                break
+            damaged.append(str(candidate))
+        if damaged and parallel.is_main():
+            instead = f"goes on from step {len(self.rows)}" if self.rows else "starts anew"
+            click.echo(f"warning: {' and '.join(damaged)}: damaged, the run {instead}", err=True)
+
+    def _fits(self, path: Path) -> bool:
+        """Whether the weights of a checkpoint are of this model's shapes."""
+        state = torch.load(path, weights_only=True, map_location="meta")["model"]
+        own = trainable_state(self.model)
+        return {name: weight.shape for name, weight in state.items()} == {name: w.shape for name, w in own.items()}
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -406,3 +445,21 @@ class Trainer:
         self.cursor, self.generated = state["cursor"], state["generated"]
         self.rows = json.loads(state["rows"])
         self.engine.sync(self.model)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return to_json(row) + "\n"
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def _write_tensors(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        # Its own words name neither the file nor the cause.
+        raise OSError(errno.EIO, "cannot be written whole (is the disk full?)", str(path)) from error

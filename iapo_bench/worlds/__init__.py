@@ -1,12 +1,11 @@
 """Worlds: where problems come from, how they are put to a model, and how an answer is judged."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import to_json, whole_file
+from iapo_bench.files import read_jsonl, to_json, whole_file
 
 if TYPE_CHECKING:  # grading workers import this package and must start fast
     from transformers import PreTrainedTokenizerBase
@@ -65,29 +64,18 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Read what `write_problems` wrote. Raises UserError for a missing, empty or damaged file."""
-    return [Problem(**row) for row in read_jsonl(path, ("id", "question", "answer"))]
-
-
-def read_jsonl(path: Path, required: tuple[str, ...]) -> list[dict]:
-    """Rows of a JSON-lines file, each with the `required` fields. Raises UserError naming file and line."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        lines = file.readlines()  # splitlines would also break at separators that JSON allows within a string
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            raise UserError(f"{path}:{number} is not JSON (a truncated download?): fetch the file again") from None
-        missing = [name for name in required if not isinstance(row, dict) or name not in row]
-        if missing:
-            raise UserError(f"{path}:{number} lacks the field '{missing[0]}'")
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path} is empty")
-    return rows
+    """Read what `write_problems` wrote. Raises UserError, with the line, for a row that is damaged or there twice."""
+    lines: dict[str, int] = {}
+    problems = []
+    fields = ("id", "question", "answer")
+    for number, row in enumerate(read_jsonl(path, fields, hint="prepare the data again"), start=1):
+        if odd := [name for name in fields if not isinstance(row[name], str)]:
+            raise UserError(f"{path}:{number}: the field '{odd[0]}' is not text: prepare the data again")
+        problem = Problem(*(row[name] for name in fields))
+        if (first := lines.setdefault(problem.id, number)) != number:
+            raise UserError(f"{path}:{number}: the id '{problem.id}' is that of line {first} too: make ids unique")
+        problems.append(problem)
+    return problems
 
 
 def split_file(data: Path, split: str) -> Path:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from iapo_bench.config.prompt import ExampleConfig, PromptConfig
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import read_jsonl
 from iapo_bench.worlds import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -27,7 +28,6 @@ from iapo_bench.worlds import (
     THINK_OPEN,
     GraderKind,
     Problem,
-    read_jsonl,
 )
 from iapo_bench.worlds.dialogue import Dialogue, chat_dialogue
 from iapo_bench.worlds.grading import check_gold, is_rounded
@@ -187,7 +187,7 @@ class TextWorld:
                     solved[problem.id] = problem, solution
             except UserError as error:
                 raise UserError(f"{place}:{number}: {error}") from None
-            except (AttributeError, LookupError, TypeError):
+            except (AttributeError, LookupError, TypeError, ValueError):
                 raise UserError(f"{place}:{number} is not a row of {self.name}: fetch the data again") from None
         return list(solved.values())
 

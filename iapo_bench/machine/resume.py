@@ -1,0 +1,113 @@
+"""What a job that was stopped goes on from: a folder of its own, files that show damage, and finished parts."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from iapo_bench.config.section import digest, identity
+from iapo_bench.errors import UserError
+from iapo_bench.files import claimed, read_json, whole_file, write_json
+from iapo_bench.machine.code import code_digest, differences
+
+_SEAL = hashlib.sha256().digest_size
+_CHUNK = 2**24
+
+
+def run_identity(
+    job: BaseModel,
+    module: str,
+    plugins: Iterable[Path] = (),
+    packages: Iterable[str] = ("torch", "transformers"),
+    *,
+    inputs: dict[str, Any],
+) -> dict[str, Any]:
+    """All that a job's unfinished work depends on: settings that change results, inputs, code and versions."""
+    return {
+        "settings": identity(job),
+        **inputs,
+        "code": code_digest(module, plugins),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+@contextmanager
+def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterator[Path]:
+    """`folder`, with what an earlier call of the same run left in it, for this job alone; it goes when the block ends
+    without an error.
+
+    What another run left is set aside, with a line that says why. Raises UserError while another process works there.
+    All of that is for the `main` one of several ranks, whose block must end last.
+    """
+    with ExitStack() as claims:
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            claims.enter_context(claimed(folder))
+            if why := _foreign(folder, run):
+                aside = folder.with_name(f"{folder.name}-{digest(why)}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                folder.mkdir()
+                claims.enter_context(claimed(folder))
+                click.echo(f"starts anew, {why}; the old checkpoint is set aside in {aside}", err=True)
+            write_json(folder / "run.json", run)
+        yield folder
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _foreign(folder: Path, run: dict[str, Any]) -> str:
+    """Why what lies in `folder` is not this run's; empty where it is, or where there is nothing."""
+    note = folder / "run.json"
+    if not note.exists():
+        return "its checkpoint does not say of what run it is" if any(folder.iterdir()) else ""
+    try:
+        before = read_json(note)
+    except UserError as error:
+        return str(error)
+    if not isinstance(before, dict):
+        return f"{note} is damaged"
+    return "" if before == json.loads(json.dumps(run)) else differences(before, run)
+
+
+def seal(path: Path) -> None:
+    """Add to a file the checksum (SHA-256, the last 32 bytes) of all that it holds."""
+    with path.open("r+b") as file:
+        checksum = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0, os.SEEK_END)
+        file.write(checksum)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a sealed file holds what was written to it."""
+    left, checksum = path.stat().st_size - _SEAL, hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+            checksum.update(chunk)
+            left -= len(chunk)
+        return left == 0 and file.read() == checksum.digest()
+
+
+def kept(folder: Path, name: str, make: Callable[[], Any]) -> Any:
+    """A finished part of a job, a value of JSON: from `folder` if an earlier call made it, or made now and kept there.
+
+    A damaged one is made again, with a warning.
+    """
+    path = folder / f"{name}.json"
+    if path.is_file():
+        if is_sound(path):
+            return json.loads(path.read_bytes()[:-_SEAL])
+        click.echo(f"warning: {path} is damaged: this part is made again", err=True)
+    text = json.dumps(make())
+    with whole_file(path) as partial:
+        partial.write_text(text)
+        seal(partial)
+    return json.loads(text)
