@@ -16,6 +16,7 @@ import pandas as pd
 from iapo_bench.config.report import ProtocolJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import first_k, pass_at_k, read_grades
+from iapo_bench.files import read_parquet
 from iapo_bench.models.checkpoints import load_tokenizer
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import split_run
@@ -81,7 +82,7 @@ def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out
             dialogue = world.dialogue(load_tokenizer(folder / "model"), job.prompt)
             prompt_tokens = {problem.id: len(dialogue.encode(problem.question)) for problem in problems}
             golds = {problem.id: problem.answer for problem in problems}
-            samples = pd.read_parquet(folder / "test" / "samples.parquet")
+            samples = read_parquet(folder / "test" / "samples.parquet", ("token_ids",), "sample first")
             frame = with_protocols(
                 read_run(folder), samples["token_ids"].tolist(), golds, prompt_tokens, dialogue, grader
             )
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> pd.DataFrame:
     """The grades of a run on the test split, with their texts."""
     path = folder / "test" / "grades.parquet"
     read_grades(path)  # which says what is wrong with a file
-    return pd.read_parquet(path)
+    return read_parquet(path)
 
 
 def with_protocols(
