@@ -168,9 +168,7 @@ def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
 @click.command()
 @with_job(SensitivityJob, TierConfig.sensitivity_job)
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
-@click.option(
-    "--grades", type=FILE, multiple=True, required=True, help="Grades of each point of the grid, in order; repeat."
-)
+@click.option("--grades", type=FILE, multiple=True, required=True, help="Grades of each point, in order; repeat.")
 @click.option("--out", type=FILE, required=True, help="CSV file.")
 @click.option("--figure", type=FILE, required=True, help="Heat maps, without ending: PNG and SVG are written.")
 def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: Path, figure: Path) -> None:

@@ -103,7 +103,7 @@ class _Padded:
         ).last_hidden_state
 
     def token_entropies(self) -> torch.Tensor:
-        """Positions of the completion's tokens, (rows, T)."""
+        """Entropies of the completion's tokens, (rows, T)."""
         return self._entropy(self.hidden_BLD[:, self.P - 1 : -1])
 
     def answer_entropies(self, postfix_K: torch.Tensor, pass_tokens: int) -> torch.Tensor:
