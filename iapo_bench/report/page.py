@@ -15,7 +15,7 @@ from iapo_bench.report.rows import BASE, caution
 CAPTIONS = {
     "paired": "What each method changed in the base, in Pass@1 and in length, with 95% intervals. All answer the same "
     "problems, so differences are paired by problem.",
-    "accuracy_length": "Accuracy against length, rows apart, with intervals of their own. Rows that overlap here may be "
+    "accuracy_length": "Accuracy against length, a row alone, with intervals of their own. Rows that overlap may be "
     "told apart by pairs all the same.",
     "frontier": "Methods beside what the base can do untrained: cut after L tokens, or the shortest of n samples.",
     "comparisons": "Every pair of rows. A number is a difference that paired tests tell from chance, a point one that "
