@@ -14,8 +14,6 @@ import re
 import sys
 from pathlib import Path
 
-import psutil
-
 sys.path.insert(
     0, workflow.basedir
 )  # the package beside this file, not one installed elsewhere
@@ -38,15 +36,21 @@ if "tier" not in config and TIER.tier != "micro":
         f"world={{name: {TIER.world.name}}}",
     ]
 
-# Jobs of one machine share its memory: no more run at once than it holds of what they ask for.
-if workflow.local_exec and "mem_mb" not in workflow.global_resources:
-    workflow.register_resource("mem_mb", psutil.virtual_memory().total // 2**20)
+# Jobs of one machine share its memory and its GPUs: no more run at once than it holds of what they ask for. A profile
+# for a cluster says otherwise.
+for resource, there_is in suite.machine().items():
+    if resource not in workflow.global_resources:
+        workflow.register_resource(resource, there_is)
+
+# Settings are written while Snakemake looks for them: it must not go by an older listing of their folder.
+workflow.dag_settings.max_inventory_wait_time = 0
 
 suite.prepare_environment()
 FLOW = suite.Workflow(TIER)
 WORK = FLOW.work  # what jobs make
 OUT = "results" if TIER.tier == "micro" else WORK  # what people read
 RUNS = FLOW.runs
+REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
 
 # What tokens are for is known in the micro world only.
 ROLES = (
@@ -60,6 +64,7 @@ ROLES = (
 )
 ALL = [
     f"{OUT}/table1.csv",
+    f"{OUT}/report.html",
     f"{OUT}/comparisons.csv",
     f"{OUT}/figures/paired.png",
     f"{OUT}/frontier.csv",
@@ -75,7 +80,7 @@ if "--report" in sys.argv:
     config.update(suite.report_texts(FLOW, OUT))
 
 
-report: "rules/captions/report.rst"
+report: "rules/captions/overview.rst"
 
 
 wildcard_constraints:
@@ -114,19 +119,13 @@ if ROLES:
 include: "rules/search.smk"
 
 
-# Said once for all rules that run a command: where it logs, what is measured, its environment, and its threads and GPUs.
+# Said once for all rules that run a command: where each logs, what is measured of it, and its environment.
 for each_rule in workflow.rules:
-    if each_rule.norun or each_rule.log or not each_rule.shellcmd:
-        continue
-    gpus = " --gpus {resources.gpu}" if "gpu" in each_rule.resources else ""
-    command = f"python -m iapo_bench --log {{log}} --threads {{threads}}{gpus}"
-    each_rule.shellcmd = each_rule.shellcmd.replace("iapo-bench", command, 1)
-    place = "/".join(
-        [each_rule.name, *(f"{{{name}}}" for name in sorted(each_rule.wildcard_names))]
-    )
-    each_rule.log_modifier = each_rule.benchmark_modifier = (
-        workflow.modifier.path_modifier
-    )
-    each_rule.set_log(f"{WORK}/logs/{place}.log")
-    each_rule.benchmark = f"{WORK}/benchmarks/{place}.tsv"
-    each_rule.conda_env = f"{workflow.basedir}/configs/environment.yaml"
+    if each_rule.shellcmd and not each_rule.log:
+        wildcards = [f"{{{name}}}" for name in sorted(each_rule.wildcard_names)]
+        place = "/".join([each_rule.name, *wildcards])
+        modifier = workflow.modifier.path_modifier
+        each_rule.log_modifier = each_rule.benchmark_modifier = modifier
+        each_rule.set_log(f"{WORK}/logs/{place}.log")
+        each_rule.benchmark = f"{WORK}/benchmarks/{place}.tsv"
+        each_rule.conda_env = f"{workflow.basedir}/configs/environment.yaml"

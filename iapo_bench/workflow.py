@@ -8,18 +8,21 @@ import sys
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
+import psutil
 import yaml
 from pydantic import BaseModel
 
+from iapo_bench.config.job import Kind
 from iapo_bench.config.reading import merge, read_yaml, typed
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
+from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.plugins import list_datasets, list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
@@ -27,6 +30,7 @@ from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+KINDS = get_args(Kind)
 PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
 TRAINED = re.compile(r"(?P<method>[^/]+)/seed(?P<seed>\d+)")
 TRIAL = re.compile(r"tune/(?P<method>[^/]+)/trial(?P<trial>\d+)")
@@ -38,6 +42,7 @@ ARTEFACTS = {
     "comparisons": "iapo_bench.report.comparisons",
     "frontier": "iapo_bench.report.frontier",
     "paired": "iapo_bench.report.paired",
+    "page": "iapo_bench.report.page",
     "ablations": "iapo_bench.report.ablations",
     "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",
@@ -83,6 +88,11 @@ def check_methods(tier: TierConfig) -> TierConfig:
                 section = "methods" if name in tier.methods else "ablations"
                 raise UserError(f"{tier.place(section, name, 'options')}: {error}") from None
     return tier
+
+
+def machine() -> dict[str, int]:
+    """What this machine has of what jobs ask for: MB of memory, GPUs."""
+    return {"mem_mb": psutil.virtual_memory().total // 2**20, "gpu": len(visible_devices())}
 
 
 def asked_for(arguments: Iterable[str]) -> list[str]:
@@ -248,6 +258,11 @@ class Workflow:
     def control_rows(self) -> list[str]:
         """The controls' rows: none where there are too few samples to take the shortest of."""
         return list(CONTROLS) if self.tier.evaluate.n_samples >= SHORTEST_OF else []
+
+    def timing(self) -> str:
+        """Settings file of the timing of rows alone."""
+        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, self._dataset]
+        return self._write("time", self.tier.timing_job(), "iapo_bench.evaluate.timing", plugins)
 
     def costs(self) -> str:
         """Settings file of the costs."""

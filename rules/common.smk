@@ -1,7 +1,11 @@
 # What rules share: their files by kind, options that repeat, and resources. No rules here.
 
-LARGE = dict(mem_mb=TIER.job.mem_mb, runtime=TIER.job.runtime)
-GPU = dict(**LARGE, gpu=min(TIER.gpus, 1))
+
+def run(command, gpus=None):
+    """A command with its log and threads, and with the GPUs that jobs of the kind `gpus` lease: Snakemake would cut a
+    request to what it may hand out."""
+    lease = f" --gpus {REQUESTS[gpus].gpus}" if gpus else ""
+    return f"python -m iapo_bench --log {{log}} --threads {{threads}}{lease} {command}"
 
 
 def reported(name, form, category, caption, folder=OUT):

@@ -10,13 +10,17 @@ rule sample:
     output:
         samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
         timing=f"{WORK}/{{run}}/{{split}}/timing.json",
+    threads: REQUESTS["sample"].cpus
     resources:
-        **GPU,
+        **REQUESTS["sample"].resources,
     params:
         out=subpath(output.samples, parent=True),
     shell:
-        "iapo-bench sample --settings {input.settings} --model {input.model}"
-        " --data {input.data} --out {params.out}"
+        run(
+            "sample --settings {input.settings} --model {input.model}"
+            " --data {input.data} --out {params.out}",
+            gpus="sample",
+        )
 
 
 rule grade:
@@ -27,9 +31,14 @@ rule grade:
         samples=rules.sample.output.samples,
     output:
         f"{WORK}/{{run}}/{{split}}/grades.parquet",
+    threads: REQUESTS["grade"].cpus
+    resources:
+        **REQUESTS["grade"].resources,
     shell:
-        "iapo-bench grade --settings {input.settings} --samples {input.samples}"
-        " --data {input.data} --out {output}"
+        run(
+            "grade --settings {input.settings} --samples {input.samples}"
+            " --data {input.data} --out {output}",
+        )
 
 
 rule lm_eval:
@@ -41,10 +50,14 @@ rule lm_eval:
     output:
         scores=f"{WORK}/{{run}}/lm_eval/scores.json",
         results=f"{WORK}/{{run}}/lm_eval/results.parquet",
+    threads: REQUESTS["lm_eval"].cpus
     resources:
-        **GPU,
+        **REQUESTS["lm_eval"].resources,
     params:
         out=subpath(output.scores, parent=True),
     shell:
-        "iapo-bench lm-eval --settings {input.settings} --model {input.model}"
-        " --data {input.data} --out {params.out}"
+        run(
+            "lm-eval --settings {input.settings} --model {input.model}"
+            " --data {input.data} --out {params.out}",
+            gpus="lm_eval",
+        )

@@ -1,5 +1,7 @@
 # The released code, the released protocol, the published claims.
 
+BENCH = "results/reference/bench/informativeness_micro.csv"
+
 
 rule fidelity_table:
     """Say what each departure of the released code does to credit and to trained models."""
@@ -10,13 +12,17 @@ rule fidelity_table:
         summaries=departed_rows,
     output:
         **table_files("fidelity", "Fidelity"),
+    threads: REQUESTS["sample"].cpus
     resources:
-        **GPU,
+        **REQUESTS["sample"].resources,
     params:
         summaries=each("summary", "summaries"),
     shell:
-        "iapo-bench fidelity --settings {input.settings} --base {input.base} --data {input.data}"
-        " {params.summaries} --out {output.csv}"
+        run(
+            "fidelity --settings {input.settings} --base {input.base} --data {input.data}"
+            " {params.summaries} --out {output.csv}",
+            gpus="sample",
+        )
 
 
 rule fidelity:
@@ -38,8 +44,10 @@ rule protocol_table:
     params:
         runs=named(candidates()),
     shell:
-        "iapo-bench protocol --settings {input.settings} {params.runs} --data {input.data}"
-        " --out {output.csv}"
+        run(
+            "protocol --settings {input.settings} {params.runs} --data {input.data}"
+            " --out {output.csv}",
+        )
 
 
 rule protocol:
@@ -56,15 +64,18 @@ rule claims:
         ledger="configs/claims.yaml",
         published="results/published/table1.csv",
         second_hand="results/published/second_hand.csv",
-        bench="results/reference/bench/informativeness_micro.csv",
+        bench=[path for path in [BENCH] if Path(path).exists()],
         summaries=lambda wildcards: found("**/summaries/*.json"),
         wallclocks=lambda wildcards: found("**/wallclock.csv"),
     output:
         **table_files("claims", "Claims", folder="results"),
     params:
         summaries=each("summary", "summaries"),
+        bench=each("bench", "bench"),
         wallclocks=each("wallclock", "wallclocks"),
     shell:
-        "iapo-bench claims --ledger {input.ledger} --published {input.published}"
-        " --second-hand {input.second_hand} --bench {input.bench} {params.summaries}"
-        " {params.wallclocks} --out {output.csv}"
+        run(
+            "claims --ledger {input.ledger} --published {input.published}"
+            " --second-hand {input.second_hand} {params.bench} {params.summaries}"
+            " {params.wallclocks} --out {output.csv}",
+        )

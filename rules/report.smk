@@ -1,6 +1,7 @@
 # What people read: one artefact, one module of iapo_bench/report, one rule, one command.
 
 TRAINED = FLOW.trained
+TIMED = {"base": RUNS["base"], **TRAINED}
 ABLATED = list(
     dict.fromkeys(["base", *map(TIER.parent, TIER.ablations), *TIER.ablations])
 )
@@ -16,7 +17,7 @@ rule metrics:
         logs=lambda wildcards: [
             f"{folder}/train.jsonl"
             for folder in FLOW.folders(wildcards.row)
-            if wildcards.row != "base"
+            if wildcards.row not in ["base", *TIER.measured]
         ],
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
@@ -33,8 +34,10 @@ rule metrics:
         ],
         logs=each("log", "logs"),
     shell:
-        "iapo-bench metrics --settings {input.settings} {params.grades} {params.seeds}"
-        " {params.logs} --out {output.summary}"
+        run(
+            "metrics --settings {input.settings} {params.grades} {params.seeds}"
+            " {params.logs} --out {output.summary}",
+        )
 
 
 rule controls:
@@ -51,7 +54,9 @@ rule controls:
     params:
         out=subpath(output[0], parent=True),
     shell:
-        "iapo-bench controls --settings {input.settings} --grades {input.grades} --out {params.out}"
+        run(
+            "controls --settings {input.settings} --grades {input.grades} --out {params.out}",
+        )
 
 
 rule table:
@@ -67,8 +72,10 @@ rule table:
     params:
         summaries=each("summary", "summaries"),
     shell:
-        "iapo-bench table {params.summaries} --published {input.published} --out {output.csv}"
-        " --figure {output.png}"
+        run(
+            "table {params.summaries} --published {input.published} --out {output.csv}"
+            " --figure {output.png}",
+        )
 
 
 rule ablation_table:
@@ -83,7 +90,9 @@ rule ablation_table:
     params:
         summaries=each("summary", "summaries"),
     shell:
-        "iapo-bench ablations {params.summaries} --out {output.csv} --figure {output.png}"
+        run(
+            "ablations {params.summaries} --out {output.csv} --figure {output.png}",
+        )
 
 
 rule ablations:
@@ -103,7 +112,9 @@ rule comparisons:
     params:
         summaries=each("summary", "summaries"),
     shell:
-        "iapo-bench comparisons {params.summaries} --out {output.csv} --figure {output.png}"
+        run(
+            "comparisons {params.summaries} --out {output.csv} --figure {output.png}",
+        )
 
 
 rule paired:
@@ -116,7 +127,27 @@ rule paired:
     params:
         summaries=each("summary", "summaries"),
     shell:
-        "iapo-bench paired {params.summaries} --figure {output.png}"
+        run(
+            "paired {params.summaries} --figure {output.png}",
+        )
+
+
+rule page:
+    """Put verdict, figures and tables on one page."""
+    input:
+        code=lambda wildcards: FLOW.artefact("page"),
+        table=f"{OUT}/table1.csv",
+        comparisons=f"{OUT}/comparisons.csv",
+        frontier=f"{OUT}/frontier.csv",
+        costs=f"{OUT}/costs.csv",
+        paired=f"{OUT}/figures/paired.png",
+        training=f"{OUT}/figures/training.png",
+    output:
+        reported("report", "html", "A verdict", "report"),
+    shell:
+        run(
+            "page {input.table} --out {output}",
+        )
 
 
 rule frontier:
@@ -131,8 +162,10 @@ rule frontier:
     params:
         summaries=each("summary", "summaries"),
     shell:
-        "iapo-bench frontier {params.summaries} --base {input.base} --out {output.csv}"
-        " --figure {output.png}"
+        run(
+            "frontier {params.summaries} --base {input.base} --out {output.csv}"
+            " --figure {output.png}",
+        )
 
 
 rule costs:
@@ -147,23 +180,27 @@ rule costs:
         summaries=each("summary", "summaries"),
         runs=named(TRAINED),
     shell:
-        "iapo-bench costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}"
+        run(
+            "costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}",
+        )
 
 
 rule wallclock:
     """Say where the time of every run went."""
     input:
         settings=lambda wildcards: FLOW.wallclock(),
-        timing=[f"{folder}/test/timing.json" for folder in RUNS.values()],
+        timing=[f"{folder}/test/timing.json" for folder in TIMED.values()],
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
         **figure_files("wallclock", "Wall-clock"),
         csv=reported("wallclock", "csv", "Wall-clock", "wallclock"),
     params:
-        runs=named(RUNS),
+        runs=named(TIMED),
     shell:
-        "iapo-bench wallclock --settings {input.settings} {params.runs} --out {output.csv}"
-        " --figure {output.png}"
+        run(
+            "wallclock --settings {input.settings} {params.runs} --out {output.csv}"
+            " --figure {output.png}",
+        )
 
 
 rule curves:
@@ -176,7 +213,9 @@ rule curves:
     params:
         runs=named(TRAINED),
     shell:
-        "iapo-bench curves {params.runs} --figure {output.png}"
+        run(
+            "curves {params.runs} --figure {output.png}",
+        )
 
 
 rule lm_eval_table:
@@ -189,4 +228,30 @@ rule lm_eval_table:
     params:
         runs=named(RUNS),
     shell:
-        "iapo-bench lm-eval-table {params.runs} --out {output}"
+        run(
+            "lm-eval-table {params.runs} --out {output}",
+        )
+
+
+rule time:
+    """Time every row in turn, with the machine to itself."""
+    input:
+        settings=lambda wildcards: FLOW.timing(),
+        data=ancient(rules.prepare.output),
+        models=[f"{folder}/model" for folder in RUNS.values()],
+    output:
+        csv=reported("time", "csv", "Wall-clock", "time"),
+        rounds=f"{OUT}/time.rounds.csv",
+        provenance=f"{OUT}/time.provenance.json",
+    threads: 1024  # all there are: no other job beside it
+    resources:
+        **REQUESTS["train"].resources,
+    params:
+        runs=named(RUNS),
+        base=lambda wildcards: f"{WORK}/base/model",
+    shell:
+        run(
+            "time --settings {input.settings} {params.runs} --base {params.base}"
+            " --data {input.data} --out {output.csv}",
+            gpus="train",
+        )

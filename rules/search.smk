@@ -12,8 +12,10 @@ rule tune:
         trials=lambda wildcards: f"{WORK}/tune",
         out=f"configs/tuned/{TIER.folder}.yaml",
     shell:
-        "iapo-bench tune --settings {input.settings} --trials {params.trials}"
-        " --base {input.base} --out {params.out}"
+        run(
+            "tune --settings {input.settings} --trials {params.trials}"
+            " --base {input.base} --out {params.out}",
+        )
 
 
 rule sensitivity_table:
@@ -28,8 +30,10 @@ rule sensitivity_table:
     params:
         grades=each("grades", "grades"),
     shell:
-        "iapo-bench sensitivity --settings {input.settings} --base {input.base} {params.grades}"
-        " --out {output.csv} --figure {output.png}"
+        run(
+            "sensitivity --settings {input.settings} --base {input.base} {params.grades}"
+            " --out {output.csv} --figure {output.png}",
+        )
 
 
 rule sensitivity:

@@ -10,11 +10,15 @@ rule token_roles:
         samples=f"{WORK}/{{run}}/test/samples.parquet",
     output:
         f"{WORK}/{{run}}/test/token_roles.parquet",
+    threads: REQUESTS["sample"].cpus
     resources:
-        **GPU,
+        **REQUESTS["sample"].resources,
     shell:
-        "iapo-bench token-roles --settings {input.settings} --model {input.model}"
-        " --samples {input.samples} --data {input.data} --out {output}"
+        run(
+            "token-roles --settings {input.settings} --model {input.model}"
+            " --samples {input.samples} --data {input.data} --out {output}",
+            gpus="sample",
+        )
 
 
 rule role_tables:
@@ -30,5 +34,7 @@ rule role_tables:
     params:
         runs=named(RUNS),
     shell:
-        "iapo-bench role-tables --settings {input.settings} {params.runs} --out {output.csv}"
-        " --roles {output.roles} --figure {output.png}"
+        run(
+            "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
+            " --roles {output.roles} --figure {output.png}",
+        )

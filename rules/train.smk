@@ -7,8 +7,13 @@ rule prepare:
         settings=lambda wildcards: FLOW.prepare(),
     output:
         directory(f"{WORK}/data"),
+    threads: REQUESTS["prepare"].cpus
+    resources:
+        **REQUESTS["prepare"].resources,
     shell:
-        "iapo-bench prepare --settings {input.settings} --out {output}"
+        run(
+            "prepare --settings {input.settings} --out {output}",
+        )
 
 
 rule base:
@@ -17,12 +22,21 @@ rule base:
         settings=lambda wildcards: FLOW.base(),
     output:
         directory(f"{WORK}/base/model"),
-    threads: os.cpu_count()
+    threads: REQUESTS["base"].cpus
     resources:
-        **LARGE,
-        gpu=min(TIER.gpus, 1) if TIER.model.sft else 0,
+        **REQUESTS["base"].resources,
     shell:
-        "iapo-bench base --settings {input.settings} --out {output}"
+        run(
+            "base --settings {input.settings} --out {output}",
+            gpus="base",
+        )
+
+
+rule fetch:
+    """What needs the hub: to be run where it can be reached, such as a cluster's login node."""
+    input:
+        rules.prepare.output,
+        rules.base.output,
 
 
 # A row with a checkpoint is measured and not trained.
@@ -37,10 +51,14 @@ rule checkpoint:
         directory(f"{WORK}/{{measured}}/seed0/model"),
     wildcard_constraints:
         measured=MEASURED,
+    threads: REQUESTS["base"].cpus
     resources:
-        **LARGE,
+        mem_mb=REQUESTS["base"].mem_mb,
+        runtime=REQUESTS["base"].runtime,
     shell:
-        "iapo-bench checkpoint --settings {input.settings} --out {output}"
+        run(
+            "checkpoint --settings {input.settings} --out {output}",
+        )
 
 
 # The problems' content is part of the settings' name: new files with the same content make nothing stale.
@@ -55,11 +73,14 @@ rule train:
         log=f"{WORK}/{{run}}/train.jsonl",
     wildcard_constraints:
         run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
+    threads: REQUESTS["train"].cpus
     resources:
-        **LARGE,
-        gpu=TIER.gpus,
+        **REQUESTS["train"].resources,
     params:
         out=subpath(output.model, parent=True),
     shell:
-        "iapo-bench train --settings {input.settings} --base {input.base}"
-        " --data {input.data} --out {params.out}"
+        run(
+            "train --settings {input.settings} --base {input.base}"
+            " --data {input.data} --out {params.out}",
+            gpus="train",
+        )

@@ -24,12 +24,15 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake on two cores in a copy of the project, with nothing but its own code and settings."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+def snakemake(
+    folder: Path, *arguments: str, cores: bool = True, timeout: float = 900, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a copy of the project, with nothing but its own code and settings: on two cores, or, without
+    `cores`, as a profile says. `changes`: to the environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **changes}
     environment.pop("IAPO_BENCH_CONFIG", None)
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+        [sys.executable, "-m", "snakemake", *(["--cores", "2"] if cores else []), *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,

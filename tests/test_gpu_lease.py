@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from iapo_bench.cli import main
 from iapo_bench.errors import UserError
-from iapo_bench.machine.gpu_lease import lease_gpus, visible_devices
+from iapo_bench.machine.gpu_lease import lease_gpus, require_usable, visible_devices
 
 JOB = """
 import sys, time
@@ -122,3 +124,50 @@ def test_the_command_line_leases_before_the_command(tmp_path, monkeypatch, capsy
     assert stop.value.code == 2
     assert "1 GPUs are asked for, and this job sees 0" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+def run(monkeypatch, tmp_path, *options: str) -> tuple[int, list[list[str]]]:
+    """Exit code of `prepare`, and the GPUs that it saw."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr("iapo_bench.worlds.prepare.prepare", lambda *arguments: seen.append(visible_devices()))
+    monkeypatch.setattr(sys, "argv", ["iapo-bench", *options, "prepare", "--out", str(tmp_path / "data")])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0), seen
+    return 0, seen
+
+
+def test_gpus_that_nobody_asked_for_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0,fake-1")
+    assert run(monkeypatch, tmp_path) == (0, [[]])
+    assert visible_devices() == ["fake-0", "fake-1"]
+    monkeypatch.setenv("LOCAL_RANK", "0")  # a launcher's process sees what the launcher shows it
+    assert run(monkeypatch, tmp_path) == (0, [["fake-0", "fake-1"]])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_the_cpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
+    assert run(monkeypatch, tmp_path, "--gpus", "1") == (2, [])
+    err = capsys.readouterr().err
+    assert "1 GPUs are asked for, and torch cannot use them" in err
+    monkeypatch.setenv("IAPO_BENCH_PRETEND_GPUS", "1")
+    assert run(monkeypatch, tmp_path, "--gpus", "1") == (0, [["fake-0"]])
+
+
+def test_the_reason_is_named(monkeypatch):
+    def old_driver():
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version 12040)", stacklevel=1
+        )
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match=r"is a build for CPUs: install one for CUDA"):
+        require_usable(1)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", old_driver)
+    with pytest.raises(UserError, match=r"for CUDA 13.0, says: .* driver on your system is too old"):
+        require_usable(1)

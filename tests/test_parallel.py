@@ -23,6 +23,7 @@ from iapo_bench.config.tier import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
+from iapo_bench.machine.gpu_lease import PRETEND
 from iapo_bench.method import load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import build_micro, load_model
@@ -303,6 +304,7 @@ def test_launchers_from_the_command_line(tmp_path, launcher):
 def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeypatch):
     """From the workflow, with devices that no machine has: what comes out is a checkpoint like any other."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0,fake-1")
+    monkeypatch.setenv(PRETEND, "1")
     folder = copy_project(tmp_path)
     settings = [
         "gpus=2",
@@ -321,17 +323,18 @@ def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeyp
 
 def test_fewer_gpus_than_the_tier_trains_on(run, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
+    monkeypatch.setenv(PRETEND, "1")
     files = ("--base", tmp_path, "--data", tmp_path, "--out", tmp_path / "out")
     code, err = run("--gpus", 1, "train", "--config", "smoke", "--set", "gpus=2", "--method", "grpo", *files)
     assert code == 2
-    assert "trains on 2 GPUs and the job got 1: add --resources gpu=2" in err
+    assert "trains on 2 GPUs and the job got 1: iapo-bench --gpus 2 train" in err
 
 
 @pytest.mark.slow
 def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
     command = (sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
     files = ("--base", tmp_path, "--data", tmp_path / "daat", "--out", tmp_path / "out")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1", PRETEND: "1"}
     wrong = subprocess.run([*command, *files], capture_output=True, text=True, timeout=SECONDS, env=environment)
     assert wrong.returncode == 2
     assert set(wrong.stderr.splitlines()) == {f"iapo-bench: {tmp_path / 'daat' / 'train.jsonl'} does not exist"}
@@ -370,3 +373,6 @@ def test_a_gpu_for_each_rank():
     assert [parallel._local_device(rank, 1) for rank in range(2)] == [0, 0], "the one that a scheduler shows"
     with pytest.raises(UserError, match="2 GPUs are too few for process 3"):
         parallel._local_device(2, 2)
+    parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-c"])
+    with pytest.raises(UserError, match="processes 0 and 2 see the same one GPU"):
+        parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-a"])

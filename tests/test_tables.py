@@ -14,7 +14,7 @@ from iapo_bench.report.accuracy_length import accuracy_length
 from iapo_bench.report.comparisons import compare, comparison_blocks
 from iapo_bench.report.document import latex, markdown, page, write_document
 from iapo_bench.report.rows import Row, read_rows, split_run
-from iapo_bench.report.table1 import best_rows, table_blocks, table_frame
+from iapo_bench.report.table1 import best_rows, differing_environments, table_blocks, table_frame
 from iapo_bench.report.wallclock import wallclock_row, write_wallclock
 from iapo_bench.train.trainer import PHASES
 
@@ -316,8 +316,8 @@ def test_what_is_no_run_is_refused(name):
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        ("", "holds no steps"),
-        (json.dumps(STEP)[:-2], "cannot be read"),
+        ("", "is empty"),
+        (json.dumps(STEP)[:-2], "is not JSON"),
         (json.dumps(STEP).replace("seconds_update", "update"), "without 'seconds_update'"),
         (json.dumps({"tokens": 1}), "without 'seconds_rollout'"),
     ],
@@ -333,3 +333,11 @@ def test_a_timing_that_lacks_a_key_is_refused(tmp_path):
     (tmp_path / "timing.json").write_text(json.dumps({k: v for k, v in TIMING.items() if k != "threads"}))
     with pytest.raises(UserError, match=r"timing\.json: a timing without 'threads'"):
         wallclock_row(None, tmp_path / "timing.json", run="base", dataset="d", model="m")
+
+
+def test_a_table_says_where_its_rows_differ_in_what_moves_the_last_digits():
+    alike = {"engine": ["transformers"], "torch": ["2.13.0"]}
+    rows = [replace(make_row(name), environment=alike) for name in ("base", "iapo")]
+    assert differing_environments(rows) == []
+    rows[1] = replace(rows[1], environment={**alike, "torch": ["2.12.0", "2.13.0"]})
+    assert differing_environments(rows) == ["The rows differ in torch (base: 2.13.0; iapo: 2.12.0, 2.13.0)."]

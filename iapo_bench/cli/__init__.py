@@ -1,5 +1,6 @@
 """The command line: what jobs run, what makes tables, and tools, each group in a module of its own."""
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -34,7 +35,7 @@ class _Grouped(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads for torch; by default what torch chooses.")
-@click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: no lease).")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: use none).")
 @click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="How many commands may share a GPU.")
 @click.option(
     "--log",
@@ -60,16 +61,22 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
         from iapo_bench.cli.log import logged
 
         context.with_resource(logged(log, context.invoked_subcommand or ""))
-    if gpus:
-        from iapo_bench.machine import parallel
-        from iapo_bench.machine.gpu_lease import lease_gpus
-
-        if not parallel.is_started():
-            context.with_resource(lease_gpus(gpus, jobs_per_gpu=jobs_per_gpu))
+    _use_gpus(context, gpus, jobs_per_gpu)
     if threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+
+
+def _use_gpus(context: click.Context, count: int, jobs_per_gpu: int) -> None:
+    """Show this process the GPUs that are asked for, and no others; a launcher has done so for its processes."""
+    from iapo_bench.machine.gpu_lease import STARTED, lease_gpus, only_visible, require_usable
+
+    if STARTED in os.environ:
+        return
+    context.with_resource(lease_gpus(count, jobs_per_gpu=jobs_per_gpu) if count else only_visible([]))
+    if count:
+        require_usable(count)
 
 
 def _add_commands() -> None:

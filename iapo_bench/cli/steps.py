@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, with_job
+from iapo_bench.cli.options import FILE, RUNS, named, with_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.model import BaseJob, CheckpointJob
-from iapo_bench.config.report import TokensJob
+from iapo_bench.config.report import TimingJob, TokensJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.train import TrainJob
 from iapo_bench.config.world import PrepareJob
@@ -71,7 +71,7 @@ def _train_job(tier: TierConfig, method: str | None, seed: int, trial: int | Non
 @click.option("--method", help="An entry of the tier, or a file of methods/ or baselines/, without .py.")
 @click.option("--base", type=FILE, required=True, help="Directory of the model to start from.")
 @_DATA
-@click.option("--seed", default=0, type=click.IntRange(0), help="Of data order, sampling and the method's own coins.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of data order, sampling and the method's coins.")
 @click.option("--trial", type=int, help="Train this trial of the search in place of the tuned choice.")
 @click.option("--out", type=FILE, required=True, help="Directory for model/, train.jsonl and provenance.json.")
 @click.pass_context
@@ -84,11 +84,10 @@ def train(context: click.Context, job: TrainJob, base: Path, data: Path, out: Pa
     from iapo_bench.train.run import train as run
 
     gpus = context.find_root().params["gpus"]
-    if 0 < gpus < job.gpus:
-        # Snakemake silently caps a job's gpu request at what is available.
+    if gpus < job.gpus and not parallel.is_started():
         raise UserError(
-            f"this tier trains on {job.gpus} GPUs and the job got {gpus}: add --resources gpu={job.gpus} to "
-            "snakemake, or lower the tier's 'gpus'"
+            f"this tier trains on {job.gpus} GPUs and the job got {gpus}: iapo-bench --gpus {job.gpus} train ..., or "
+            "lower the tier's 'gpus'"
         )
     if gpus > 1 and not parallel.is_started():
         sys.exit(parallel.launch(gpus, sys.argv[1:]))
@@ -167,4 +166,17 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
     score_tokens(job, model=model, samples=samples, data=data, out=out, completions=completions)
 
 
-COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles)
+@click.command("time")
+@with_job(TimingJob, TierConfig.timing_job)
+@RUNS
+@click.option("--base", type=FILE, required=True, help="Directory of the model that training starts from.")
+@_DATA
+@click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
+def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
+    """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
+    from iapo_bench.evaluate.timing import time_rows
+
+    time_rows(job, named(runs), base=base, data=data, out=out)
+
+
+COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles, time_command)

@@ -42,7 +42,7 @@ class _OneLine(logging.Filter):
 
 def start(workflow: Any, flow: Workflow) -> None:
     """Say what the run is about to make and how long that takes, and from here on one line a job."""
-    from snakemake.logging import logger
+    from snakemake.logging import logger  # type: ignore[import-untyped]
 
     jobs = list(workflow.dag.needrun_jobs())
     tier = flow.tier
@@ -80,7 +80,7 @@ def _benchmark(path: Path) -> float:
 
 def end(workflow: Any, out: str) -> None:
     """Print the table if this run made it, and name the files for people that this run made."""
-    from snakemake.io import is_flagged
+    from snakemake.io import is_flagged  # type: ignore[import-untyped]
 
     made = [str(path) for job in workflow.dag.finished_jobs for path in job.output if is_flagged(path, "report")]
     for table in [path for path in made if path == f"{out}/table1.md"]:

@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import Positive, Section
-from iapo_bench.config.train import TrainConfig
+from iapo_bench.config.train import TrainConfig, TrainJob
 from iapo_bench.config.world import WorldConfig
 
 
@@ -35,6 +36,14 @@ class CostsJob(Section):
 
     trials: dict[str, int] = Field(description="trials of each method on validation; 0 where nothing was tuned")
     completions: Positive = Field(description="budget of a trial, in completions")
+
+
+class TimingJob(Section):
+    """What the timing of rows alone reads: a short sampling for all, a short training for each method."""
+
+    sample: SampleJob = Field(description="the sampling that is timed")
+    train: dict[str, TrainJob] = Field(description="the training that is timed, by method")
+    rounds: Positive = Field(default=5, description="how often every row is timed")
 
 
 class TokensJob(Section):

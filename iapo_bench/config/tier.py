@@ -11,14 +11,14 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_valid
 
 from iapo_bench.config.evaluate import EvalConfig, SampleJob
 from iapo_bench.config.grade import GradeJob
-from iapo_bench.config.job import JobConfig
+from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
 from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TimingJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -97,6 +97,16 @@ class TierConfig(Section):
     def folder(self) -> str:
         """Where results and tuned choices of this tier lie, below `results` and `configs/tuned`."""
         return folder_of(self.tier, self.world.name, self.datasets)
+
+    def request(self, kind: Kind) -> Request:
+        """What a kind of job asks of a machine or a cluster: its own wish, or what jobs of its size get."""
+        gpus = self.gpus if kind == "train" else min(self.gpus, 1) if kind in LARGE else 0
+        if kind == "base" and not self.model.sft:
+            gpus = 0  # it is fetched
+        of_size: JobConfig | Request = self.job if kind in LARGE else SMALL
+        own: JobRequest = getattr(self.job, kind)
+        wishes = {name: getattr(own, name) or getattr(of_size, name) for name in ("cpus", "mem_mb", "runtime")}
+        return Request(gpus=gpus, **wishes)
 
     def place(self, *path: str) -> str:
         """Where a setting was made: "FILE:LINE" or the command line; the tier's name where it was not."""
@@ -299,6 +309,17 @@ class TierConfig(Section):
         """The settings of the table of costs."""
         trials = {name: len(self.trials(name)) if self.tuned else 0 for name in self.trained}
         return CostsJob(trials=trials, completions=self.train.completions)
+
+    def timing_job(self) -> TimingJob:
+        """The settings of `time`: two samples of a problem, and five steps of training."""
+        evaluate = self.evaluate.model_copy(update={"seeds": self.evaluate.seeds[:1], "n_samples": 2, "ks": [1]})
+        jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.methods}
+        steps = 5 * self.train.prompts_per_step * self.train.group_size
+        short = {
+            name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
+            for name, job in jobs.items()
+        }
+        return TimingJob(sample=self.sample_job("test").model_copy(update={"evaluate": evaluate}), train=short)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""

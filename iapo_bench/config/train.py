@@ -59,6 +59,11 @@ class TrainConfig(Section):
         "own, +1 or -1",
     )
     engine: Engine = Field(default="transformers", description="what generates completions")
+    engine_deterministic: bool = Field(
+        default=False,
+        description="vllm's batch-invariant kernels: the same completion whatever is generated beside it, and slower; "
+        "needs a GPU of compute capability 9.0",
+    )
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.4,
         description="share of the GPU's memory that the vllm engine may take beside the trainer",
@@ -105,6 +110,12 @@ class TrainConfig(Section):
         for name in value.keys() - list_rewards().keys():
             raise ValueError(str(unknown("reward", name, list_rewards())))
         return value
+
+    @model_validator(mode="after")
+    def _an_engine_that_can(self) -> "TrainConfig":
+        if self.engine_deterministic and self.engine != "vllm":
+            raise ValueError("engine_deterministic needs engine: vllm")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_save_memory(self) -> "TrainConfig":

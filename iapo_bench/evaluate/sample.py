@@ -11,7 +11,7 @@ import torch
 
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.files import whole_file, write_json
-from iapo_bench.machine.provenance import checksum, checksums, hardware
+from iapo_bench.machine.provenance import checksum, checksums, environment
 from iapo_bench.machine.resume import kept, resuming, run_identity
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
 from iapo_bench.rollout import RolloutEngine, Sampling
@@ -22,8 +22,8 @@ from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
-# Completions drawn at once, which survive a kill when they are done. Parts start where they do whatever was done before,
-# so that a run that was stopped draws what any other does.
+# Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
+# done before, so that a run that was stopped draws what any other does.
 PART = 4096
 
 
@@ -67,11 +67,12 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
                 sampling = replace(drawn, first_index=start * n_samples)
                 draw = partial(_draw, engine, prompts[rows], sampling)
                 parts.append((seed, problems[rows], kept(folder, f"seed{seed}-{start}", draw)))
+        engine.close()
         samples = pd.concat([_frame(*part, n_samples) for part in parts], ignore_index=True)
         samples["text"] = completion_texts(samples["token_ids"], tokenizer, stop_ids=stops, prefill=dialogue.prefill)
         timing = {
             "engine": config.engine,
-            "hardware": hardware(),
+            **environment(),
             "threads": torch.get_num_threads(),
             "batch_size": config.batch_size,
             "warmup_seconds": round(warmup, 3),

@@ -9,6 +9,7 @@ import os
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from iapo_bench.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SLURM_JOB = "SLURM_JOB_ID"
+STARTED = "LOCAL_RANK"  # set in the processes of a launcher
+# Set, jobs lease GPUs and compute on the CPU: to try a cluster, or several processes, on a machine without any.
+PRETEND = "IAPO_BENCH_PRETEND_GPUS"
 POLL_SECONDS = 0.5
 
 
@@ -31,23 +35,52 @@ def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None)
     """
     devices = visible_devices()
     if len(devices) < count:
-        raise UserError(f"{count} GPUs are asked for, and this job sees {len(devices)}: lower the tier's 'gpus'")
+        raise UserError(
+            f"{count} GPUs are asked for, and this job sees {len(devices)}: lower the tier's 'gpus', or 0 for the CPU"
+        )
     folder = folder or Path(tempfile.gettempdir()) / f"iapo-bench-gpus-{getpass.getuser()}"
     # Where Slurm hides other jobs' devices, each job's first is number 0: ids are comparable within a job only.
     folder = folder / os.environ.get(SLURM_JOB, "")
     folder.mkdir(parents=True, exist_ok=True)
-    before = os.environ.get(VISIBLE)
     with ExitStack() as held:
         while (leased := _try(devices, count, jobs_per_gpu, folder, held)) is None:
             time.sleep(POLL_SECONDS)
-        os.environ[VISIBLE] = ",".join(leased)
-        try:
+        with only_visible(leased):
             yield leased
-        finally:
-            if before is None:
-                os.environ.pop(VISIBLE, None)
-            else:
-                os.environ[VISIBLE] = before
+
+
+@contextmanager
+def only_visible(devices: Sequence[str]) -> Iterator[None]:
+    """Let this process, and those that it starts, see these GPUs alone; none if empty."""
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ",".join(devices)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VISIBLE, None)
+        else:
+            os.environ[VISIBLE] = before
+
+
+def require_usable(count: int) -> None:
+    """Raise UserError, with the reason, unless torch can use `count` GPUs: it would compute on the CPU without a
+    word."""
+    if os.environ.get(PRETEND):
+        return
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if usable >= count:
+        return
+    if not torch.version.cuda and not torch.version.hip:
+        reason = f"torch {torch.__version__} is a build for CPUs: install one for CUDA"
+    else:
+        said = " ".join(str(told[-1].message).split()) if told else f"it sees {usable}"
+        reason = f"torch {torch.__version__}, for CUDA {torch.version.cuda}, says: {said}"
+    raise UserError(f"{count} GPUs are asked for, and torch cannot use them; {reason}")
 
 
 def visible_devices() -> list[str]:

@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from iapo_bench.errors import UserError
+from iapo_bench.machine.gpu_lease import STARTED
 
 # How long a rank waits for the others: longer than one can be behind with its completions or a checkpoint.
 TIMEOUT = timedelta(minutes=30)
@@ -47,6 +48,8 @@ def processes() -> Iterator[None]:
     with _in_touch():
         # Objects travel by gloo even where tensors travel by nccl.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    if cuda:
+        require_own_gpus(gather([str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)]))
     yield
     gather([])
     # Not after an error: the others still wait, and it is the end of this process that tells them.
@@ -55,7 +58,7 @@ def processes() -> Iterator[None]:
 
 def is_started() -> bool:
     """Whether this process is one of several that a launcher has started."""
-    return "LOCAL_RANK" in os.environ
+    return STARTED in os.environ
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
@@ -63,7 +66,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     What a rank has to say it says on standard error itself.
     """
-    # What the launcher adds to a failure is for who debugs the launcher.
+    # Silence torchelastic's own traceback; the worker has printed the error.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -160,6 +163,15 @@ def _local_device(local_rank: int, count: int) -> int:
     if count > 1 and local_rank >= count:
         raise UserError(f"{count} GPUs are too few for process {local_rank + 1} of this machine: start one for each")
     return local_rank if count > 1 else 0
+
+
+def require_own_gpus(devices: Sequence[str]) -> None:
+    """Raise UserError when two ranks compute on one GPU; `devices`: that of each rank, by an id unique everywhere."""
+    for rank, device in enumerate(devices):
+        if (first := devices.index(device)) < rank:
+            raise UserError(
+                f"processes {first} and {rank} see the same one GPU: show each one of its own, or all of them"
+            )
 
 
 @contextmanager

@@ -46,6 +46,12 @@ def instruction_set() -> str:
     return next((name for flag, name in known.items() if flag in flags), platform.machine())
 
 
+def environment() -> dict[str, str]:
+    """What can move the last digits of a result on another machine: hardware, instruction set, versions."""
+    versions = {name: version for name in ("torch", "transformers") if (version := _version(name))}
+    return {"hardware": hardware(), "instruction_set": instruction_set(), **versions}
+
+
 def _cpuinfo(key: str) -> str:
     """The first value of a key in /proc/cpuinfo, empty where there is none."""
     path = Path("/proc/cpuinfo")

@@ -1,6 +1,6 @@
 """Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,9 @@ from iapo_bench.report.steps import read_json, read_steps
 BASE = "base"
 # Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
 CONTROLS = ("base_cut", "base_shortest")
+
+# What can move the last digits of a result; a table says where its rows differ in them.
+ENVIRONMENT = ("engine", "hardware", "instruction_set", "torch", "transformers")
 
 LABELS = ("model", "dataset", "method", "tier", "profile", "selection")
 
@@ -35,6 +38,7 @@ class Row:
     tally: Tally
     parent: str = ""  # the method that a variant varies
     settings: dict[str, Any] = field(default_factory=dict)  # what decided its training, but for its seeds
+    environment: dict[str, list[str]] = field(default_factory=dict)  # what its samples were made with
     updates: int = 0  # of all its training runs, where their logs were given
     updates_moved: int = 0  # those that moved the weights
 
@@ -57,13 +61,13 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
-        labels = (*LABELS, "parent", "settings", "updates", "updates_moved")
+        labels = (*LABELS, "parent", "settings", "environment", "updates", "updates_moved")
         return {label: getattr(self, label) for label in labels} | self.summary.to_dict()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
         """The inverse of `to_dict`. Raises UserError when a key is missing."""
-        labels = (*LABELS, "parent", "settings")
+        labels = (*LABELS, "parent", "settings", "environment")
         if missing := [label for label in labels if label not in content]:
             raise UserError(f"a summary without '{missing[0]}': measure again")
         moved = {label: content.get(label, 0) for label in ("updates", "updates_moved")}
@@ -104,6 +108,7 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
     `train.jsonl` of its runs."""
     steps = [step for log in logs for step in read_steps(log)]
     samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
+    timings = [timing for path in grades.values() if (timing := path.with_name("timing.json")).is_file()]
     row = Row(
         **job.labels.model_dump(),
         method=job.method,
@@ -113,10 +118,17 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
         tally=samples.tally(),
         parent=job.parent,
         settings=job.settings,
+        environment=_environment([read_json(timing) for timing in timings]),
         updates=sum(step.get("updates", 0) for step in steps),
         updates_moved=sum(step.get("updates_moved", 0) for step in steps),
     )
     row.write(out)
+
+
+def _environment(timings: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """What the samples were made with: every value of each part, as `sample` wrote them."""
+    found = {part: sorted({str(timing[part]) for timing in timings if part in timing}) for part in ENVIRONMENT}
+    return {part: values for part, values in found.items() if values}
 
 
 def parents(rows: Iterable[Row]) -> dict[str, str]:

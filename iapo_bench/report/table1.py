@@ -9,11 +9,12 @@ import pandas as pd
 
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import MEASURES, Cell
+from iapo_bench.files import read_csv
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.report.accuracy_length import accuracy_length
 from iapo_bench.report.comparisons import KINDS, compare, detectable_sentence, undecided_with, worse_than
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, LABELS, Row, caution, read_rows
+from iapo_bench.report.rows import BASE, ENVIRONMENT, LABELS, Row, caution, read_rows
 from iapo_bench.report.style import save_figure
 from iapo_bench.worlds.grading import Outcome
 
@@ -29,7 +30,7 @@ def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, 
 
 def write_table(rows: Sequence[Row], summaries: Sequence[Path], out: Path, published: Path | None) -> None:
     """Write rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come from."""
-    write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
+    write_document(out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
     write_provenance(
         out.with_suffix(".provenance.json"),
         config={row.name: row.settings for row in rows},
@@ -99,9 +100,21 @@ def _part(rows: list[Row], published: pd.DataFrame | None) -> list[Block]:
         _constants(rows),
         *([detectable_sentence(pairs, keys[0])] if pairs is not None else []),
         Table(_answers(rows), "How the rows answered (shares of completions)."),
+        *differing_environments(rows),
     ]
     beside = _published(rows, published, keys)
     return [*blocks, Table(beside, "Published, mean ± standard deviation over runs.")] if beside else blocks
+
+
+def differing_environments(rows: Sequence[Row]) -> list[str]:
+    """A sentence about each part of the environment in which rows differ: their last digits are not comparable."""
+    found = []
+    for part in ENVIRONMENT:
+        values = {row.name: ", ".join(row.environment[part]) for row in rows if part in row.environment}
+        if len(set(values.values())) > 1:
+            told = "; ".join(f"{name}: {value}" for name, value in values.items())
+            found.append(f"The rows differ in {part.replace('_', ' ')} ({told}).")
+    return found
 
 
 def best_rows(rows: Sequence[Row], pairs: pd.DataFrame, key: str) -> set[str]:

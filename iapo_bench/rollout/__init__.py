@@ -50,6 +50,11 @@ class RolloutEngine(Protocol):
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]: ...
 
-    def sync(self, model: PreTrainedModel) -> None:
-        """Use the weights of `model` from now on."""
+    def sync(self, model: PreTrainedModel) -> float | None:
+        """Use the weights of `model` from now on; return how far its log-probabilities are from those under `model`
+        (nats), None for an engine that uses `model` itself."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; it generates no more."""
         ...

@@ -19,13 +19,16 @@ def make_engine(
     batch_size: int,
     gpu_memory: float,
     sleep: bool = False,
+    deterministic: bool = False,
     progress: bool = False,
 ) -> RolloutEngine:
     """The engine `name` for the checkpoint `path`, from which `model` was loaded.
 
     `transformers` generates with `model` itself. `vllm` loads the checkpoint and takes over the weights of `model`, so
-    that the two are known to agree; `width` (the longest prompt and completion together, tokens), `gpu_memory` and
-    `sleep` are for it. Raises UserError where vllm is missing or does not compute what `model` does.
+    that the two are known to agree; `width` (the longest prompt and completion together, tokens), `gpu_memory`,
+    `sleep` and `deterministic` are for it.
+
+    Raises UserError where vllm is missing, has no batch-invariant kernels, or does not compute what `model` does.
     """
     if name == "transformers":
         return TransformersEngine(model, batch_size=batch_size, progress=progress)
@@ -38,6 +41,7 @@ def make_engine(
         batch_size=batch_size,
         gpu_memory=gpu_memory,
         sleep=sleep,
+        deterministic=deterministic,
         progress=progress,
     )
     engine.sync(model)

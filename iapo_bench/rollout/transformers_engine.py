@@ -50,6 +50,9 @@ class TransformersEngine:
         """Use `model` from now on."""
         self.model = model
 
+    def close(self) -> None:
+        """Nothing: the model is not the engine's."""
+
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         """`samples_per_prompt` completions for each prompt, adjacent, in order.
 

@@ -7,12 +7,13 @@ not a worse table a day later.
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedModel
 
 from iapo_bench.errors import UserError
@@ -100,7 +101,8 @@ class VllmEngine:
     `context`: the longest prompt and completion together, tokens. `batch_size`: how many completions are under way at
     once. `gpu_memory`: the share of the GPU that the engine may take, weights included. `sleep`: leave the GPU's memory
     to the trainer from the end of a `generate` to the next `sync` or `generate`; nothing on a CPU. `dtype`: what it
-    computes in on a GPU; on a CPU always float32.
+    computes in on a GPU; on a CPU always float32. `deterministic`: a completion depends on its prompt and seed
+    alone, to the last bit, and not on what is generated beside it; raises UserError where vLLM cannot.
     """
 
     def __init__(
@@ -112,14 +114,19 @@ class VllmEngine:
         batch_size: int = 256,
         gpu_memory: float = 0.9,
         sleep: bool = False,
+        deterministic: bool = False,
         progress: bool = False,
     ) -> None:
+        # Read when its modules are imported.
+        os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
         vllm = import_vllm()
+        if deterministic:
+            require_batch_invariance()
         self.context = max(context, PROBE_WIDTH + 1)
         self.progress = progress
         self.asleep = False
         self._last_moved: tuple[torch.Tensor, torch.Tensor] | None = None  # both probes when the engine's last changed
-        with starting(path) as device:
+        with starting(path) as device, _own_device(device):
             self.sleep = sleep and device == "cuda"
             self.dtype = dtype if device == "cuda" else torch.float32
             on_cpu: dict[str, Any] = {"enforce_eager": True}
@@ -141,6 +148,12 @@ class VllmEngine:
                 **(on_gpu if device == "cuda" else on_cpu),
             )
 
+    def close(self) -> None:
+        """End the engine and give its memory back. The process group of several ranks, which vLLM would destroy,
+        stays."""
+        with _kept_group() if parallel.size() > 1 else nullcontext():
+            self.llm.llm_engine.engine_core.shutdown()
+
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         """`samples_per_prompt` completions for each prompt, adjacent, in order.
 
@@ -161,14 +174,14 @@ class VllmEngine:
             self.asleep = True
         return [_completion(output.outputs[0], sampling.eos_ids) for output in outputs]
 
-    def sync(self, model: PreTrainedModel) -> None:
-        """Use the weights of `model` from now on. Raises UserError when the engine does not compute what it does."""
+    def sync(self, model: PreTrainedModel) -> float:
+        """Use the weights of `model` from now on; return what `check` does. Raises UserError as it does."""
         self._wake()
         with whole(model) as weights:
             # The output layer too where it is tied: left out, vLLM keeps its old one without a word.
             merged = merged_weights(weights) if weights.dtype == self.dtype else merged_weights(weights, self.dtype)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged})
-            self.check(weights)
+            return self.check(weights)
 
     def check(self, model: PreTrainedModel) -> float:
         """The mean distance (nats) of the probe's log-probabilities from those under `model`.
@@ -232,6 +245,41 @@ class VllmEngine:
             torch.cuda.empty_cache()  # what the trainer's allocator holds and does not use, vLLM could not take
             self.llm.wake_up()
             self.asleep = False
+
+
+def require_batch_invariance() -> None:
+    """Raise UserError where vLLM has no batch-invariant kernels: it would go on without them."""
+    capability = torch.cuda.get_device_capability() if vllm_device() == "cuda" else None
+    if capability is None or capability < (9, 0):
+        found = "a CPU" if capability is None else f"compute capability {capability[0]}.{capability[1]}"
+        raise UserError(
+            f"engine_deterministic needs a GPU of compute capability 9.0 or more, here is {found}: set it to false"
+        )
+
+
+@contextmanager
+def _kept_group() -> Iterator[None]:
+    destroy = dist.destroy_process_group
+    # Groups that vLLM made are destroyed by name; without one the call means the group of all ranks, which is ours.
+    dist.destroy_process_group = lambda group=None: None if group is None else destroy(group)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy
+
+
+@contextmanager
+def _own_device(device: str) -> Iterator[None]:
+    """LOCAL_RANK as the number of this rank's device among those that it sees, which is what vLLM takes it for."""
+    if device != "cuda" or parallel.size() == 1:
+        yield
+        return
+    before = os.environ["LOCAL_RANK"]
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device())
+    try:
+        yield
+    finally:
+        os.environ["LOCAL_RANK"] = before
 
 
 def _require_head_size(path: Path) -> None:

@@ -7,11 +7,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
 from iapo_bench.report.style import INK, PALETTE
 
@@ -19,6 +21,12 @@ POSITIVE, NEGATIVE = PALETTE[0], PALETTE[1]  # blue and vermilion: apart in ever
 SCALE_QUANTILE = 0.98  # of |information|: one extreme token must not bleach all the others
 STRONGEST = 0.8  # of a full hue, so that black text stays readable on it
 SHARE = 0.9
+# Colours come in steps on either side of white: `p` tells about the answer, `n` makes it less certain.
+STEPS = 16
+CLASSES = {f"p{step}": step / STEPS for step in range(STEPS + 1)} | {
+    f"n{step}": -step / STEPS for step in range(1, STEPS + 1)
+}
+FOLDED_AFTER = 20  # transcripts
 LONG_PROMPT = 300  # characters, beyond which a prompt is folded
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _PLOT = 860, 180, 46, 10, 10, 120  # of the curve, in pixels
@@ -64,7 +72,9 @@ def heatmap_page(transcripts: Sequence[ScoredTranscript], *, model: str, postfix
         scale=scale,
         percent=round(100 * SCALE_QUANTILE),
         share_percent=round(100 * SHARE),
-        ramp=[background(scale * step / 4, scale) for step in range(-4, 5)],
+        classes=[(name, background(value * scale, scale)) for name, value in CLASSES.items()],
+        ramp=[name for name, value in sorted(CLASSES.items(), key=lambda item: item[1]) if value * 4 == int(value * 4)],
+        folded_after=FOLDED_AFTER,
         long_prompt=LONG_PROMPT,
         with_roles=any(transcript.roles for transcript in transcripts),
         transcripts=[_shown(transcript, scale, highest) for transcript in transcripts],
@@ -123,31 +133,46 @@ def _shown(transcript: ScoredTranscript, scale: float, highest: float) -> dict[s
         "prompt": transcript.prompt,
         "correct": transcript.correct,
         "summary": summary,
-        "tokens": [_token(transcript, i, scale) for i in range(len(transcript.tokens))],
+        "completion": _completion(transcript.tokens, np.array(information), scale),
+        "answer": _numbers(e),
+        "logp": _numbers(transcript.logp),
+        "entropy": _numbers(transcript.entropy),
+        "role_names": list(dict.fromkeys(transcript.roles or ())),
+        "role_places": _places(transcript.roles or ()),
         "roles": _by_role(transcript),
-        "curve": _curve(transcript, scale, highest),
+        "curve": _curve(transcript, highest),
     }
 
 
-def _token(transcript: ScoredTranscript, i: int, scale: float) -> dict[str, Any]:
-    text, information = transcript.tokens[i], transcript.information[i]
-    before, after = transcript.answer_entropy[i : i + 2]
-    # The space before a word stands outside its coloured box, so that boxes are as wide as their words.
+def _completion(tokens: Sequence[str], information_T: np.ndarray, scale: float) -> Markup:
+    """The tokens, each in the class of its colour. Joined here: a template is ten times slower on many tokens."""
+    steps_T = np.rint(STEPS * np.minimum(1.0, np.abs(information_T) / scale)).astype(int)
+    names = np.where((information_T < 0) & (steps_T > 0), -steps_T, steps_T).tolist()
+    shown = (
+        f"{gap}<i class={'n' if step < 0 else 'p'}{abs(step)}>{text}</i>"
+        for (gap, text), step in zip(map(_token, tokens), names, strict=True)
+    )
+    return Markup("".join(shown))
+
+
+@lru_cache(maxsize=100_000)
+def _token(text: str) -> tuple[str, str]:
+    """The space before a token, and its text, escaped.
+
+    The space stands outside the coloured box, so that boxes are as wide as their words.
+    """
     gap = " " if text[:1] == " " and text.strip(" ") else ""
-    tip = [
-        f"token {i}: “{visible(text)}”".replace("↵\n", "↵"),
-        f"information {_signed(information)} nats",
-        f"answer entropy {before:.3f} → {after:.3f} nats",
-        f"log-probability {_signed(transcript.logp[i])}, next-token entropy {transcript.entropy[i]:.3f} nats",
-    ]
-    if transcript.roles:
-        tip.append(f"role: {transcript.roles[i]}")
-    return {
-        "gap": gap,
-        "text": visible(text.removeprefix(gap)) or "∅",
-        "colour": background(information, scale),
-        "tip": "\n".join(tip),
-    }
+    return gap, str(escape(visible(text.removeprefix(gap)) or "∅"))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """To three places, without the zeros that say nothing: a page has hundreds of thousands of them."""
+    return " ".join([f"{value:.3f}".rstrip("0").rstrip(".") for value in values])
+
+
+def _places(roles: Sequence[str]) -> str:
+    names = list(dict.fromkeys(roles))
+    return " ".join(str(names.index(role)) for role in roles)
 
 
 def _by_role(transcript: ScoredTranscript) -> list[tuple[str, int, str]]:
@@ -158,18 +183,18 @@ def _by_role(transcript: ScoredTranscript) -> list[tuple[str, int, str]]:
     return [(role, len(some), _signed(fmean(some))) for role, some in values.items()]
 
 
-def _curve(transcript: ScoredTranscript, scale: float, highest: float) -> dict[str, Any]:
-    """Pixels of the drawing of answer entropy (nats) against tokens read, and of the strip of colours below it."""
+def _curve(transcript: ScoredTranscript, highest: float) -> dict[str, Any]:
+    """Pixels of the drawing of answer entropy (nats) against tokens read."""
     length = len(transcript.tokens)
     y_ticks = _ticks(max(highest, 0.1), 4)
     top = max(y_ticks[-1], highest)
     bottom = _TOP + _PLOT
 
     def x(tokens: float) -> float:
-        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * tokens / length, 2)
+        return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * tokens / length, 1)
 
     def y(nats: float) -> float:
-        return round(bottom - _PLOT * nats / top, 2)
+        return round(bottom - _PLOT * nats / top, 1)
 
     return {
         "width": _WIDTH,
@@ -179,14 +204,18 @@ def _curve(transcript: ScoredTranscript, scale: float, highest: float) -> dict[s
         "top": _TOP,
         "bottom": bottom,
         "strip": bottom + 4,
-        "line": " ".join(f"{x(t)},{y(e)}" for t, e in enumerate(transcript.answer_entropy)),
+        "line": _line(transcript.answer_entropy, top),
+        "step": round((_WIDTH - _LEFT - _RIGHT) / length, 4),
         "x_ticks": [(x(t), f"{t:g}") for t in _ticks(length, 8) if t == int(t)],
         "y_ticks": [(y(e), f"{e:g}") for e in y_ticks],
-        "cells": [
-            (x(i), round(x(i + 1) - x(i), 2), background(value, scale))
-            for i, value in enumerate(transcript.information)
-        ],
     }
+
+
+def _line(answer_entropy: Sequence[float], top: float) -> str:
+    """The points of the curve."""
+    y_T = _TOP + _PLOT - _PLOT * np.array(answer_entropy) / top
+    x_T = np.linspace(_LEFT, _WIDTH - _RIGHT, len(y_T))
+    return " ".join([f"{x:.1f},{y:.1f}" for x, y in zip(x_T.tolist(), y_T.tolist(), strict=True)])
 
 
 def _ticks(highest: float, most: int) -> list[float]:

@@ -4,7 +4,7 @@ A run that was stopped goes on from its last checkpoint, and only from its own: 
 checkpoint, and a checkpoint of anything else is set aside.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import click
@@ -77,8 +77,9 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
         batch_size=config.rollout_batch_size,
         gpu_memory=config.engine_memory,
         sleep=True,
+        deterministic=config.engine_deterministic,
     )
-    with make_grader(world.grader) as grader:
+    with closing(engine), make_grader(world.grader) as grader:
         task = Task(
             prompts=prompts,
             golds=[problem.answer for problem in problems],

@@ -366,7 +366,7 @@ class Trainer:
         except (UserError, ValueError) as error:
             raise UserError(f"step {step}: {error}{self._keep(batch, credit, step)}") from error
         with self._phase("update"):
-            self.engine.sync(self.model)
+            gaps = parallel.gather([self.engine.sync(self.model)])
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)
         mask_BT = batch.completion_mask_BT
         return {
@@ -376,6 +376,8 @@ class Trainer:
             # An unbiased estimate of the mean entropy at the sampling temperature that costs nothing.
             "entropy": float(-batch.sampler_logp_BT[mask_BT].mean()),
             **stats,
+            # The largest gap over the ranks.
+            **({} if gaps[0] is None else {"sync_gap": max(gaps)}),
         }
 
     def _keep(self, batch: RolloutBatch, credit: Credit | None, step: int) -> str:

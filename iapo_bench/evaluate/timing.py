@@ -1,0 +1,70 @@
+"""Wall-clock that can be believed: every row in turn, alone on the machine, several times over."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from iapo_bench.config.report import TimingJob
+from iapo_bench.evaluate.intervals import estimate
+from iapo_bench.evaluate.sample import sample
+from iapo_bench.files import read_json, read_jsonl, whole_file
+from iapo_bench.machine.provenance import write_provenance
+from iapo_bench.train.run import train
+
+BASE = "base"
+
+
+def time_rows(job: TimingJob, runs: Mapping[str, Path], *, base: Path, data: Path, out: Path) -> None:
+    """Time a short sampling, and of trained rows a short training, of every run, and write seconds to `out` (CSV).
+
+    `runs`: run folders with `model/`, named METHOD/SEED or base. Rounds start with another row each time, so that a
+    machine that slows down slows no row more than another. Seconds are those of the engine and of the training steps
+    after the first; loading is left out. Intervals are over rounds.
+    """
+    measured: list[dict[str, Any]] = []
+    names = list(runs)
+    for round_ in range(job.rounds):
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            measured.append({"run": name, "round": round_} | _time(job, name, runs[name], base, data))
+    frame = pd.DataFrame(measured)
+    rows = [{"run": name, "rounds": job.rounds} | _summary(frame[frame["run"] == name]) for name in names]
+    with whole_file(out) as table, whole_file(out.with_suffix(".rounds.csv")) as rounds:
+        pd.DataFrame(rows).to_csv(table, index=False, float_format="%.6g")
+        frame.to_csv(rounds, index=False, float_format="%.6g")
+    write_provenance(
+        out.with_suffix(".provenance.json"),
+        config=job.model_dump(mode="json"),
+        inputs=[file for folder in runs.values() for file in sorted((folder / "model").glob("*.safetensors"))],
+        seeds={},
+    )
+
+
+def _time(job: TimingJob, name: str, run: Path, base: Path, data: Path) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        sample(job.sample, model=run / "model", data=data, out=Path(folder) / "test")
+        timing = read_json(Path(folder) / "test" / "timing.json")
+        found = {"sample_ms_per_completion": 1000 * timing["seconds"] / timing["completions"]}
+        found["sample_tokens_per_second"] = timing["tokens"] / timing["seconds"]
+        if name != BASE:
+            train(job.train[name.partition("/")[0]], base=base, data=data, out=Path(folder) / "run")
+            steps = pd.DataFrame(read_jsonl(Path(folder) / "run" / "train.jsonl", ())[1:])
+            phases = steps.filter(regex="^seconds_")
+            found["train_ms_per_completion"] = 1000 * phases.to_numpy().sum() / steps["completions"].sum()
+            for phase in phases:
+                each = 1000 * phases[phase].sum() / steps["completions"].sum()
+                found[f"train_{str(phase).removeprefix('seconds_')}_ms"] = each
+    return found
+
+
+def _summary(rounds: pd.DataFrame) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for column in rounds.columns.drop(["run", "round"]):
+        mean = estimate(rounds[column].to_numpy(float)[None], seeds=False)
+        known = not np.isnan(mean.value)
+        lo, hi = mean.interval if known else (np.nan, np.nan)
+        found |= {str(column): mean.value, f"{column}_lo": lo, f"{column}_hi": hi}
+    return found
