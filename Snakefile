@@ -67,6 +67,7 @@ ROLES = (
 )
 ALL = [
     f"{OUT}/table1.csv",
+    f"{OUT}/report.html",
     f"{OUT}/comparisons.csv",
     f"{OUT}/figures/paired.png",
     f"{OUT}/frontier.csv",

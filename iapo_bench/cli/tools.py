@@ -19,7 +19,7 @@ from iapo_bench.worlds import POSTFIX
     "--temperature",
     default=1.0,
     type=click.FloatRange(0, min_open=True),
-    help="Of every distribution that is measured.",
+    help="Temperature of every distribution that is measured.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
 @click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
@@ -88,7 +88,7 @@ def new(kind: Kind, name: str) -> None:
 @click.command()
 @tier_options
 @click.option("--device", default="h100", help="a100, h100, h200 or cpu.")
-@click.option("--gpus", default=8, type=click.IntRange(2), help="Of the strategies that share work.")
+@click.option("--gpus", default=8, type=click.IntRange(2), help="GPUs of the strategies that share work.")
 @click.option("--length", type=click.FloatRange(1), help="Mean completion tokens; by default an assumption a dataset.")
 @click.option(
     "--calibrate",
