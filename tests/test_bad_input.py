@@ -218,8 +218,7 @@ def test_sizes_below_one_and_rates_without_end_are_refused(make, message):
 
 
 def test_arrow_opens_every_table_itself():
-    """Given a file of Python's, as pandas gives it, a thread of Arrow's can still hold it when the interpreter ends, and
-    takes the process down with it."""
+    """A file of Python's, as pandas gives it, a thread of Arrow's may hold when the interpreter ends: that aborts."""
     package = Path(iapo_bench.__file__).parent
     found = [path for path in package.rglob("*.py") if re.search(r"\bpd\.read_(parquet|feather)\(", path.read_text())]
     assert not found
