@@ -142,7 +142,7 @@ def parse_json(text: str, place: str, hint: str) -> Any:
     except json.JSONDecodeError as error:
         reason = error.msg
     except UnicodeEncodeError:
-        reason = "half of a surrogate pair"
+        raise UserError(f"{place}: a string holds half of a surrogate pair: {hint}") from None
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:
@@ -165,7 +165,9 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         place = f"{path}:{number}"
         row = parse_json(line, place, f"a truncated download? {hint}")
-        if missing := [name for name in required if not isinstance(row, dict) or name not in row]:
+        if not isinstance(row, dict):
+            raise UserError(f"{place} is not an object of fields: {hint}")
+        if missing := [name for name in required if name not in row]:
             raise UserError(f"{place} lacks the field '{missing[0]}'")
         rows.append(row)
     return rows
@@ -191,6 +193,17 @@ def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it a
     return frame
 
 
+def read_csv(path: Path, hint: str = "make it again") -> "pd.DataFrame":
+    """The table of a CSV file. Raises UserError for a file that is missing or broken."""
+    import io
+
+    import pandas as pd
+
+    text = read_text(path)
+    with damaged(path, hint):
+        return pd.read_csv(io.StringIO(text))
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """`value` as strict JSON; a NumPy scalar becomes its number, and what else JSON does not know (a path) its text.
 
@@ -199,7 +212,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     try:
         return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
     except ValueError as error:
-        place = next(_not_finite(value), None)
+        place = first_infinite(value)
         raise UserError(f"nothing is written: {f'{place} is not finite' if place else error}") from None
 
 
@@ -219,6 +232,11 @@ def _finite(number: str) -> float:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def first_infinite(value: Any, place: str = "") -> str | None:
+    """Where in nested values the first number stands that is not finite; None where all are."""
+    return next(_not_finite(value, place), None)
 
 
 def _not_finite(value: Any, place: str = "") -> Iterator[str]:

@@ -19,6 +19,7 @@ import torch
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError, blamed, unknown
+from iapo_bench.files import first_infinite
 from iapo_bench.plugins import METHOD_DIRS, find_files, load_class
 
 PROFILES = ("paper", "released")
@@ -396,6 +397,8 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
         for option in settings:
             if option not in known:
                 raise unknown(f"option of {name}", option, known)
+            if settings is options and (place := first_infinite(settings[option], option)):
+                raise UserError(f"option {place} of {name} is not a finite number")
         changes = dict(settings)
         for part in ("loss", "reading"):
             if isinstance(changes.get(part), dict):

@@ -1,6 +1,7 @@
 # What people read: one artefact, one module of iapo_bench/report, one rule, one command.
 
 TRAINED = FLOW.trained
+TIMED = {"base": RUNS["base"], **TRAINED}
 ABLATED = list(
     dict.fromkeys(["base", *map(TIER.parent, TIER.ablations), *TIER.ablations])
 )
@@ -39,7 +40,7 @@ rule metrics:
         logs=lambda wildcards: [
             f"{folder}/train.jsonl"
             for folder in FLOW.folders(wildcards.row)
-            if wildcards.row != "base"
+            if wildcards.row not in ["base", *TIER.measured]
         ],
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
@@ -248,7 +249,7 @@ rule wallclock:
     """Say where the time of every run went."""
     input:
         settings=lambda wildcards: FLOW.wallclock(),
-        timing=[f"{folder}/test/timing.json" for folder in RUNS.values()],
+        timing=[f"{folder}/test/timing.json" for folder in TIMED.values()],
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
         csv=report(f"{OUT}/wallclock.csv", category="Wall-clock"),
@@ -261,7 +262,7 @@ rule wallclock:
     conda:
         "../configs/environment.yaml"
     params:
-        runs=named(RUNS),
+        runs=named(TIMED),
         stem=stem,
     shell:
         RUN + "wallclock --settings {input.settings} {params.runs} --out {output.csv}"

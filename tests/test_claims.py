@@ -163,7 +163,7 @@ STATED = "  - {{id: a, sentence: b, source: c, check: {{kind: {}, measure: x, me
             "claims:\n  - {id: a, sentence: b, source: c, check: {kind: worst, measure: x, method: y}}\n",
             "claims.0.check",
         ),
-        ("claims: [", "cannot be read"),
+        ("claims: [", "is not YAML"),
         (
             "claims:\n" + 2 * "  - {id: a, sentence: b, source: c, check: {kind: best, measure: x, method: y}}\n",
             "twice",

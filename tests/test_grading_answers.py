@@ -322,6 +322,7 @@ WRONG = [
             *(r"\boxed{5}\boxed{6}", r"\boxed{5}, no, \boxed{6}"),
         ],
     ),
+    (r"\sqrt{51}", [r"\sqrt{51} + \frac{\pi}{10^{30}}", r"\sqrt{51} - 10^{-30}\pi", r"-\sqrt{51}", "51"]),
     (r"\frac13", [r"0.\overline{4}", "0.3", "0.33333", r"\overline{\frac13}"]),
     (
         r"\frac{3}{4}",

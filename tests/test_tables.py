@@ -316,8 +316,8 @@ def test_what_is_no_run_is_refused(name):
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        ("", "holds no steps"),
-        (json.dumps(STEP)[:-2], "cannot be read"),
+        ("", "is empty"),
+        (json.dumps(STEP)[:-2], "is not JSON"),
         (json.dumps(STEP).replace("seconds_update", "update"), "without 'seconds_update'"),
         (json.dumps({"tokens": 1}), "without 'seconds_rollout'"),
     ],

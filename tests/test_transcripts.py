@@ -162,7 +162,7 @@ def test_other_mistakes(run, saved, tmp_path):
     for arguments, message in (
         (("--model", saved, "--input", tmp_path / "no.jsonl"), "no.jsonl does not exist"),
         (("--model", saved, "--input", tmp_path / "cut.jsonl"), "cut.jsonl:1 is not JSON"),
-        (("--model", saved, "--input", tmp_path / "latin.jsonl"), "latin.jsonl is not UTF-8"),
+        (("--model", saved, "--input", tmp_path / "latin.jsonl"), "latin.jsonl:1 is not UTF-8"),
         (("--model", saved, "--input", tmp_path / "empty.jsonl"), "empty.jsonl is empty"),
         (("--model", tmp_path, "--input", path), f"{tmp_path} "),
         (("--model", saved, "--input", path, "--postfix", ""), "--postfix is empty"),
@@ -246,7 +246,7 @@ def test_many_long_transcripts_make_a_page_that_loads():
         )
     started = time.perf_counter()
     page = heatmap_page(many, model="m", postfix="P", temperature=1.0)
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 10  # below 1 s on an idle machine
     assert len(page.encode()) < 6_000_000
     folded = page.index("180 more transcripts")
     assert page.index('<section id="t20"') < folded < page.index('<section id="t21"')

@@ -108,3 +108,22 @@ def test_the_default_table_leaves_room_in_both_directions():
     shorter = trained["length@16_hi"] < table.loc["base", "length@16_lo"]
     better = trained["pass@1_lo"] > table.loc["base", "pass@1_hi"]
     assert (shorter | better).any()
+
+
+def test_the_released_code_and_protocol_have_targets(copy):
+    shown = snakemake(copy, "-n", "fidelity", "protocol", "claims")
+    assert shown.returncode == 0, shown.stderr
+    said = shown.stdout + shown.stderr
+    for rule in ("fidelity_table", "protocol_table", "claims"):
+        assert f"\nrule {rule}:" in said or f"\n{rule} " in said
+    assert "iapo_released/seed0" in said
+
+
+def test_a_checkpoint_is_fetched_and_not_trained(copy):
+    arguments = ("tier=smoke", "methods={authors: {checkpoint: someone/models}}")
+    shown = snakemake(copy, "-n", "results/smoke/table1.csv", "--config", *arguments)
+    assert shown.returncode == 0, shown.stderr
+    said = shown.stdout + shown.stderr
+    assert "checkpoint--authors" in said
+    assert "sample--authors-seed0" in said
+    assert "train--authors" not in said

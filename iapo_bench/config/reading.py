@@ -8,8 +8,11 @@ from typing import Any
 import yaml
 
 from iapo_bench.errors import UserError
+from iapo_bench.files import read_text
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
+
+_DEEPEST, _LARGEST = 50, 100_000  # of any settings
 
 Path_ = tuple[str, ...]
 Places = dict[Path_, str]
@@ -48,10 +51,18 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Places]:
     try:
         node = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{source}:{mark.line + 1}" if mark else source
-        reason = getattr(error, "problem", None) or str(error)
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise UserError(f"{place} is not YAML: {' '.join(str(reason).split())}") from None
     places: Places = {}
     _note(node, (), source, places)
@@ -59,6 +70,9 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Places]:
 
 
 def _note(node: Any, path: Path_, source: str, places: Places) -> None:
+    # Aliases can make a short file endless, or larger than any memory.
+    if len(path) > _DEEPEST or len(places) > _LARGEST:
+        raise UserError(f"{source} is nested too deeply or holds too many settings: write it without aliases")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             below = (*path, str(key.value))
@@ -68,11 +82,7 @@ def _note(node: Any, path: Path_, source: str, places: Places) -> None:
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
     """A YAML file that holds a mapping. Raises UserError naming file and line when it does not."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    content, places = parse_yaml(text, str(path))
+    content, places = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings")
     return content, places

@@ -84,9 +84,8 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
     inputs = {"model": checksums(model), "problems": checksum(data / "test.jsonl"), "backend": _versions(backend)}
-    with resuming(
-        out / "results.resume", run_identity(job, "iapo_bench.evaluate.lm_evaluation", inputs=inputs)
-    ) as folder:
+    run = run_identity(job, "iapo_bench.evaluate.lm_evaluation", inputs=inputs)
+    with resuming(out / "results.resume", run) as folder:
         with (
             _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)),
             _in_parts(lm, folder),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import Estimate, estimate
+from iapo_bench.files import read_parquet
 from iapo_bench.worlds.grading import Outcome
 
 Estimator = Literal["unbiased", "first_k"]
@@ -131,14 +132,14 @@ class Tally:
     def from_parquet(cls, path: Path) -> Self:
         """The inverse of `to_parquet`. Raises UserError for a file that is missing or is not one."""
         try:
-            frame = pd.read_parquet(path)
+            frame = read_parquet(path)
             seeds, sampling, problems = (tuple(frame[key].unique()) for key in ("train_seed", "seed", "problem_id"))
             shape = (len(seeds), len(sampling), len(problems))
             counts = {name: frame[name].to_numpy().reshape(shape) for name in COUNTS if name in frame}
             return cls(
                 tuple(map(int, seeds)), tuple(map(int, sampling)), problems, int(frame["n_samples"].iloc[0]), counts
             )
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
             raise UserError(f"{path} cannot be read as counts by problem ({error}): measure again") from None
 
 
@@ -181,7 +182,9 @@ def read_grades(path: Path) -> pd.DataFrame:
         table = pq.read_table(path, columns=columns, read_dictionary=[c for c in _CATEGORIES if c in columns])
         for column in ("sample", "n_tokens"):
             table = table.set_column(columns.index(column), column, table[column].cast(pa.int32()))
-    except (OSError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Arrow's of a damaged file are of many kinds
         raise UserError(f"{path} cannot be read as grades ({error}): grade again") from None
     return table.to_pandas(split_blocks=True, self_destruct=True)
 

@@ -22,8 +22,8 @@ from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world
 
-# Completions drawn at once, which survive a kill when they are done. Parts start where they do whatever was done before,
-# so that a run that was stopped draws what any other does.
+# Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
+# done before, so that a run that was stopped draws what any other does.
 PART = 4096
 
 

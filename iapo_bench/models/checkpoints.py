@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from iapo_bench.errors import UserError
-from iapo_bench.files import whole_directory, write_json
+from iapo_bench.errors import UserError, damaged, first_line
+from iapo_bench.files import read_json, whole_directory, write_json
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.models.lora import exact_dtype, merged_state
 from iapo_bench.seeds import stream_seed
@@ -86,7 +86,7 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a checkpoint directory (no config.json)")
     generation = read_generation_config(path)
-    try:
+    with damaged(path, "make or fetch the checkpoint again"):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=stored_dtype(path, dtype),
@@ -94,8 +94,6 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
             local_files_only=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := info.get(kind):
             first = sorted(str(name) for name in names)[0]
@@ -109,7 +107,7 @@ def stored_dtype(path: Path, dtype: torch.dtype) -> torch.dtype:
     """The dtype to load the checkpoint `path` in where `dtype` is asked for: float32 where adapters were trained beside
     rounded weights, for the sum of both is what was trained and sampled, and rounding it loses small steps."""
     notes = path / "training.json"
-    return torch.float32 if notes.is_file() and WIDENED in json.loads(notes.read_text()) else dtype
+    return torch.float32 if notes.is_file() and WIDENED in read_json(notes) else dtype
 
 
 def require_finite(state: Any, what: str) -> None:
@@ -150,11 +148,8 @@ def load_skeleton(path: Path) -> PreTrainedModel:
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a checkpoint directory (no config.json)")
     generation = read_generation_config(path)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    with damaged(path, "make or fetch the checkpoint again"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
     model.generation_config = generation or sound_generation_config(model.generation_config, path)
     return model
 
@@ -200,7 +195,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no tokenizer: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} has no tokenizer: {first_line(error)}") from None
+    except Exception as error:  # of a damaged file, from three libraries
+        raise UserError(f"{path}: the tokenizer cannot be read ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -228,7 +225,8 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 def context_length(path: Path) -> int:
     """How many tokens, prompt and completion together, the model at `path` can read."""
-    return context_of(AutoConfig.from_pretrained(path, local_files_only=True))
+    with damaged(path, "make or fetch the checkpoint again"):
+        return context_of(AutoConfig.from_pretrained(path, local_files_only=True))
 
 
 def context_of(config: PretrainedConfig) -> int:

@@ -1,6 +1,5 @@
 """How fast this machine really is: achieved rates from finished runs, and how well they predict other runs."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.errors import UserError
+from iapo_bench.files import read_json, read_jsonl
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.plan.costs import PHASES, Lengths, Work, flops, sampling_work, training_work
-from iapo_bench.worlds import read_jsonl
 
 COLUMNS = ("completions", "groups", "tokens", *(f"seconds_{phase}" for phase in (*PHASES, "grade", "other")))
 
@@ -67,7 +66,7 @@ def read_runs(path: Path, tier: TierConfig) -> list[Run]:
                 raise UserError(f"{path}: '{method}' is no method of {tier.tier}: give .../METHOD/seed0/train.jsonl")
             continue
         timing = file.parent / "test" / "timing.json"
-        measured = json.loads(timing.read_text()) if timing.is_file() else None
+        measured = read_json(timing) if timing.is_file() else None
         runs.append(Run(method, read_jsonl(file, COLUMNS), measured))
     if not runs:
         raise UserError(f"{path} holds no METHOD/seed*/train.jsonl of {tier.tier}: run a training there first")

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import t as student
 from scipy.stats import ttest_ind_from_stats
 
+from iapo_bench.config.reading import read_yaml
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
+from iapo_bench.files import read_csv
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import BASE, Row, read_rows
 
@@ -300,9 +301,7 @@ def check_time(check: Time, wallclock: pd.DataFrame) -> Finding | None:
 def read_claims(path: Path) -> list[Claim]:
     """The claims of a ledger file. Raises UserError for a file that states none or states one badly."""
     try:
-        ledger = Ledger(**(yaml.safe_load(path.read_text()) or {}))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        ledger = Ledger(**read_yaml(path)[0])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -396,11 +395,11 @@ def make_claims(
     """Write the ledger's verdicts to `out` (CSV) and, for readers, beside it."""
     claims = read_claims(ledger)
     evidence = Evidence(
-        pd.read_csv(published),
-        pd.read_csv(second_hand),
+        read_csv(published),
+        read_csv(second_hand),
         read_rows(summaries),
-        [pd.read_csv(path) for path in wallclocks],
-        pd.read_csv(bench) if bench else None,
+        [read_csv(path) for path in wallclocks],
+        read_csv(bench) if bench else None,
     )
     table = judge(claims, evidence)
     write_document(out, table, claim_blocks(claims, table))

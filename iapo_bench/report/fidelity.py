@@ -33,7 +33,7 @@ def make_fidelity(job: FidelityJob, *, base: Path, data: Path, summaries: Sequen
     """Write the table of departures to `out` (CSV) and, for readers, beside it.
 
     Credit is compared on rollouts of the model `base`; trained models by the summaries of methods and of their variants
-    under the profile `released` or a single departure.
+    under the profile `released` or a single departure. Without summaries, only credit is compared.
     """
     model = load_model(base, dtype=torch_dtype(job.dtype)).to(accelerator())
     tokenizer = load_tokenizer(base)
@@ -44,7 +44,7 @@ def make_fidelity(job: FidelityJob, *, base: Path, data: Path, summaries: Sequen
     }
     credits = Credits(draw_rollouts(job, model, tokenizer, base, data), model, **settings)
     credit = effects(credits, job.methods).assign(of="credit")
-    trained = trained_effects(read_rows(summaries), job)
+    trained = trained_effects(read_rows(summaries), job) if summaries else pd.DataFrame()
     table = with_places(pd.concat([credit, trained.assign(of="trained model")], ignore_index=True))
     write_document(out, table, fidelity_blocks(table))
 

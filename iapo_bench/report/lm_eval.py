@@ -1,12 +1,11 @@
 """The table of what lm-eval measured: a row for each run, task and metric."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_json, whole_file
 from iapo_bench.report.rows import split_run
 
 COLUMNS = ("method", "train_seed", "task", "metric", "value", "stderr", "n", "backend", "versions")
@@ -24,11 +23,11 @@ def make_lm_eval_table(runs: dict[str, Path], out: Path) -> None:
         path = folder / "lm_eval" / "scores.json"
         method, seed = split_run(name)
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             made = {"backend": content["backend"], "versions": content["versions"]}
             for score in content["scores"]:
                 rows.append({"method": method, "train_seed": seed} | {key: score[key] for key in _OF_A_SCORE} | made)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (UserError, LookupError, TypeError) as error:
             raise UserError(f"{path} holds no scores ({error}): run `iapo-bench lm-eval` on {method}") from None
     with whole_file(out) as partial:
         pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(partial, index=False, float_format="%.6g")

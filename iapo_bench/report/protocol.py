@@ -16,6 +16,7 @@ import pandas as pd
 from iapo_bench.config.report import ProtocolJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import first_k, pass_at_k, read_grades
+from iapo_bench.files import read_parquet
 from iapo_bench.models.checkpoints import load_tokenizer
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import split_run
@@ -81,7 +82,7 @@ def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out
             dialogue = world.dialogue(load_tokenizer(folder / "model"), job.prompt)
             prompt_tokens = {problem.id: len(dialogue.encode(problem.question)) for problem in problems}
             golds = {problem.id: problem.answer for problem in problems}
-            samples = pd.read_parquet(folder / "test" / "samples.parquet")
+            samples = read_parquet(folder / "test" / "samples.parquet", ("token_ids",), "sample first")
             frame = with_protocols(
                 read_run(folder), samples["token_ids"].tolist(), golds, prompt_tokens, dialogue, grader
             )
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> pd.DataFrame:
     """The grades of a run on the test split, with their texts."""
     path = folder / "test" / "grades.parquet"
     read_grades(path)  # which says what is wrong with a file
-    return pd.read_parquet(path)
+    return read_parquet(path)
 
 
 def with_protocols(
@@ -118,14 +119,14 @@ def with_protocols(
         raise UserError(f"the prompt of '{problem}' leaves no room in {context} tokens")
     gold = grades["problem_id"].map(golds).tolist()
     cut = (grades["n_tokens"] > room).to_numpy()
-    at = np.flatnonzero(cut)
+    at = [int(i) for i in np.flatnonzero(cut)]
     short = [list(token_ids[i])[: int(room.iloc[i])] for i in at]
-    short_texts = completion_texts(short, dialogue.tokenizer, prefill=dialogue.prefill) if len(at) else []
+    short_texts = completion_texts(short, dialogue.tokenizer, prefill=dialogue.prefill) if at else []
     short_golds = [gold[i] for i in at]
     right = (grades["outcome"] == Outcome.CORRECT).to_numpy()
     exact = np.array([outcome is Outcome.CORRECT for outcome in judge_exactly(grades["text"].tolist(), gold)])
     right_cut, exact_cut = right.copy(), exact.copy()
-    if len(at):
+    if at:
         right_cut[at] = [outcome is Outcome.CORRECT for outcome in grader.grade(short_texts, short_golds)]
         exact_cut[at] = [outcome is Outcome.CORRECT for outcome in judge_exactly(short_texts, short_golds)]
     return grades.assign(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import MEASURES, Cell
+from iapo_bench.files import read_csv
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.report.accuracy_length import accuracy_length
 from iapo_bench.report.comparisons import KINDS, compare, detectable_sentence, undecided_with, worse_than
@@ -29,7 +30,7 @@ def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, 
 
 def write_table(rows: Sequence[Row], summaries: Sequence[Path], out: Path, published: Path | None) -> None:
     """Write rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come from."""
-    write_document(out, table_frame(rows), table_blocks(rows, pd.read_csv(published) if published else None))
+    write_document(out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
     write_provenance(
         out.with_suffix(".provenance.json"),
         config={row.name: row.settings for row in rows},

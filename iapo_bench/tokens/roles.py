@@ -23,7 +23,7 @@ import pandas as pd
 from iapo_bench.batch import SIGNAL_NOISE
 from iapo_bench.config.report import Labels, RolesJob, TokensJob
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_parquet, whole_file
 from iapo_bench.report.rows import BASE, split_run
 from iapo_bench.report.style import save_figure
 from iapo_bench.seeds import numpy_stream
@@ -204,17 +204,7 @@ def micro_world(job: RolesJob | TokensJob) -> MicroWorld:
 
 
 def _read(path: Path, columns: Iterable[str], hint: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {hint}")
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    if missing := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} has no column '{missing[0]}': {hint}")
-    if frame.empty:
-        raise UserError(f"{path} is empty: {hint}")
-    return frame
+    return read_parquet(path, columns, hint)
 
 
 def _labels(labels: Labels, name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_jsonl, whole_file
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.method import Signal
 from iapo_bench.models.checkpoints import accelerator, context_length, load_model, load_tokenizer
@@ -22,7 +22,6 @@ from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.signals.statistics import compute_signals
 from iapo_bench.tokens.heatmap import ScoredTranscript, heatmap_page
-from iapo_bench.worlds import read_jsonl
 from iapo_bench.worlds.datasets.micro import VOCABULARY, token_roles
 
 BATCH = 8  # transcripts

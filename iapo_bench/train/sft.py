@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -36,6 +36,12 @@ class SFT:
     lr: float = 5e-5
     micro_batch_tokens: int = 8192
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, whole = getattr(self, field.name), field.name != "lr"
+            if not math.isfinite(value) or (whole and value != int(value)) or (value <= 0 and field.name != "seed"):
+                raise UserError(f"model.sft.{field.name} must be a {'whole ' * whole}number above 0, is {value}")
 
 
 @dataclass(frozen=True)

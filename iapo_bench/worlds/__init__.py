@@ -64,7 +64,7 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Read what `write_problems` wrote. Raises UserError for what is missing, damaged or there twice, with the line."""
+    """Read what `write_problems` wrote. Raises UserError, with the line, for a row that is damaged or there twice."""
     lines: dict[str, int] = {}
     problems = []
     fields = ("id", "question", "answer")

@@ -83,6 +83,12 @@ class MicroWorld:
         return cls(**options, seed=seed)
 
     def __post_init__(self) -> None:
+        for name in ("n_train", "n_validation", "n_test", "min_terms", "max_terms", "taught_terms"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise UserError(f"micro world: {name} must be a whole number, is {getattr(self, name)}")
+        for name in ("slip", "check", "filler", "restate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"micro world: {name} is a chance from 0 to 1, not {getattr(self, name)}")
         if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms:
             terms = (self.min_terms, self.taught_terms, self.max_terms)
             raise UserError(f"micro world: 2 <= min_terms <= taught_terms <= max_terms, not {terms}")

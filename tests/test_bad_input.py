@@ -1,0 +1,215 @@
+"""Files that are damaged in thousands of ways are read, or refused in one line that names the file."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from iapo_bench.cli.options import read_job
+from iapo_bench.config.evaluate import SampleJob
+from iapo_bench.config.reading import CONFIG_DIR, parse_yaml
+from iapo_bench.config.tier import read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.evaluate.metrics import Tally, read_grades
+from iapo_bench.files import read_csv, read_json, read_jsonl, read_parquet, write_json
+from iapo_bench.method import load_method
+from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model
+from iapo_bench.train.sft import SFT, TaughtSFT
+from iapo_bench.worlds import Problem, read_problems, write_problems
+from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
+
+NASTY = [
+    *(b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\r", b"\n\n", b"\t", b" ", b"{", b"}", b"[", b"]", b":"),
+    *(b"nan", b"NaN", b"-Infinity", b".inf", b"1e999", b"-1", b"0", b"null", b"true", b'""', b"'", b'"', b"#", b"!!"),
+    *(b"9" * 5000, b"[" * 100_000, b"{a: " * 2000, b'"\\ud800"', b"!!int ''", b"!!timestamp x", b"!!bool maybe"),
+    *(
+        b"&a [*a]",
+        b"*gone",
+        b"<<: 3",
+        b"? [1]\n: 2",
+        b"%YAML 9",
+        b"---\n",
+        b"0x",
+        b"1:60:99",
+        b"2020-99-99",
+        b"!!set x",
+    ),
+]
+SEEDED = {"derandomize": True, "database": None, "deadline": None}
+SEEDED["suppress_health_check"] = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@st.composite
+def damage(draw: Callable[[Any], Any], content: bytes) -> bytes:
+    """A file after one to three accidents: cut short, bits flipped, pieces lost, doubled or replaced."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(content)))
+        end = min(len(content), start + draw(st.sampled_from([0, 1, 2, 7, 40, 400])))
+        kind = draw(st.sampled_from(["cut", "flip", "lose", "double", "replace"]))
+        if kind == "cut":
+            content = content[:start]
+        elif kind == "flip" and content:
+            place = min(start, len(content) - 1)
+            content = content[:place] + bytes([content[place] ^ 1 << draw(st.integers(0, 7))]) + content[place + 1 :]
+        else:
+            middle = {"lose": b"", "double": content[start:end] * 2, "flip": b""}.get(kind)
+            middle = draw(st.sampled_from(NASTY)) if middle is None else middle
+            content = content[:start] + middle + content[end:]
+    return content
+
+
+def complaint(read: Callable[[], Any], otherwise: str) -> str:
+    """What a reader says for the user; any other error is the test's failure."""
+    try:
+        read()
+    except UserError as error:
+        return str(error)
+    return otherwise
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """One whole file of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_problems(folder / "problems.jsonl", [Problem(f"p{i}", f"{i} + 1 = ?", str(i + 1)) for i in range(5)])
+    (folder / "tier.yaml").write_bytes((CONFIG_DIR / "smoke.yaml").read_bytes())
+    write_json(folder / "object.json", {"a": [1, 2.5, None], "b": {"c": "\u00e9"}})
+    (folder / "table.csv").write_text("method,value\ngrpo,1.5\niapo,2\n")
+    job = read_tier("smoke").sample_job("test").model_dump(mode="json")
+    write_json(folder / "job.yaml", {"name": "sample", "job": job, "identity": {}})
+    rows = [(f"p{i}", s, 42, 3, "CORRECT", "stop", True, "CORRECT") for i in range(5) for s in range(2)]
+    names = ["problem_id", "sample", "seed", "n_tokens", "outcome", "finish_reason", "formatted", "outcome_lenient"]
+    pd.DataFrame(rows, columns=names).to_parquet(folder / "grades.parquet", index=False)
+    counts = {"n_samples": 2, "correct": 1, "tokens": 6}
+    keys = [{"train_seed": 0, "seed": 42, "problem_id": f"p{i}"} for i in range(5)]
+    pd.DataFrame([key | counts for key in keys]).to_parquet(folder / "counts.parquet", index=False)
+    return folder
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "problems.jsonl": read_problems,
+    "tier.yaml": read_tier,
+    "object.json": read_json,
+    "table.csv": read_csv,
+    "job.yaml": lambda path: read_job(path, SampleJob),
+    "grades.parquet": read_grades,
+    "counts.parquet": Tally.from_parquet,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_whole_file_is_read(whole, name):
+    READERS[name](whole / name)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_refused_in_one_line_that_names_it(whole, tmp_path, name):
+    content, path = (whole / name).read_bytes(), tmp_path / name
+
+    @settings(max_examples=150, **SEEDED)
+    @given(damage(content))
+    def check(damaged: bytes) -> None:
+        path.write_bytes(damaged)
+        assert str(path) in complaint(lambda: READERS[name](path), otherwise=str(path))
+
+    check()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    tokenizer = build_tokenizer()
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    save_model(build_micro(tokenizer, hidden=16, layers=1, heads=2, seed=0), tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+def test_a_damaged_checkpoint_is_read_or_refused_in_one_line_that_names_it(checkpoint, name):
+    path = checkpoint / name
+    content = path.read_bytes()
+    # What is told of the weights stands in front of them.
+    head = content[:2000] if name.endswith(".safetensors") else content
+
+    @settings(max_examples=25, **SEEDED)
+    @given(damage(head))
+    def check(damaged: bytes) -> None:
+        path.write_bytes(damaged + content[len(head) :])
+        assert str(checkpoint) in complaint(lambda: load_tokenizer(checkpoint), otherwise=str(checkpoint))
+        assert str(checkpoint) in complaint(lambda: load_model(checkpoint), otherwise=str(checkpoint))
+
+    try:
+        check()
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b'{"id": "a", "question": "q", "answer": "1"}\n{"id": "a", "question": "r", "answer": "2"}\n',
+            ":2: the id 'a'",
+        ),
+        (b'{"id": "a", "question": "q", "answer": 1}\n', ":1: the field 'answer' is not text"),
+        (b'{"id": "a", "question": "\\ud800", "answer": "1"}\n', ":1: a string holds half of a surrogate pair"),
+        (b'{"id": "a", "question": "q", "answer": "1"}\n\xff\n', ":2 is not UTF-8 text"),
+        (b'{"id": "a", "question": "q", "answer": "1", "level": NaN}\n', ":1 is not JSON (NaN is not a finite number)"),
+        (b'{"id": "a", "question": "q", "answer": "1", "level": 1e999}\n', ":1 is not JSON (1e999 is not"),
+        (b'{"id": ' + b"[" * 100_000, ":1 is not JSON (nested too deeply)"),
+        (b'{"id": ' + b"9" * 5000 + b"}", ":1 is not JSON (Exceeds the limit"),
+        (b"", " is empty"),
+    ],
+)
+def test_problems_that_are_refused(tmp_path, content, message):
+    path = tmp_path / "problems.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_problems(path)
+    assert f"{path}{message}" in str(error.value)
+
+
+def test_a_byte_order_mark_and_further_fields_are_no_mistake(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    row = {"id": "a", "question": "q", "answer": "1", "level": 3}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n")
+    assert read_problems(path) == [Problem("a", "q", "1")]
+    assert read_jsonl(path, ("level",)) == [row]
+
+
+def test_a_short_file_that_means_an_endless_one_is_refused():
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} {{k: *a{i - 1}, l: *a{i - 1}}}\n" for i in range(1, 40))
+    for text in (laughs, "a: &a {b: *a}"):
+        with pytest.raises(UserError, match="settings"):
+            parse_yaml(text, "settings")
+
+
+def test_a_column_that_is_missing_is_named(whole):
+    with pytest.raises(UserError, match=r"grades.parquet has no column 'text': sample first"):
+        read_parquet(whole / "grades.parquet", ("problem_id", "text"), "sample first")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TaughtSFT(hidden=-32), "model.sft.hidden must be a whole number above 0, is -32"),
+        (lambda: SFT(steps=2.5), "model.sft.steps must be a whole number above 0, is 2.5"),
+        (lambda: SFT(lr=math.inf), "model.sft.lr must be a number above 0, is inf"),
+        (lambda: MicroWorld(n_train=-4), "every split needs at least one problem"),
+        (lambda: MicroWorld(n_test=2.5), "n_test must be a whole number"),
+        (lambda: MicroWorld(slip=7.0), "slip is a chance from 0 to 1"),
+        (lambda: load_method("iapo", alpha=math.inf), "option alpha of iapo is not a finite number"),
+        (lambda: load_method("grpo", loss={"kl_coef": math.nan}), "option loss.kl_coef of grpo is not a finite number"),
+        (lambda: read_tier("smoke", {"train": {"lr": math.inf}}), "train.lr"),
+        (lambda: read_tier("smoke", {"train": {"completions": -8}}), "train.completions"),
+    ],
+)
+def test_sizes_below_one_and_rates_without_end_are_refused(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert message in str(error.value)
