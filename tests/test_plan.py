@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from iapo_bench.cli import cli
 from iapo_bench.config.lora import LoraConfig
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier import list_tiers, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
 from iapo_bench.models.checkpoints import load_model, load_tokenizer
 from iapo_bench.models.lora import add_lora, trainable_state
 from iapo_bench.models.sources import fetch_model
-from iapo_bench.plan import costs
+from iapo_bench.plan import costs, show
 from iapo_bench.plan.calibration import compare, fit, read_runs
 from iapo_bench.plan.show import architecture, jobs, plan, time_table
 

@@ -247,7 +247,7 @@ def test_checkpoints_wait_for_their_minutes(make_trainer, tmp_path, monkeypatch)
     clock = [0.0]
     saved = []
     monkeypatch.setattr("iapo_bench.train.trainer.time.monotonic", lambda: clock[0])
-    trainer = make_trainer(settings=SETTINGS.model_copy(update={"checkpoint_minutes": 2}))
+    trainer = make_trainer(settings=SETTINGS.model_copy(update={"checkpoint_minutes": 2, "completions": 96}))
     monkeypatch.setattr(trainer, "_save", lambda path: saved.append(len(trainer.rows)))
     step = trainer.step
 

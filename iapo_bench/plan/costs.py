@@ -47,7 +47,7 @@ LAYER_SECONDS = {"transformers": 1e-4, "vllm": 5e-5}  # assumed: a layer's small
 LONGEST = 4.0  # assumed: a batch's longest completion over its mean, up to the limit
 ACTIVATION_BYTES = 34  # a token, layer and channel at 16 bits, without attention maps: Korthikanti et al. 2022
 CHECKPOINTS = 3  # the last two, and one that is being written
-PROCESS_GIB = {"cpu": 0.8, "cuda": 4.0}  # of main memory: Python and torch; CUDA's context
+PROCESS_GIB = {"cpu": 0.5, "cuda": 4.0}  # of main memory: Python and torch; CUDA's context
 VLLM_START_SECONDS = 180  # measured on a CPU: 35; on a GPU it compiles and captures graphs besides
 SAMPLE_BYTES = 8  # assumed: a sampled token in parquet, id and text
 LORA_RANK = 16
@@ -288,7 +288,7 @@ def checkpoints(tier: TierConfig, steps: int, seconds: float) -> int:
 
 
 def host_memory(size: Architecture, tier: TierConfig) -> dict[str, float]:
-    """GiB of main memory of a training job at its peak, all its processes together: while the model is loaded, or later."""
+    """GiB of main memory of a training job at its peak, all processes together: while it loads, or later."""
     ranks = max(1, tier.gpus)
     whole = size.parameters * bytes_of(tier.model.dtype) / GIB
     parts = {"processes": PROCESS_GIB["cuda" if tier.gpus else "cpu"] * ranks}
