@@ -327,11 +327,10 @@ rule time:
         "../configs/environment.yaml"
     threads: 1024  # all there are: no other job beside it
     resources:
-        **LARGE,
-        gpu=TIER.gpus,
+        **REQUESTS["train"].resources,
     params:
         runs=named(RUNS),
         base=f"{WORK}/base/model",
     shell:
-        RUN_GPU + "time --settings {input.settings} {params.runs} --base {params.base}"
+        run_gpu("train") + "time --settings {input.settings} {params.runs} --base {params.base}"
         " --data {input.data} --out {output.csv}"

@@ -18,6 +18,7 @@ from iapo_bench.report.protocol import (
     order_chances,
     protocol_blocks,
     ranking_chances,
+    read_run,
     with_protocols,
 )
 from iapo_bench.worlds.grading import make_grader
@@ -136,3 +137,17 @@ def test_completions_are_cut_with_their_prompts(tokenizer, world):
     assert frame["tokens_cut"].tolist() == [len(ids[0]), len(ids[0])]
     run = count(frame, ["p", "never asked"])
     assert run.cells(("768 tokens",), 1)[0] == 0.5
+
+
+def test_grades_find_their_samples_in_any_order(tmp_path):
+    rows = pd.DataFrame({"problem_id": ["a", "a", "b"], "sample": [0, 1, 0], "seed": 42})
+    said = {"n_tokens": [1, 2, 3], "finish_reason": "stop", "outcome": "WRONG", "text": ["x", "y", "z"]}
+    (tmp_path / "test").mkdir()
+    rows.assign(**said).to_parquet(tmp_path / "test" / "grades.parquet")
+    samples = rows.assign(token_ids=[[1], [2, 2], [3, 3, 3]])
+    samples[::-1].to_parquet(tmp_path / "test" / "samples.parquet")
+    grades, token_ids = read_run(tmp_path)
+    assert [len(ids) for ids in token_ids] == grades["n_tokens"].tolist() == [1, 2, 3]
+    samples[:2].to_parquet(tmp_path / "test" / "samples.parquet")
+    with pytest.raises(UserError, match="grades and samples differ"):
+        read_run(tmp_path)

@@ -237,7 +237,7 @@ def test_null_drops_the_sft(tmp_path, source, data_dir):
 def test_the_base_is_made_again_when_its_sft_changes(tmp_path, source, data_dir):
     (tmp_path / "copy").mkdir()
     folder = copy_project(tmp_path / "copy")
-    model = f"source: {source}, warm_start: {{steps: %s, batch_size: 2}}"
+    model = f"source: {source}, sft: {{steps: %s, batch_size: 2}}"
     common = ("results/smollm2/base/model", "--configfile", "configs/smollm2.yaml")
 
     def run(steps: str, *options: str) -> str:

@@ -21,7 +21,7 @@ def world(name, folder, golds, **options) -> World:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("gold", ["?!", "null", "None", "NaN", "[1]", "</answer>", None, True, 1.5, [1], float("nan")])
+@pytest.mark.parametrize("gold", ["?!", "null", "None", "NaN", "[1]", "</answer>", None, True, 1.5, [1]])
 def test_a_gold_that_is_none_is_refused_with_its_line(tmp_path, name, gold):
     with pytest.raises(UserError, match=rf"{FILES[name]}:2: the gold answer .*: correct or remove it"):
         world(name, tmp_path, ["4", gold]).load("train")

@@ -121,7 +121,7 @@ def bench_step_at_size(
     """
     prompt, completion, postfix = int(lengths.prompt), int(lengths.completion), lengths.postfix
     draws = torch.Generator().manual_seed(0)
-    # Of the tokenizer's own ids: a random model's may go beyond them, which decoding passes over.
+    # Draw from the tokenizer's own ids: a random model's may go beyond them, which decoding passes over.
     ids = torch.randint(3, len(tokenizer), (2 * prompts_per_step + 1, prompt), generator=draws).tolist()
     dtype = str(model.dtype).removeprefix("torch.")
     rows = []
@@ -196,7 +196,7 @@ def bench_step_at_size(
 
 
 def _peak_flops(dtype: str) -> float | None:
-    """Of the GPU in use, by its name; None on a CPU and for a GPU that `costs.DEVICES` does not know."""
+    """Peak of the GPU in use, by its name; None on a CPU and for a GPU that `costs.DEVICES` does not know."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name().lower()

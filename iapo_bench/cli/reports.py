@@ -168,7 +168,7 @@ def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
 @click.command()
 @with_job(SensitivityJob, TierConfig.sensitivity_job)
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
-@click.option("--grades", type=FILE, multiple=True, required=True, help="Of each point of the grid, in order; repeat.")
+@click.option("--grades", type=FILE, multiple=True, required=True, help="Grades of each point, in order; repeat.")
 @click.option("--out", type=FILE, required=True, help="CSV file.")
 @click.option("--figure", type=FILE, required=True, help="Heat maps, without ending: PNG and SVG are written.")
 def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: Path, figure: Path) -> None:
@@ -211,7 +211,7 @@ def _fidelity_job(tier: TierConfig) -> FidelityJob:
 @with_job(FidelityJob, _fidelity_job)
 @click.option("--base", type=FILE, required=True, help="Directory of the model whose rollouts are credited.")
 @click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
-@click.option("--summary", "summaries", type=FILE, multiple=True, help="Of `metrics`: methods and variants; repeat.")
+@click.option("--summary", "summaries", type=FILE, multiple=True, help="Summary of a method or variant; repeat.")
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
 def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ...], out: Path) -> None:
     """Say what each departure of the released code does to credit and to trained models."""
@@ -236,7 +236,7 @@ def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> 
 @click.option("--ledger", type=FILE, required=True, help="YAML file of claims.")
 @click.option("--published", type=FILE, required=True, help="CSV of published cells.")
 @click.option("--second-hand", type=FILE, required=True, help="CSV of numbers at second hand, with sources.")
-@click.option("--summary", "summaries", type=FILE, multiple=True, help="Of `metrics`, of any tier; repeat.")
+@click.option("--summary", "summaries", type=FILE, multiple=True, help="Summary of any tier; repeat.")
 @click.option("--wallclock", "wallclocks", type=FILE, multiple=True, help="CSV of `wallclock`; repeat.")
 @click.option("--bench", type=FILE, help="CSV of `bench informativeness`.")
 @click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")

@@ -71,7 +71,7 @@ def _train_job(tier: TierConfig, method: str | None, seed: int, trial: int | Non
 @click.option("--method", help="An entry of the tier, or a file of methods/ or baselines/, without .py.")
 @click.option("--base", type=FILE, required=True, help="Directory of the model to start from.")
 @_DATA
-@click.option("--seed", default=0, type=click.IntRange(0), help="Of data order, sampling and the method's own coins.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of data order, sampling and the method's coins.")
 @click.option("--trial", type=int, help="Train this trial of the search in place of the tuned choice.")
 @click.option("--out", type=FILE, required=True, help="Directory for model/, train.jsonl and provenance.json.")
 @click.pass_context

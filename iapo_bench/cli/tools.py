@@ -20,7 +20,7 @@ from iapo_bench.worlds import POSTFIX
     "--temperature",
     default=1.0,
     type=click.FloatRange(0, min_open=True),
-    help="Of every distribution that is measured.",
+    help="Temperature of every distribution that is measured.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
 @click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
@@ -90,7 +90,7 @@ def new(kind: Kind, name: str) -> None:
 @tier_options
 @click.option("--device", help="a100, h100, h200 or cpu; by default h100, and cpu for a tier that asks for no GPU.")
 @click.option("--every-tier", is_flag=True, help="One table of all tiers instead.")
-@click.option("--gpus", default=8, type=click.IntRange(2), help="Of the strategies that share work.")
+@click.option("--gpus", default=8, type=click.IntRange(2), help="GPUs of the strategies that share work.")
 @click.option("--length", type=click.FloatRange(1), help="Mean completion tokens; by default an assumption a dataset.")
 @click.option(
     "--calibrate",

@@ -66,7 +66,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     What a rank has to say it says on standard error itself.
     """
-    # What the launcher adds to a failure is for who debugs the launcher.
+    # Silence torchelastic's own traceback; the worker has printed the error.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,

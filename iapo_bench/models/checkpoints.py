@@ -351,5 +351,5 @@ def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[No
 
 
 def weights_checksum(model: Path) -> str:
-    """Of the weights: a run must not be resumed from another base."""
+    """SHA-256 of the safetensors, so a run cannot resume from a different base."""
     return " ".join(checksum(file) for file in sorted(model.glob("*.safetensors")))

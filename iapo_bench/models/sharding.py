@@ -145,7 +145,7 @@ def distribute(state: Any, like: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Unsharded:
-    """Keeps a module from becoming a part of the one that it is an attribute of."""
+    """Holds a module without registering it as a submodule."""
 
     shape: PreTrainedModel
 

@@ -24,7 +24,7 @@ class Run:
 
     @property
     def training_seconds(self) -> float:
-        """Of all steps and phases."""
+        """Total training seconds over all steps and phases."""
         return sum(row[column] for row in self.rows for column in COLUMNS if column.startswith("seconds_"))
 
 

@@ -134,7 +134,7 @@ def sampling_work(tier: TierConfig, problems: int, lengths: Lengths) -> Work:
 
 
 def forward_flops(size: Architecture, context: float) -> float:
-    """Of one token that attends to `context` positions."""
+    """FLOPs of a forward pass for one token attending to `context` positions."""
     return 2 * size.matrix_parameters + 4 * size.layers * size.hidden * context
 
 
@@ -153,7 +153,7 @@ def flops(size: Architecture, work: Work) -> dict[str, float]:
 
 
 def rollout_seconds(size: Architecture, work: Work, device: Device, dtype: str, engine: str) -> float:
-    """Of all completions: the prompts, then a step for every token of each batch's longest completion."""
+    """Seconds to generate everything: prefill, then one decode step per token of each batch's longest completion."""
     prompt, length = work.lengths.prompt, work.lengths.completion
     width = bytes_of(dtype)
     steps = min(work.max_tokens, LONGEST * length)
@@ -168,12 +168,12 @@ def rollout_seconds(size: Architecture, work: Work, device: Device, dtype: str, 
 
 
 def update_seconds(size: Architecture, work: Work, device: Device, dtype: str) -> float:
-    """Of the updates on all completions, or examples."""
+    """Seconds to update on all completions (or SFT examples)."""
     return work.completions * flops(size, work)["update"] / (device.flops[dtype] * UPDATE_UTILISATION)
 
 
 def seconds(size: Architecture, work: Work, device: Device, dtype: str, engine: str) -> dict[str, float]:
-    """Of training, by phase, on one device at the assumed utilisation."""
+    """Training seconds by phase, on one device at the assumed utilisation."""
     signals = flops(size, work)["signals"]
     return {
         "rollout": rollout_seconds(size, work, device, dtype, engine),
@@ -183,7 +183,7 @@ def seconds(size: Architecture, work: Work, device: Device, dtype: str, engine: 
 
 
 def bytes_of(dtype: str) -> int:
-    """Of one number."""
+    """Bytes per element of `dtype`."""
     return 2 if dtype == "bfloat16" else 4
 
 

@@ -15,7 +15,7 @@ from iapo_bench.report.rows import BASE, Row, caution, read_rows, split_run
 from iapo_bench.report.steps import read_steps
 from iapo_bench.worlds.grading import Outcome
 
-# Of the AES: what a share of the base's length saved, of its accuracy gained, and of its accuracy lost counts.
+# AES weights: a share of the base's length saved, of its accuracy gained, of its accuracy lost.
 AES_WEIGHTS = (1.0, 3.0, 5.0)
 
 

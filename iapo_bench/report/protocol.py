@@ -91,11 +91,17 @@ def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out
     write_document(out, pd.concat([cells, rankings], ignore_index=True), protocol_blocks(cells, rankings))
 
 
-def read_run(folder: Path) -> pd.DataFrame:
-    """The grades of a run on the test split, with their texts."""
+def read_run(folder: Path) -> tuple[pd.DataFrame, list[Sequence[int]]]:
+    """The grades of a run on the test split, with their texts, and the token ids of each. Raises UserError where the
+    samples are not those that were graded."""
     path = folder / "test" / "grades.parquet"
     read_grades(path)  # which says what is wrong with a file
-    return read_parquet(path)
+    grades, keys = pd.read_parquet(path), ["problem_id", "sample", "seed"]
+    samples = pd.read_parquet(folder / "test" / "samples.parquet", columns=[*keys, "token_ids"])
+    joined = grades[keys].merge(samples, on=keys, how="left")
+    if len(joined) != len(grades) or joined["token_ids"].isna().any():
+        raise UserError(f"{folder / 'test'}: grades and samples differ: grade again")
+    return grades, joined["token_ids"].tolist()
 
 
 def with_protocols(

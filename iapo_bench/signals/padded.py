@@ -103,11 +103,11 @@ class _Padded:
         ).last_hidden_state
 
     def token_entropies(self) -> torch.Tensor:
-        """Of the token of each column of the completion, (rows, T)."""
+        """Entropies of the completion's tokens, (rows, T)."""
         return self._entropy(self.hidden_BLD[:, self.P - 1 : -1])
 
     def answer_entropies(self, postfix_K: torch.Tensor, pass_tokens: int) -> torch.Tensor:
-        """Of the answer after each prefix, (rows, T + 1)."""
+        """Entropies of the answer after each prefix, (rows, T + 1)."""
         B, K = len(self.hidden_BLD), len(postfix_K)
         parts = []
         for ends_C in torch.arange(self.T + 1, device=postfix_K.device).split(max(1, pass_tokens // (B * K))):
@@ -124,7 +124,7 @@ class _Padded:
         return torch.cat(parts, dim=1)
 
     def _positions(self, ends_C: torch.Tensor, K: int) -> torch.Tensor:
-        """Of the postfixes' tokens, (C * K,): after the prefix, or after the longest prefix of its chunk."""
+        """Positions of the postfixes' tokens, (C * K,): after the prefix, or after the longest prefix of its chunk."""
         if chunk := self.reading.postfix_chunk:
             longest_C = ((ends_C // chunk + 1) * chunk).clamp(max=self.T) - 1
             ends_C = torch.maximum(ends_C, longest_C)  # the prefix of all columns, which is not read, has no chunk

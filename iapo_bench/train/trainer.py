@@ -384,7 +384,7 @@ class Trainer:
             # An unbiased estimate of the mean entropy at the sampling temperature that costs nothing.
             "entropy": float(-batch.sampler_logp_BT[mask_BT].mean()),
             **stats,
-            # Of the rank that is furthest off.
+            # The largest gap over the ranks.
             **({} if gaps[0] is None else {"sync_gap": max(gaps)}),
         }
 

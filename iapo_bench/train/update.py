@@ -113,12 +113,12 @@ def backward(
     if spec.kl_coef and batch.ref_logp_BT is None:
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
     scales_BT = token_scales(credit.weights_BT, spec, batch.max_tokens, generator, counted_B=credit.counted_B)
-    # Kept on the device until the end: reading a number of a GPU waits for all that it was asked to do.
+    # Accumulate on the device; .item() would synchronise on every micro-batch.
     sums = {name: torch.zeros((), dtype=torch.float64, device=scales_BT.device) for name in SUMS}
     all_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device)
     own_R = all_B[parallel.share(len(all_B), batch.group_size)]
     parts = list(micro_batches(batch.rows(own_R), micro_batch_tokens)) if len(own_R) else []
-    # No rank of a sharded model can pass alone: one that is done keeps step with a row that counts for nothing.
+    # FSDP all-gathers need every rank, so a rank with fewer micro-batches runs zero-weight passes.
     passes = parallel.largest(len(parts)) if sharding.is_sharded(model) else len(parts)
     for index in parts:
         rows = own_R[index]
@@ -224,7 +224,7 @@ def _require_finite_step(number: int, loss: float, norm: float) -> None:
 
 
 def _update_batches(batch: RolloutBatch, count: int) -> Iterator[torch.Tensor]:
-    """Rows of `count` parts of whole groups, as even as they come."""
+    """Split the groups into `count` near-equal update batches; yield row indices."""
     rows = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).view(-1, batch.group_size)
     for part in rows.tensor_split(min(count, len(rows))):
         yield part.reshape(-1)
