@@ -69,6 +69,7 @@ ROLES = (
 )
 ALL = [
     f"{OUT}/table1.csv",
+    f"{OUT}/report.html",
     f"{OUT}/comparisons.csv",
     f"{OUT}/figures/paired.png",
     f"{OUT}/frontier.csv",

@@ -41,6 +41,7 @@ ARTEFACTS = {
     "comparisons": "iapo_bench.report.comparisons",
     "frontier": "iapo_bench.report.frontier",
     "paired": "iapo_bench.report.paired",
+    "page": "iapo_bench.report.page",
     "ablations": "iapo_bench.report.ablations",
     "curves": "iapo_bench.report.curves",
     "lm_eval_table": "iapo_bench.report.lm_eval",

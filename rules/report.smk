@@ -195,6 +195,28 @@ rule paired:
         RUN + "paired {params.summaries} --figure {params.stem}"
 
 
+rule page:
+    """Put verdict, figures and tables on one page."""
+    input:
+        code=lambda wildcards: FLOW.artefact("page"),
+        table=f"{OUT}/table1.csv",
+        comparisons=f"{OUT}/comparisons.csv",
+        frontier=f"{OUT}/frontier.csv",
+        costs=f"{OUT}/costs.csv",
+        paired=f"{OUT}/figures/paired.png",
+        training=f"{OUT}/figures/training.png",
+    output:
+        report(f"{OUT}/report.html", category="A verdict"),
+    log:
+        f"{WORK}/logs/page.log",
+    benchmark:
+        f"{WORK}/benchmarks/page.tsv"
+    conda:
+        "../configs/environment.yaml"
+    shell:
+        RUN + "page {input.table} --out {output}"
+
+
 rule frontier:
     """Say whether any method beats early stopping of the base."""
     input:

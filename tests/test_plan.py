@@ -290,10 +290,10 @@ def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     every = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b"])
     assert every.exit_code == 0, every.output
-    assert "Total: 279 jobs" in every.output
+    assert "Total: 282 jobs" in every.output
     assert "GPU-hours" in every.output
     one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", "world.name=math500", "--length", "300"])
-    assert "## math500: completions of 300 tokens, 196 test problems, 93 jobs" in one.output
+    assert "## math500: completions of 300 tokens, 196 test problems, 94 jobs" in one.output
     assert "gsm8k" not in one.output
 
 

@@ -120,6 +120,16 @@ def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -
 
 
 @click.command()
+@click.argument("table", type=FILE)
+@click.option("--out", type=FILE, required=True, help="HTML file.")
+def page(table: Path, out: Path) -> None:
+    """Put the verdict, figures and tables beside TABLE (table1.csv) on one page that works offline."""
+    from iapo_bench.report.page import make_page
+
+    make_page(table, out)
+
+
+@click.command()
 @with_job(CostsJob, TierConfig.costs_job)
 @SUMMARIES
 @RUNS
@@ -264,6 +274,20 @@ def claims(
 
 
 COMMANDS = (
-    *(metrics, table, paired, comparisons, controls, frontier, costs, ablations, sensitivity, wallclock, curves, tune),
+    *(
+        metrics,
+        table,
+        page,
+        paired,
+        comparisons,
+        controls,
+        frontier,
+        costs,
+        ablations,
+        sensitivity,
+        wallclock,
+        curves,
+        tune,
+    ),
     *(lm_eval_table, role_tables, fidelity, protocol, claims),
 )

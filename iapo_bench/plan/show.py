@@ -205,7 +205,7 @@ def jobs(tier: TierConfig) -> dict[str, int]:
         "grade": 1 + runs,
         "metrics": 1 + len(tier.methods),
         **({"controls": 1} if tier.evaluate.n_samples >= 4 else {}),
-        **dict.fromkeys(("table", "comparisons", "paired", "frontier", "costs", "wallclock", "curves"), 1),
+        **dict.fromkeys(("table", "page", "comparisons", "paired", "frontier", "costs", "wallclock", "curves"), 1),
         "lm_eval": 1 + runs,
         "lm_eval_table": 1,
         **({"token_roles": 1 + runs, "role_tables": 1} if tier.world.name == "micro" else {}),

@@ -25,7 +25,7 @@ _LATEX = {
     "³": "$^3$",
     "·": r"$\cdot$",
 }
-_CSS = """\
+CSS = """\
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 60em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; padding-bottom: .4em; color: #555; }
@@ -109,7 +109,7 @@ def page(blocks: Sequence[Block]) -> str:
     title = next((block.lstrip("# ").strip() for block in blocks if isinstance(block, str)), "")
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f"<style>\n{_CSS}</style>\n{fragment(blocks)}</html>\n"
+        f"<style>\n{CSS}</style>\n{fragment(blocks)}</html>\n"
     )
 
 

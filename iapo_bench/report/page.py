@@ -1,0 +1,83 @@
+"""One page with everything that people read: the verdict first, then figures with captions, then tables."""
+
+import html
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from iapo_bench.errors import UserError
+from iapo_bench.files import whole_file
+from iapo_bench.report.comparisons import NOT_KNOWN, UNDECIDED, label
+from iapo_bench.report.document import CSS, Block, fragment
+from iapo_bench.report.rows import BASE, caution
+
+CAPTIONS = {
+    "paired": "What each method changed in the base, in Pass@1 and in length, with 95% intervals. All answer the same "
+    "problems, so differences are paired by problem.",
+    "accuracy_length": "Accuracy against length, a row alone, with intervals of their own. Rows that overlap may be "
+    "told apart by pairs all the same.",
+    "frontier": "Methods beside what the base can do untrained: cut after L tokens, or the shortest of n samples.",
+    "comparisons": "Every pair of rows. A number is a difference that paired tests tell from chance, a point one that "
+    "they do not.",
+    "training": "Share correct and mean length of the completions that were trained on.",
+}
+
+
+def make_page(table: Path, out: Path) -> None:
+    """Write the page of the results beside `table` (`table1.csv`) to `out`. What was not made is left out.
+
+    Raises UserError when there are no comparisons to open with.
+    """
+    folder = table.parent
+    compared = folder / "comparisons.csv"
+    if not compared.is_file():
+        raise UserError(f"{compared} does not exist: make the comparisons first")
+    pairs = pd.read_csv(compared)
+    first = pairs.iloc[0]
+    parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
+    for name, caption in CAPTIONS.items():
+        if (drawing := folder / "figures" / f"{name}.svg").is_file():
+            # Several drawings in one page: without its own prefix, one's clip paths would cut another.
+            svg = drawing.read_text()[drawing.read_text().index("<svg") :]
+            svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+            parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    for name in ("table1", "frontier", "costs", "comparisons"):
+        if (document := folder / f"{name}.html").is_file():
+            parts.append(document.read_text().partition("</style>\n")[2].removesuffix("</html>\n"))
+    title = html.escape(f"{first['model']} on {first['dataset']}")
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>\n{CSS}</style>'
+    with whole_file(out) as partial:
+        partial.write_text("\n".join([head, *parts, "</html>\n"]), encoding="utf-8")
+
+
+def verdict_blocks(pairs: pd.DataFrame) -> list[Block]:
+    """What the comparisons say, in a few sentences: each measure against the base, and the best."""
+    tier = str(pairs["tier"].iloc[0])
+    blocks: list[Block] = [f"**{caution(tier).strip()}**"] if caution(tier) else []
+    measures = list(dict.fromkeys(pairs["measure"]))
+    for measure in (measures[0], "length"):
+        against = pairs[(pairs["measure"] == measure) & (pairs["a"] == BASE)]
+        said: dict[str, list[str]] = {}
+        for name, words in zip(against["b"], against["checkpoints_verdict"], strict=True):
+            said.setdefault(_phrase(name, words), []).append(name)
+        sentence = "; ".join(f"{', '.join(names)}: {phrase}" for phrase, names in said.items())
+        if sentence:
+            blocks.append(f"**{label(measure)} against the base**, these checkpoints: {sentence}.")
+    blocks.append(_methods(pairs))
+    return blocks
+
+
+def _phrase(name: str, words: str) -> str:
+    if words in (UNDECIDED, NOT_KNOWN):
+        return words
+    subject, _, better = words.partition(" is ")
+    return better if subject == name else f"the base is {better}"
+
+
+def _methods(pairs: pd.DataFrame) -> str:
+    decided = ~pairs["methods_verdict"].isin([UNDECIDED, NOT_KNOWN])
+    known = pairs["methods_verdict"] != NOT_KNOWN
+    if not known.any():
+        return "Whether other training seeds would say the same is not known: each method was trained with one seed."
+    return f"With other training seeds too, {decided.sum()} of {known.sum()} comparisons are decided."
