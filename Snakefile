@@ -47,6 +47,8 @@ WORK = FLOW.work  # what jobs make
 OUT = "results" if TIER.tier == "micro" else WORK  # what people read
 RUNS = FLOW.runs
 REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
+# The environment of jobs that generate, for --sdm conda.
+ENGINES = f"../configs/environment{'-vllm' if suite.needs_vllm(TIER) else ''}.yaml"
 RUN = "python -m iapo_bench --log {log} --threads {threads} "
 
 

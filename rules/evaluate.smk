@@ -15,7 +15,7 @@ rule sample:
     benchmark:
         f"{WORK}/benchmarks/sample/{{run}}/{{split}}.tsv"
     conda:
-        "../configs/environment.yaml"
+        ENGINES
     threads: REQUESTS["sample"].cpus
     resources:
         **REQUESTS["sample"].resources,
@@ -62,7 +62,7 @@ rule lm_eval:
     benchmark:
         f"{WORK}/benchmarks/lm_eval/{{run}}.tsv"
     conda:
-        "../configs/environment.yaml"
+        ENGINES
     threads: REQUESTS["lm_eval"].cpus
     resources:
         **REQUESTS["lm_eval"].resources,

@@ -89,7 +89,7 @@ rule train:
     wildcard_constraints:
         run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
     conda:
-        "../configs/environment.yaml"
+        ENGINES
     threads: REQUESTS["train"].cpus
     resources:
         **REQUESTS["train"].resources,
