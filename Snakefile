@@ -42,15 +42,14 @@ for resource, there_is in suite.machine().items():
     if resource not in workflow.global_resources:
         workflow.register_resource(resource, there_is)
 
-# Settings are written while Snakemake looks for them: it must not go by an older listing of their folder.
-workflow.dag_settings.max_inventory_wait_time = 0
-
 suite.prepare_environment()
 FLOW = suite.Workflow(TIER)
 WORK = FLOW.work  # what jobs make
 OUT = "results" if TIER.tier == "micro" else WORK  # what people read
 RUNS = FLOW.runs
 REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
+# The environment of jobs that generate, for --sdm conda.
+ENGINES = f"../configs/environment{'-vllm' if suite.needs_vllm(TIER) else ''}.yaml"
 
 # What tokens are for is known in the micro world only.
 ROLES = (
@@ -128,4 +127,4 @@ for each_rule in workflow.rules:
         each_rule.log_modifier = each_rule.benchmark_modifier = modifier
         each_rule.set_log(f"{WORK}/logs/{place}.log")
         each_rule.benchmark = f"{WORK}/benchmarks/{place}.tsv"
-        each_rule.conda_env = f"{workflow.basedir}/configs/environment.yaml"
+        each_rule.conda_env = each_rule.conda_env or "../configs/environment.yaml"

@@ -90,6 +90,11 @@ def check_methods(tier: TierConfig) -> TierConfig:
     return tier
 
 
+def needs_vllm(tier: TierConfig) -> bool:
+    """Whether any job of the tier generates with vLLM."""
+    return "vllm" in (tier.train.engine, tier.evaluate.engine, tier.lm_eval.backend)
+
+
 def machine() -> dict[str, int]:
     """What this machine has of what jobs ask for: MB of memory, GPUs."""
     return {"mem_mb": psutil.virtual_memory().total // 2**20, "gpu": len(visible_devices())}

@@ -10,6 +10,8 @@ rule sample:
     output:
         samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
         timing=f"{WORK}/{{run}}/{{split}}/timing.json",
+    conda:
+        ENGINES
     threads: REQUESTS["sample"].cpus
     resources:
         **REQUESTS["sample"].resources,
@@ -50,6 +52,8 @@ rule lm_eval:
     output:
         scores=f"{WORK}/{{run}}/lm_eval/scores.json",
         results=f"{WORK}/{{run}}/lm_eval/results.parquet",
+    conda:
+        ENGINES
     threads: REQUESTS["lm_eval"].cpus
     resources:
         **REQUESTS["lm_eval"].resources,

@@ -73,6 +73,8 @@ rule train:
         log=f"{WORK}/{{run}}/train.jsonl",
     wildcard_constraints:
         run=rf"(?!(?:{MEASURED})/)(?:tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+)",
+    conda:
+        ENGINES
     threads: REQUESTS["train"].cpus
     resources:
         **REQUESTS["train"].resources,

@@ -240,3 +240,6 @@ def test_the_conda_environment_lists_the_projects_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "configs" / "environment.yaml").read_text())
     assert environment["dependencies"][-1]["pip"] == project["dependencies"]
+    engines = yaml.safe_load((ROOT / "configs" / "environment-vllm.yaml").read_text())
+    extra = project["optional-dependencies"]["vllm"]
+    assert engines["dependencies"][-1]["pip"] == project["dependencies"] + extra

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from project_copy import copy_project, snakemake
 
-
 SUBSET = ("--config", "methods=[grpo]")
 
 

@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from iapo_bench.cli import cli
 from iapo_bench.config.lora import LoraConfig
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier import list_tiers, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
 from iapo_bench.models.checkpoints import load_model, load_tokenizer
 from iapo_bench.models.lora import add_lora, trainable_state
 from iapo_bench.models.sources import fetch_model
-from iapo_bench.plan import costs
+from iapo_bench.plan import costs, show
 from iapo_bench.plan.calibration import compare, fit, read_runs
 from iapo_bench.plan.show import architecture, jobs, plan, time_table
 
@@ -309,3 +309,31 @@ def test_bad_input_is_one_line(arguments, message):
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+def test_a_cluster_is_asked_for_the_main_memory_that_training_takes():
+    """By arithmetic, for every tier: vLLM's sleeping weights, the checkpoint that one rank gathers, the processes."""
+    for name in list_tiers():
+        tier = read_tier(name)
+        parts = costs.host_memory(show.architecture(tier), tier)
+        assert sum(parts.values()) <= tier.request("train").mem_mb * 1e6 / costs.GIB, (name, parts)
+    large = costs.host_memory(show.architecture(read_tier("qwen-7b")), read_tier("qwen-7b"))
+    assert large["checkpoint"] == pytest.approx(99, rel=0.01)
+    assert large["vllm asleep"] == pytest.approx(8 * 2 * 14.2, rel=0.01)
+
+
+def test_checkpoints_are_counted_by_steps_and_by_minutes():
+    tier = read_tier("qwen-7b")
+    assert costs.checkpoints(tier, 871, 18_000) == 10, "one each 30 minutes"
+    assert costs.checkpoints(tier, 40, 18_000) == 4, "one each ten steps"
+
+
+def test_all_tiers_stand_in_one_table():
+    text = show.overview([read_tier("micro"), read_tier("qwen-0.5b")])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+    assert [(row["tier"], row["device"], row["GPUs a job"]) for row in rows] == [
+        ("micro", "cpu", "0"),
+        ("qwen-0.5b", "h100", "1"),
+    ]
+    assert all(float(row["hours"]) > 0 for row in rows)

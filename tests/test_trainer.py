@@ -241,3 +241,21 @@ def test_what_the_settings_say_of_the_reading(tokenizer):
     changed = config.model_copy(update={"answer_stride": 4, "skip_answer": True})
     close = tuple(tokenizer("</think>", add_special_tokens=False).input_ids)
     assert answer_reading(changed, tokenizer) == AnswerReading(stride=4, stop_ids=close)
+
+
+def test_checkpoints_wait_for_their_minutes(make_trainer, tmp_path, monkeypatch):
+    clock = [0.0]
+    saved = []
+    monkeypatch.setattr("iapo_bench.train.trainer.time.monotonic", lambda: clock[0])
+    trainer = make_trainer(settings=SETTINGS.model_copy(update={"checkpoint_minutes": 2, "completions": 96}))
+    monkeypatch.setattr(trainer, "_save", lambda path: saved.append(len(trainer.rows)))
+    step = trainer.step
+
+    def minute_later():
+        clock[0] += 60.0
+        return step()
+
+    monkeypatch.setattr(trainer, "step", minute_later)
+    rows = trainer.run(tmp_path / "state.pt")
+    assert saved == list(range(2, len(rows) + 1, 2)), "every second step, though each could be one"
+    assert len(saved) > 1

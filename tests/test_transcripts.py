@@ -142,7 +142,7 @@ BAD = {
     "same id": ({"id": "checked", "prompt": "7", "completion": "8"}, "the id 'checked' occurs twice"),
     "bad id": ({"id": [1], "prompt": "7", "completion": "8"}, "'id' must be"),
     "bad verdict": ({"correct": "yes", "prompt": "7", "completion": "8"}, "'correct' must be true or false"),
-    "no object": ([1], "a row is an object"),
+    "no object": ([1], "is not an object of fields"),
 }
 
 

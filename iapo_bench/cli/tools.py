@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, read_options, tier_options
+from iapo_bench.config.tier import TierConfig, list_tiers
 from iapo_bench.errors import UserError
 from iapo_bench.new import KINDS, Kind
 from iapo_bench.worlds import POSTFIX
@@ -87,7 +88,8 @@ def new(kind: Kind, name: str) -> None:
 
 @click.command()
 @tier_options
-@click.option("--device", default="h100", help="a100, h100, h200 or cpu.")
+@click.option("--device", help="a100, h100, h200 or cpu; by default h100, and cpu for a tier that asks for no GPU.")
+@click.option("--every-tier", is_flag=True, help="One table of all tiers instead.")
 @click.option("--gpus", default=8, type=click.IntRange(2), help="GPUs of the strategies that share work.")
 @click.option("--length", type=click.FloatRange(1), help="Mean completion tokens; by default an assumption a dataset.")
 @click.option(
@@ -96,19 +98,35 @@ def new(kind: Kind, name: str) -> None:
     help="A run's METHOD/seed0/train.jsonl, or a directory of such runs; by default results/TIER if it has any.",
 )
 def plan(
-    config: str, overrides: tuple[str, ...], device: str, gpus: int, length: float | None, calibrate: Path | None
+    config: str,
+    overrides: tuple[str, ...],
+    device: str | None,
+    every_tier: bool,
+    gpus: int,
+    length: float | None,
+    calibrate: Path | None,
 ) -> None:
     """Say what a tier will take before it runs: jobs, GPU-hours, memory by strategy, disk.
 
     All datasets of the tier, unless --set world.name=NAME chooses one.
     """
+    from iapo_bench.plan.show import default_device, overview
     from iapo_bench.plan.show import plan as make_plan
 
+    if every_tier:
+        click.echo(overview([tier for name in list_tiers() for tier in _by_dataset(name, overrides)]))
+        return
+    tiers = _by_dataset(config, overrides)
+    chosen = device or default_device(tiers[0])
+    click.echo(make_plan(tiers, device=chosen, gpus=gpus, length=length, calibrate=calibrate))
+
+
+def _by_dataset(config: str, overrides: tuple[str, ...]) -> list[TierConfig]:
+    """The tier for each of its datasets, or for the one that `overrides` choose."""
     tier = read_options(config, overrides)
     chosen = any(item.startswith("world.name=") for item in overrides)
     names = [tier.world.name] if chosen or not tier.datasets else list(tier.datasets)
-    tiers = [read_options(config, (*overrides, f"world.name={name}")) for name in names]
-    click.echo(make_plan(tiers, device=device, gpus=gpus, length=length, calibrate=calibrate))
+    return [read_options(config, (*overrides, f"world.name={name}")) for name in names]
 
 
 @click.command()

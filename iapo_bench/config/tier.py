@@ -391,7 +391,8 @@ def tier_path(name_or_path: str | Path) -> Path:
 
 def list_tiers() -> dict[str, Path]:
     """Every tier's file by name."""
-    return {path.stem: path for path in sorted(CONFIG_DIR.glob("*.yaml")) if path.stem not in ("environment", "claims")}
+    others = ("environment", "environment-vllm", "claims")
+    return {path.stem: path for path in sorted(CONFIG_DIR.glob("*.yaml")) if path.stem not in others}
 
 
 def read_tier(

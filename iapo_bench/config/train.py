@@ -86,6 +86,11 @@ class TrainConfig(Section):
         json_schema_extra=FREE,
     )
     checkpoint_every: Positive = Field(default=10, description="steps between checkpoints", json_schema_extra=FREE)
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        default=0,
+        description="minutes that lie between them at least: a large one takes its time",
+        json_schema_extra=FREE,
+    )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         default=[0],
         description="training seeds, a run each; a number n stands for 0 to n - 1",

@@ -46,6 +46,9 @@ BANDWIDTH_UTILISATION = 0.6  # assumed: share of the peak bandwidth while genera
 LAYER_SECONDS = {"transformers": 1e-4, "vllm": 5e-5}  # assumed: a layer's small kernels, ours and fused, in a graph
 LONGEST = 4.0  # assumed: a batch's longest completion over its mean, up to the limit
 ACTIVATION_BYTES = 34  # a token, layer and channel at 16 bits, without attention maps: Korthikanti et al. 2022
+CHECKPOINTS = 3  # the last two, and one that is being written
+PROCESS_GIB = {"cpu": 0.5, "cuda": 4.0}  # of main memory: Python and torch; CUDA's context
+VLLM_START_SECONDS = 180  # measured on a CPU: 35; on a GPU it compiles and captures graphs besides
 SAMPLE_BYTES = 8  # assumed: a sampled token in parquet, id and text
 LORA_RANK = 16
 
@@ -269,13 +272,44 @@ def _lora_activations(size: Architecture, width: int, rank: int) -> float:
     return 4 * copies - width * (4 * size.hidden + size.intermediate)
 
 
+def checkpoint(size: Architecture, tier: TierConfig) -> float:
+    """GiB of one checkpoint: trained weights and AdamW's state."""
+    width = bytes_of(tier.model.dtype)
+    trained = size.parameters * width / GIB
+    if lora := tier.train.lora:
+        trained, width = size.layers * sum(lora.rank * (i + o) for i, o in size.linear_shapes) * 4 / GIB, 4
+    return (1 + _optimiser_state(width)) * trained
+
+
+def checkpoints(tier: TierConfig, steps: int, seconds: float) -> int:
+    """How many checkpoints a run of `steps` and `seconds` makes."""
+    pace = tier.train.checkpoint_minutes * 60
+    return min(steps // tier.train.checkpoint_every, int(seconds // pace) if pace else steps)
+
+
+def host_memory(size: Architecture, tier: TierConfig) -> dict[str, float]:
+    """GiB of main memory of a training job at its peak, all processes together: while it loads, or later."""
+    ranks = max(1, tier.gpus)
+    whole = size.parameters * bytes_of(tier.model.dtype) / GIB
+    parts = {"processes": PROCESS_GIB["cuda" if tier.gpus else "cpu"] * ranks}
+    if not tier.gpus:  # all of it lives there
+        lengths = LENGTHS[tier.world.name]
+        peak = memory(size, tier, lengths, DEVICES["cpu"], 2)[0]["peak GiB"]
+        return parts | {"training": float(peak)}
+    later = {"checkpoint": checkpoint(size, tier)}  # gathered by the main rank before it is written
+    if tier.train.engine == "vllm":  # pinned, each block rounded up to a power of two
+        later["vllm asleep"] = 2 * whole * ranks
+    loading = whole * ranks
+    return parts | ({"loading": loading} if loading > sum(later.values()) else later)
+
+
 def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) -> dict[str, float]:
-    """GiB that one dataset's results take: the models, a resume file while a job trains, and the samples."""
+    """GiB that one dataset's results take: the models, a job's checkpoints while it trains, and the samples."""
     models = 1 + sum(len(tier.train_seeds(method)) for method in tier.methods)
     model = size.parameters * bytes_of(tier.model.dtype) / GIB
     tokens = sampling_work(tier, problems, lengths).completions * lengths.completion
     return {
         "models": models * model,
-        "resume file": (1 + _optimiser_state(bytes_of(tier.model.dtype))) * model,
+        "checkpoints of a training job": CHECKPOINTS * checkpoint(size, tier),
         "samples": models * tokens * SAMPLE_BYTES / GIB,
     }

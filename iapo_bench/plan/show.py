@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 from transformers import AutoConfig
 
+from iapo_bench.config.job import Kind, Request
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture
@@ -61,6 +62,8 @@ def plan(
                 floatfmt=".4g",
             ),
             "\nDisk, GiB: " + ", ".join(f"{what} {gib:.3g}" for what, gib in space.items()),
+            "\nOne job at its longest, with the engine's start:\n",
+            tabulate(limits(tier, size, rows), headers="keys", tablefmt="github", floatfmt=".3g"),
         ]
         if check:
             parts += ["\nPredicted without the run itself, against measured:\n", tabulate(check, headers="keys")]
@@ -76,9 +79,76 @@ def plan(
     parts += [
         f"\n## Memory of a training job, GiB a GPU ({device} has {room:.3g})\n",
         tabulate(memory, headers="keys", tablefmt="github", floatfmt=".3g"),
+        _host(size, tiers[0]),
         f"\nTotal: {sum(sum(jobs(tier).values()) for tier in tiers)} jobs, {total:.4g} {_hours(device)} on {device}.",
     ]
     return "\n".join(parts)
+
+
+def limits(tier: TierConfig, size: Architecture, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Minutes of the longest job of a kind, beside what the tier asks a cluster for; `rows` of `time_table`.
+
+    A training job that is stopped goes on from its last checkpoint, so its limit may be shorter than the run.
+    """
+    runs = [
+        (3600 * sum(value for column, value in row.items() if column.endswith(" h") and column != "sampling h"), row)
+        for row in rows
+        if "steps" in row and row["method"] != "base"
+    ]
+    training, longest = max(runs, key=lambda run: run[0], default=(0.0, {"steps": 0}))
+    sampling = 3600 * max((row.get("sampling h", 0.0) for row in rows), default=0.0)
+    start = {name: costs.VLLM_START_SECONDS * (name == "vllm") for name in ("vllm", "transformers")}
+    made = costs.checkpoints(tier, longest["steps"], training)
+    kinds: list[tuple[Kind, float, str]] = [
+        ("train", training + start[tier.train.engine], f"{made} checkpoints of {costs.checkpoint(size, tier):.3g} GiB"),
+        ("sample", sampling + start[tier.evaluate.engine], ""),
+    ]
+    return [
+        {"job": kind, "minutes": seconds / 60, **_asked(tier.request(kind)), "": note} for kind, seconds, note in kinds
+    ]
+
+
+def _asked(request: Request) -> dict[str, int]:
+    return {"asked: minutes": request.runtime, "GPUs": request.gpus, "CPUs": request.cpus, "MB": request.mem_mb}
+
+
+def _host(size: Architecture, tier: TierConfig) -> str:
+    """Main memory of a training job, and whether the tier asks for as much."""
+    parts = costs.host_memory(size, tier)
+    needed, asked = sum(parts.values()), tier.request("train").mem_mb * 1e6 / costs.GIB
+    enough = "" if needed <= asked else ": too little, raise job.train.mem_mb"
+    return (
+        f"\nMain memory of a training job, GiB: {', '.join(f'{what} {gib:.3g}' for what, gib in parts.items())}; "
+        f"together {needed:.3g}, asked for {asked:.3g}{enough}."
+    )
+
+
+def overview(tiers: list[TierConfig]) -> str:
+    """All tiers in one table, a row for each of their datasets, on the device that each is made for."""
+    table = []
+    for tier in tiers:
+        size, device = architecture(tier), default_device(tier)
+        lengths, problems = costs.LENGTHS[tier.world.name], test_problems(tier)
+        rows = time_table(tier, size, lengths, problems, device, None)
+        longest = max(limits(tier, size, rows), key=lambda row: row["minutes"])
+        table.append(
+            {
+                **{"tier": tier.tier, "dataset": tier.world.name, "device": device, "GPUs a job": tier.gpus},
+                "jobs": sum(jobs(tier).values()),
+                "hours": rows[-1][_hours(device)],
+                "longest job, h": longest["minutes"] / 60,
+                "disk, GiB": sum(costs.disk(size, tier, problems, lengths).values()),
+                "checkpoint, GiB": costs.checkpoint(size, tier),
+                "main memory, GiB": sum(costs.host_memory(size, tier).values()),
+            }
+        )
+    note = "Hours of GPUs, or of CPUs where the device is one, at assumed utilisation: a factor of 3."
+    return f"{tabulate(table, headers='keys', tablefmt='github', floatfmt='.3g')}\n\n{note}"
+
+
+def default_device(tier: TierConfig) -> str:
+    """What a tier is made for: a CPU where it asks for no GPU."""
+    return "h100" if tier.gpus else "cpu"
 
 
 def architecture(tier: TierConfig) -> Architecture:

@@ -145,6 +145,7 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []
         self._epoch: tuple[int, list[int]] = (-1, [])
         self._clock: dict[str, float] = {}
+        self._saved = time.monotonic()  # when the last checkpoint was made, or training began
 
     @property
     def finished(self) -> bool:
@@ -183,12 +184,19 @@ class Trainer:
                     bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
                 bar.update(self.generated - before)
                 bar.set_postfix(correct=f"{row['correct']:.2f}", length=f"{row['length']:.0f}", refresh=False)
-                if state is not None and len(self.rows) % self.config.checkpoint_every == 0:
+                if state is not None and self._is_due():
                     self._save(state)
+                    self._saved = time.monotonic()
         moved, updates = count_updates(self.rows)
         if moved < updates and parallel.is_main():
             click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
         return self.rows
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is to be made; by the clock of the main rank, for all."""
+        if len(self.rows) % self.config.checkpoint_every:
+            return False
+        return parallel.gather([time.monotonic() - self._saved >= 60 * self.config.checkpoint_minutes])[0]
 
     def _start(self, log: Path | None) -> None:
         if log is not None and parallel.is_main():
@@ -438,7 +446,8 @@ class Trainer:
         return {name: weight.shape for name, weight in state.items()} == {name: w.shape for name, w in own.items()}
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        # Mapped: of what is sharded each rank reads its own part, and no rank holds the file in memory.
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         load_trainable_state(self.model, sharding.distribute(state["model"], trainable_state(self.model)))
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
