@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import iapo_bench
 from iapo_bench.cli.options import read_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.reading import CONFIG_DIR, parse_yaml
@@ -213,3 +215,10 @@ def test_sizes_below_one_and_rates_without_end_are_refused(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert message in str(error.value)
+
+
+def test_arrow_opens_every_table_itself():
+    """A file of Python's, as pandas gives it, a thread of Arrow's may hold when the interpreter ends: that aborts."""
+    package = Path(iapo_bench.__file__).parent
+    found = [path for path in package.rglob("*.py") if re.search(r"\bpd\.read_(parquet|feather)\(", path.read_text())]
+    assert not found

@@ -1,8 +1,11 @@
 """The figures hold every method, label their axes and are written whole."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from test_tables import STEP, TIMING, make_row
@@ -194,3 +197,22 @@ def test_files_are_written_whole_and_the_same_each_time(tmp_path, rows, monkeypa
     with pytest.raises(OSError, match="disk full"):
         save_figure(figure, tmp_path / "figures" / "c")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
+
+
+def test_the_first_methods_can_be_told_apart_without_green_cones_and_their_markers_without_colour():
+    """Deuteranopia as simulated by Machado et al. 2009; distances in CIELAB, where 10 is plain to see side by side."""
+    machado = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+    def lab(colour: str) -> np.ndarray:
+        srgb = np.array(to_rgb(colour))
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        x, y, z = np.cbrt(to_xyz @ np.clip(machado @ linear, 0, 1) / [0.9505, 1, 1.089])
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    names = ["base", "dapo", "gfpo", "gtpo", "sgrpo", "iapo"]
+    looks = method_styles(names)
+    pairs = list(itertools.combinations(names, 2))
+    distances = {(a, b): np.linalg.norm(lab(looks[a].colour) - lab(looks[b].colour)) for a, b in pairs}
+    assert min(distances.values()) > 10, min(distances, key=distances.get)
+    assert len({(look.marker, look.face == "white") for look in looks.values()}) == len(names)

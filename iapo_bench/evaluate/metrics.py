@@ -182,11 +182,11 @@ def read_grades(path: Path) -> pd.DataFrame:
         table = pq.read_table(path, columns=columns, read_dictionary=[c for c in _CATEGORIES if c in columns])
         for column in ("sample", "n_tokens"):
             table = table.set_column(columns.index(column), column, table[column].cast(pa.int32()))
+        return table.to_pandas(split_blocks=True, self_destruct=True)
     except UserError:
         raise
     except Exception as error:  # Arrow's of a damaged file are of many kinds
         raise UserError(f"{path} cannot be read as grades ({error}): grade again") from None
-    return table.to_pandas(split_blocks=True, self_destruct=True)
 
 
 def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Estimator = "unbiased") -> Summary:

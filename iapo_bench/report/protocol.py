@@ -82,10 +82,7 @@ def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out
             dialogue = world.dialogue(load_tokenizer(folder / "model"), job.prompt)
             prompt_tokens = {problem.id: len(dialogue.encode(problem.question)) for problem in problems}
             golds = {problem.id: problem.answer for problem in problems}
-            samples = read_parquet(folder / "test" / "samples.parquet", ("token_ids",), "sample first")
-            frame = with_protocols(
-                read_run(folder), samples["token_ids"].tolist(), golds, prompt_tokens, dialogue, grader
-            )
+            frame = with_protocols(*read_run(folder), golds, prompt_tokens, dialogue, grader)
             candidates.setdefault(split_run(name)[0], []).append(count(frame, [problem.id for problem in problems]))
     cells, rankings = measure(candidates, job.k), ranking_chances(candidates, job.k)
     write_document(out, pd.concat([cells, rankings], ignore_index=True), protocol_blocks(cells, rankings))
@@ -96,8 +93,10 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, list[Sequence[int]]]:
     samples are not those that were graded."""
     path = folder / "test" / "grades.parquet"
     read_grades(path)  # which says what is wrong with a file
-    grades, keys = pd.read_parquet(path), ["problem_id", "sample", "seed"]
-    samples = pd.read_parquet(folder / "test" / "samples.parquet", columns=[*keys, "token_ids"])
+    grades, keys = read_parquet(path), ["problem_id", "sample", "seed"]
+    samples = read_parquet(folder / "test" / "samples.parquet", [*keys, "token_ids"], "sample first")[
+        [*keys, "token_ids"]
+    ]
     joined = grades[keys].merge(samples, on=keys, how="left")
     if len(joined) != len(grades) or joined["token_ids"].isna().any():
         raise UserError(f"{folder / 'test'}: grades and samples differ: grade again")

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_parquet, whole_file
 from iapo_bench.report.rows import BASE, Row, read_rows
 
 TABLE = "table1.csv"
@@ -113,7 +113,7 @@ def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
     Raises UserError when the file is missing or holds no texts.
     """
     try:
-        frame = pd.read_parquet(path)
+        frame = read_parquet(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): grade first") from None
     if missing := {"problem_id", "sample", "seed", "n_tokens", "outcome", "text"} - {*frame}:

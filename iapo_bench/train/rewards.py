@@ -8,8 +8,8 @@ from iapo_bench.plugins import list_rewards, load_function
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.grading import Outcome
 
-# Arguments: the problem, the completion's text (as the grader reads it), its token ids (end of sequence included) and the
-# grader's outcome. Returns a finite number.
+# Arguments: the problem, the completion's text (as the grader reads it), its token ids (end of sequence included) and
+# the grader's outcome. Returns a finite number.
 Reward = Callable[[Problem, str, Sequence[int], Outcome], float]
 
 CORRECT = {"correct": 1.0}
