@@ -54,8 +54,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _short_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and bool(_MEMORY.search(str(error)))
+    # Without memory CPython itself can fail to say so: that is a SystemError.
+    return isinstance(error, MemoryError | SystemError) or (
+        isinstance(error, RuntimeError | OSError | ImportError) and bool(_MEMORY.search(str(error)))
     )
 
 

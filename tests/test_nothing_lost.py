@@ -281,7 +281,7 @@ def test_training_goes_on_after_every_way_to_stop_it(made, tmp_path):
             name = signal.Signals(number).name
             assert said == [f"iapo-bench: stopped by {name}; the same command goes on where it stopped"]
             assert process.returncode == 128 + number
-    for limit in ((resource.RLIMIT_FSIZE, 30_000), (resource.RLIMIT_AS, 1_500_000_000)):
+    for limit in ((resource.RLIMIT_FSIZE, 30_000), (resource.RLIMIT_AS, 700_000_000)):
         stopped = _iapo_bench(*command, "--out", out, limit=limit)
         assert stopped.returncode, limit
         assert len(_lines(stopped)) <= 1, stopped.stderr

@@ -150,7 +150,7 @@ BAD = {
 def test_a_bad_row_is_one_line_with_its_number_and_nothing_written(run, saved, tmp_path, name):
     row, message = BAD[name]
     path = written(tmp_path / "in.jsonl", [ROWS[0], row])
-    mistake(run("--model", saved, "--input", path, "--out", tmp_path / "out"), f"{path}:2: ", message)
+    mistake(run("--model", saved, "--input", path, "--out", tmp_path / "out"), f"{path}:2", message)
     assert not (tmp_path / "out").exists()
 
 

