@@ -8,6 +8,7 @@ import click
 from iapo_bench.cli.options import FILE, read_options, tier_options
 from iapo_bench.config.tier import TierConfig, list_tiers
 from iapo_bench.errors import UserError
+from iapo_bench.files import whole_file
 from iapo_bench.new import KINDS, Kind
 from iapo_bench.worlds import POSTFIX
 
@@ -191,4 +192,18 @@ def bundle(results: Path, out: Path) -> None:
     click.echo(f"{out}: {len(names)} files, {out.stat().st_size / 2**20:.1f} MiB")
 
 
-COMMANDS = (informativeness, explain, compare, verify, bundle, doctor, plan, new)
+@click.command()
+@click.option("--write", is_flag=True, help="Write docs/settings.md and configs/schema.json.")
+def settings(write: bool) -> None:
+    """Show every setting: type, default, what it is, and whether it can change a result."""
+    from iapo_bench.config.reference import DOCUMENT, documents
+
+    if not write:
+        click.echo(documents()[DOCUMENT])
+        return
+    for path, text in documents().items():
+        with whole_file(Path(path)) as partial:
+            partial.write_text(text)
+
+
+COMMANDS = (informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)
