@@ -1,6 +1,7 @@
 """Real datasets: their formats, their fixed splits, their prompts, and every way in which the data can be bad."""
 
 import json
+import random
 import re
 
 import datasets
@@ -289,3 +290,13 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
 def test_a_line_separator_within_a_string_is_no_end_of_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"question": "two\u2028lines"}\n{"question": "one"}\n', encoding="utf-8")
     assert [row["question"] for row in read_jsonl(tmp_path / "rows.jsonl", ("question",))] == ["two\u2028lines", "one"]
+
+
+def test_published_splits_are_the_published_ones(data_dir):
+    """GSM8K's whole training table; of MATH-500, whose all problems are a benchmark, a shuffle with seed 42."""
+    everything = open_world("math500", data_dir).benchmark()
+    assert len(everything) == N_MATH
+    train = open_world("gsm8k", data_dir, "published").load("train")
+    assert len(train) == N_TRAIN
+    random.Random(42).shuffle(everything)
+    assert open_world("math500", data_dir, "published").load("train") == everything[: int(0.8 * N_MATH)]

@@ -156,6 +156,25 @@ def test_no_reference_is_run_at_zero_kl(make_trainer, monkeypatch):
         costly.step()
 
 
+def test_a_method_observes_each_group_once(make_trainer):
+    trainer = make_trainer("gfpo")
+    rows = trainer.run()
+    assert sum(trainer.method.counts) == sum(row["groups"] for row in rows) > 0
+
+
+def test_the_engine_has_the_weights_of_the_checkpoint_before_it_draws(make_trainer, monkeypatch, tmp_path):
+    """An engine with weights of its own would sample from the base."""
+    state = tmp_path / "state.pt"
+    make_trainer(settings=SETTINGS.model_copy(update={"completions": 16})).run(state)
+    resumed, told = make_trainer(), []
+    sync, generate = resumed.engine.sync, resumed.engine.generate
+    monkeypatch.setattr(resumed.engine, "sync", lambda model: told.append("sync") or sync(model))
+    monkeypatch.setattr(resumed.engine, "generate", lambda *given: told.append("draw") or generate(*given))
+    resumed.run(state)
+    assert len(resumed.rows) > 1
+    assert told[:2] == ["sync", "draw"]
+
+
 def test_every_method_sees_the_same_problems_in_the_same_order(make_trainer):
     def seen(method):
         trainer = make_trainer(method)

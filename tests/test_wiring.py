@@ -1,6 +1,8 @@
 """What is handed on: options to stages, wildcards to settings, settings to the engine; and edges few inputs reach."""
 
+import json
 import re
+import time
 from pathlib import Path
 
 import golden
@@ -102,7 +104,7 @@ def jobs(tmp_path_factory):
     """The commands of a dry run of table, search and grid, and the folder where their settings lie."""
     folder = copy_project(tmp_path_factory.mktemp("wiring"))
     table = ("results/table1.csv", "tune", "sensitivity")
-    done = snakemake(folder, "-n", "-p", *table, "--config", "train={seeds: [4, 2]}", "methods=[iapo, gfpo]")
+    done = snakemake(folder, "-n", "-p", *table, "--config", "train={seeds: [3, 9, 4]}", "methods=[iapo, gfpo]")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder, re.findall(r"python -m iapo_bench [^\n]*", done.stdout + done.stderr)
 
@@ -213,3 +215,22 @@ def test_a_text_without_tags_is_read_from_its_end():
     text = "so 17 " + "word " * MAX_UNTAGGED_CHARS + "so 18"
     assert grade_leniently(text, "18").value == "CORRECT"
     assert grade_leniently(shorten(text), "18").value == "CORRECT"
+
+
+def test_the_time_of_sampling_leaves_the_warm_up_out(run, monkeypatch, tmp_path):
+    generate, calls = TransformersEngine.generate, []
+
+    def slow_at_first(engine, prompts, sampling):
+        calls.append(sampling)
+        if len(calls) == 1:
+            time.sleep(2)
+        return generate(engine, prompts, sampling)
+
+    golden.make_base(lambda *arguments: run(*arguments), tmp_path)
+    monkeypatch.setattr(TransformersEngine, "generate", slow_at_first)
+    paths = ("--model", tmp_path / "speaker", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    code, said = run("sample", "--config", golden.TIER, *paths)
+    assert code == 0, said
+    timing = json.loads((tmp_path / "out" / "timing.json").read_text())
+    assert timing["warmup_seconds"] >= 2 > timing["seconds"] > 0
+    assert len({sampling.seed for sampling in calls[1:]}) == 2, "a seed of its own for each sampling seed"
