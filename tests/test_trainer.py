@@ -180,7 +180,11 @@ def test_an_epoch_holds_every_problem_once_and_then_another_order(make_trainer):
 
 def test_dynamic_sampling_is_bounded_and_pays_for_what_it_throws_away(make_trainer):
     """A grader that never says yes: every group is dropped, the draws are used up, and nothing is trained."""
-    trainer = make_trainer("dapo", grade=lambda texts, golds: [Outcome.WRONG] * len(texts))
+    never = {"method": "dapo", "grade": lambda texts, golds: [Outcome.WRONG] * len(texts)}
+    rich = make_trainer(settings=SETTINGS.model_copy(update={"completions": 10**4, "max_draws": 2}), **never)
+    assert rich.step()["draws"] == 2, "the draws end it, where the budget does not"
+    assert not rich.finished
+    trainer = make_trainer(**never)
     row = trainer.step()
     assert row["draws"] == 3
     assert row["groups"] == 0

@@ -1,0 +1,215 @@
+"""What is handed on: options to stages, wildcards to settings, settings to the engine; and edges few inputs reach."""
+
+import re
+from pathlib import Path
+
+import golden
+import pytest
+import torch
+import yaml
+from project_copy import copy_project, snakemake
+
+from iapo_bench.config.evaluate import EvalConfig
+from iapo_bench.config.section import identity
+from iapo_bench.config.tier import read_tier
+from iapo_bench.config.train import TrainConfig
+from iapo_bench.evaluate import grade, lm_evaluation, sample
+from iapo_bench.rollout import Completion, Sampling
+from iapo_bench.rollout.collate import collate
+from iapo_bench.rollout.draw import invert_cdf
+from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.train import run as training
+from iapo_bench.worlds import Problem
+from iapo_bench.worlds.grading.lenient import MAX_UNTAGGED_CHARS, grade_leniently, shorten
+from iapo_bench.worlds.overlap import PREFIX_WORDS, find_overlap
+
+FILES = {"model": "m", "data": "d", "base": "b", "samples": "s", "out": "o"}
+# A command, the function that does its work, an option, and what it makes of the job.
+OPTIONS = [
+    ("train", training, "train", ("--method", "iapo", "--seed", "7"), {"seed": 7}),
+    ("train", training, "train", ("--method", "iapo", "--trial", "2"), {"train.lr": 1e-3, "method.options.beta": 0.03}),
+    ("train", training, "train", ("--method", "gfpo"), {"method.name": "gfpo", "seed": 0}),
+    ("sample", sample, "sample", ("--split", "validation"), {"split": "validation"}),
+    ("sample", sample, "sample", ("--seed", "9", "--seed", "8"), {"evaluate.seeds": [9, 8]}),
+    ("sample", sample, "sample", ("--n-samples", "3"), {"evaluate.n_samples": 3}),
+    ("grade", grade, "grade", ("--split", "train"), {"split": "train"}),
+    ("lm-eval", lm_evaluation, "evaluate", ("--limit", "3"), {"lm_eval.limit": 3}),
+    ("lm-eval", lm_evaluation, "evaluate", ("--backend", "vllm"), {"lm_eval.backend": "vllm"}),
+    ("lm-eval", lm_evaluation, "evaluate", ("--task", "a", "--task", "b"), {"lm_eval.tasks": ["a", "b"]}),
+]
+NEEDS = {"train": ("base", "data"), "sample": ("model", "data"), "grade": ("samples", "data")}
+
+
+@pytest.mark.parametrize(("command", "module", "function", "options", "expected"), OPTIONS)
+def test_an_option_reaches_its_stage(run, monkeypatch, command, module, function, options, expected):
+    jobs = []
+    monkeypatch.setattr(module, function, lambda job, **paths: jobs.append((job, paths)))
+    needs = (*NEEDS.get(command, ("model", "data")), "out")
+    files = [part for name in needs for part in (f"--{name}", FILES[name])]
+    code, said = run(command, "--config", "smoke", *options, *files)
+    assert code == 0, said
+    (job, paths) = jobs[0]
+    assert paths == {name: Path(FILES[name]) for name in needs}
+    for place, value in expected.items():
+        found = job.model_dump()
+        for part in place.split("."):
+            found = found[part]
+        assert found == value, place
+
+
+# Every setting that changes a result, with another value than golden.tier's. A new field needs a line.
+TRAIN = {
+    **{"completions": 90, "prompts_per_step": 2, "group_size": 3, "max_tokens": 9, "temperature": 0.5, "lr": 0.1},
+    **{"lr_schedule": "linear", "updates_per_rollout": 1, "clip_norm": 9.0, "grader": "exact"},
+    **{"format_rule": "one_line", "max_draws": 1, "importance_cap": 0.5, "answer_stride": 2, "skip_answer": True},
+    **{"lora": {"rank": 2}, "problems": 3, "rewards": {"correct": 2.0}, "engine": "vllm"},
+    **{"engine_deterministic": True},
+}
+EVALUATE = {
+    **{"n_samples": 4, "seeds": [42], "max_tokens": 9, "temperature": 0.0, "top_p": 0.5, "engine": "vllm"},
+    **{"problems": 2},
+}
+
+
+@pytest.mark.parametrize(("kind", "values"), [(TrainConfig, TRAIN), (EvalConfig, EVALUATE)])
+def test_each_setting_has_a_case(kind, values):
+    section = read_tier(golden.TIER).train if kind is TrainConfig else read_tier(golden.TIER).evaluate
+    assert set(values) == set(identity(section))
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [*(("train", key) for key in TRAIN), *(("evaluate", key) for key in EVALUATE)]
+)
+def test_a_setting_changes_its_own_stage_and_nothing_else(section, key):
+    value = {"train": TRAIN, "evaluate": EVALUATE}[section][key]
+    needed = {"engine": "vllm"} if key == "engine_deterministic" else {}
+    before, after = (read_tier(golden.TIER, {section: {**needed, **new}}) for new in ({}, {key: value}))
+    jobs = {
+        "prepare": lambda tier: tier.prepare_job(),
+        "base": lambda tier: tier.base_job(),
+        "train": lambda tier: tier.train_job("grpo", 0),
+        "evaluate": lambda tier: tier.sample_job("test"),
+        "grade": lambda tier: tier.grade_job("test"),
+    }
+    changed = {name for name, job in jobs.items() if identity(job(before)) != identity(job(after))}
+    assert changed == {section}
+    one, other = (identity(jobs[section](tier))[section] for tier in (before, after))
+    assert {name for name in one if one[name] != other[name]} == {key}
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """The commands of a dry run of table, search and grid, and the folder where their settings lie."""
+    folder = copy_project(tmp_path_factory.mktemp("wiring"))
+    table = ("results/table1.csv", "tune", "sensitivity")
+    done = snakemake(folder, "-n", "-p", *table, "--config", "train={seeds: [4, 2]}", "methods=[iapo, gfpo]")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder, re.findall(r"python -m iapo_bench [^\n]*", done.stdout + done.stderr)
+
+
+def option(command: str, name: str) -> list[str]:
+    return re.findall(rf"--{name} (\S+)", command)
+
+
+def job_of(folder: Path, command: str) -> dict:
+    return yaml.safe_load((folder / option(command, "settings")[0]).read_text())["job"]
+
+
+def test_rules_give_each_run_its_own_settings(jobs):
+    folder, commands = jobs
+    tier = read_tier("micro")
+    seen = {"train": 0, "sample": 0, "grade": 0, "metrics": 0}
+    for command in commands:
+        found = re.search(r" (train|sample|grade|metrics) --settings", command)
+        if not found:
+            continue
+        seen[found[1]] += 1
+        out, job = option(command, "out")[0], job_of(folder, command)
+        if found[1] == "train":
+            check_training(tier, out.removeprefix("results/micro/"), job)
+        elif found[1] == "metrics":
+            row = Path(out).stem
+            assert job["method"] == row
+            grades = [Path(path).parent.parent.name for path in option(command, "grades")]
+            assert [f"seed{seed}" for seed in option(command, "train-seed")] == grades or row == "base"
+        else:
+            where = Path(out) if found[1] == "sample" else Path(out).parent
+            assert job["split"] == where.name, command
+            given = option(command, "model" if found[1] == "sample" else "samples")[0]
+            assert given == str(where.parent / "model" if found[1] == "sample" else where / "samples.parquet")
+    assert min(seen.values()) > 2
+
+
+def check_training(tier, run: str, job: dict) -> None:
+    if found := re.fullmatch(r"tune/(\w+)/trial(\d+)", run):
+        wanted = tier.train_job(found[1], tier.tune.seed, trial=int(found[2]))
+    elif found := re.fullmatch(r"sensitivity/point(\d+)", run):
+        options = tier.sensitivity.points()[int(found[1])]
+        wanted = tier.train_job(tier.sensitivity.method, tier.tune.seed, options=options)
+    else:
+        method, seed = run.split("/seed")
+        wanted = tier.train_job(method, int(seed))
+    told = wanted.model_dump(mode="json")
+    assert job["seed"] == told["seed"], run
+    assert job["method"] == told["method"], run
+    assert job["train"]["lr"] == told["train"]["lr"], run
+
+
+def test_every_end_of_sequence_ends(model):
+    settings = Sampling(max_tokens=30, eos_ids=(1, 9, 20), samples_per_prompt=60, seed=1)
+    drawn = TransformersEngine(model).generate([[7, 8]], settings)
+    assert {each.token_ids[-1] for each in drawn if each.finish_reason == "stop"} == {1, 9, 20}
+    assert not {1, 9, 20} & {token for each in drawn for token in each.token_ids[:-1]}
+
+
+def test_a_prompt_that_just_fits_is_completed(model):
+    context = model.config.max_position_embeddings
+    (drawn,) = TransformersEngine(model).generate([[7] * (context - 2)], Sampling(max_tokens=2, eos_ids=()))
+    assert len(drawn.token_ids) == 2
+
+
+@torch.no_grad()
+def test_the_models_own_attention_scale_counts(model):
+    for weight in model.parameters():
+        weight.mul_(3.0 if weight.dim() > 1 else 1.0)  # attention that is not flat
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 0.3
+    prompt = [7, 20, 8, 23, 25]
+    (drawn,) = TransformersEngine(model).generate([prompt], Sampling(max_tokens=12, eos_ids=(), seed=2))
+    logp = torch.log_softmax(model(torch.tensor([prompt + list(drawn.token_ids)])).logits[0], -1)
+    expected = logp[len(prompt) - 1 : -1].gather(1, torch.tensor(drawn.token_ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(drawn.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_draws_of_a_small_vocabulary_are_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    logp = torch.log_softmax(torch.randn(1, 1000, generator=generator), -1)
+    cdf = logp.double().exp().cumsum(-1)
+    cdf = cdf / cdf[:, -1:]
+    just_below = (cdf[0] - 1e-9).clamp(min=0)  # within float32's rounding of the next token
+    assert invert_cdf(logp.expand(1000, -1), just_below).tolist() == list(range(1000))
+
+
+def test_collating_keeps_each_flag_and_reward_apart():
+    completions = [Completion((5,), (-1.0,), "stop"), Completion((6, 7), (-1.0, -2.0), "length")]
+    batch = collate([[3]], completions, [True, False], [False, True], group_size=2, max_tokens=2, pad_id=0)
+    assert batch.rewards_B.tolist() == [1.0, -1.0]
+    assert batch.correct_B.tolist() == [True, False]
+    assert batch.formatted_B.tolist() == [False, True]
+    assert batch.truncated_B.tolist() == [False, True]
+    assert batch.sampler_logp_BT.tolist() == [[-1.0, 0.0], [-1.0, -2.0]]
+
+
+@pytest.mark.parametrize(("words", "same"), [(PREFIX_WORDS - 1, False), (PREFIX_WORDS, True)])
+def test_a_prefix_of_ten_words_is_enough_and_of_nine_is_not(words, same):
+    assert PREFIX_WORDS == 10
+    short = Problem("short", " ".join(f"word{chr(97 + i)}" for i in range(words)), "1")
+    long = Problem("long", f"{short.question} and more", "1")
+    for one, other in ((short, long), (long, short)):
+        assert bool(find_overlap([one], [other]).prefix) == same
+
+
+def test_a_text_without_tags_is_read_from_its_end():
+    text = "so 17 " + "word " * MAX_UNTAGGED_CHARS + "so 18"
+    assert grade_leniently(text, "18").value == "CORRECT"
+    assert grade_leniently(shorten(text), "18").value == "CORRECT"
