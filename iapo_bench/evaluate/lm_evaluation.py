@@ -8,11 +8,13 @@ that makes our samples' (`completion_texts`).
 
 import difflib
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -52,6 +54,18 @@ _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 PART = 4096  # requests answered at once, which survive a kill when they are done
 
 
+# A dataset's own task: what all share, and its grader.
+_TASK = """\
+include: _problems
+task: {task}
+filter_list:
+  - name: none
+    filter:
+      - function: !function iapo_bench.evaluate.lm_evaluation.OutcomeFilter
+        kind: {kind}
+"""
+
+
 def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     """Write `out/scores.json` and, a row for each problem, `out/results.parquet` of the checkpoint `model`.
 
@@ -73,8 +87,12 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
         "prompt": job.prompt.model_dump(),
         **{"max_tokens": job.evaluate.max_tokens, "problems": job.evaluate.problems},
     }
-    manager = TaskManager(include_path=CONFIG_DIR / "lm_eval", include_defaults=False, metadata=what)
-    ours = list(manager.load([own])["tasks"].values())
+    with TemporaryDirectory() as folder:
+        shutil.copy(CONFIG_DIR / "lm_eval" / "_problems", folder)
+        kind = load_world(job.world, job.world_seed).grader
+        (Path(folder) / f"{own}.yaml").write_text(_TASK.format(task=own, kind=kind))
+        manager = TaskManager(include_path=folder, include_defaults=False, metadata=what)
+        ours = list(manager.load([own])["tasks"].values())
     standard = _load_standard(names)
 
     tokenizer = load_tokenizer(model)
