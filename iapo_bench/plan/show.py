@@ -15,6 +15,7 @@ from iapo_bench.plan import costs
 from iapo_bench.plan.calibration import Rates, compare, fit, read_runs
 from iapo_bench.train.sft import TaughtSFT
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
+from iapo_bench.worlds.load import load_world
 
 TEST_PROBLEMS = {
     "honest": {"gsm8k": 1319, "math500": 196, "dapo": 518},
