@@ -170,7 +170,7 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
         ),
         "nothing measured": (
             ("table", "--summary", tmp / "no", "--out", tmp / "out", "--figure", tmp / "out"),
-            "cannot be read",
+            "does not exist",
         ),
         "run without a directory": (
             ("wallclock", "--config", "smoke", "--run", "iapo", "--out", tmp / "out", "--figure", tmp / "out"),

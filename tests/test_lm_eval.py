@@ -211,7 +211,7 @@ def test_standard_tasks(tier, made, tmp_path):
     save_model(network, tokenizer, tmp_path / "short")
     with pytest.raises(UserError, match="lm-eval: "):
         evaluate(tier, model=tmp_path / "short", data=made / "data", out=tmp_path / "no", tasks=["gsm8k_cot"])
-    assert not (tmp_path / "no").exists()
+    assert not (tmp_path / "no" / "scores.json").exists()
 
 
 @pytest.mark.vllm

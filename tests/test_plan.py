@@ -337,3 +337,9 @@ def test_all_tiers_stand_in_one_table():
         ("qwen-0.5b", "h100", "1"),
     ]
     assert all(float(row["hours"]) > 0 for row in rows)
+
+
+def test_a_dataset_of_which_nothing_is_known_is_planned_too(monkeypatch):
+    tier = read_tier("smoke")
+    monkeypatch.delitem(costs.LENGTHS, "micro")
+    assert f"completions of {costs.ASSUMED.completion:g} tokens" in plan([tier], device="cpu", gpus=4)

@@ -1,6 +1,6 @@
 """Checkpoints through lm-eval: the tier's own problems as a task of ours, and standard tasks.
 
-Our task (`configs/lm_eval/`) is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
+Our task, made from the dataset, is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
 limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
 takes prompts as text, from which both make the tokens; the text of a response is made of its tokens by the function
 that makes our samples' (`completion_texts`).

@@ -68,6 +68,12 @@ LENGTHS = {
     "math500": Lengths(200, 500),  # assumed
     "dapo": Lengths(220, 900),  # assumed
 }
+ASSUMED = Lengths(200, 500)  # for a dataset of which nothing is known
+
+
+def lengths_of(dataset: str) -> Lengths:
+    """Mean tokens of a dataset's prompts and completions: known, or assumed."""
+    return LENGTHS.get(dataset, ASSUMED)
 
 
 @dataclass(frozen=True)
@@ -293,7 +299,7 @@ def host_memory(size: Architecture, tier: TierConfig) -> dict[str, float]:
     whole = size.parameters * bytes_of(tier.model.dtype) / GIB
     parts = {"processes": PROCESS_GIB["cuda" if tier.gpus else "cpu"] * ranks}
     if not tier.gpus:  # all of it lives there
-        lengths = LENGTHS[tier.world.name]
+        lengths = lengths_of(tier.world.name)
         peak = memory(size, tier, lengths, DEVICES["cpu"], 2)[0]["peak GiB"]
         return parts | {"training": float(peak)}
     later = {"checkpoint": checkpoint(size, tier)}  # gathered by the main rank before it is written

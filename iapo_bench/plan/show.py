@@ -15,6 +15,7 @@ from iapo_bench.plan import costs
 from iapo_bench.plan.calibration import Rates, compare, fit, read_runs
 from iapo_bench.train.sft import TaughtSFT
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
+from iapo_bench.worlds.load import load_world
 
 TEST_PROBLEMS = {
     "honest": {"gsm8k": 1319, "math500": 196, "dapo": 518},
@@ -42,7 +43,7 @@ def plan(
     parts = [_headline(tiers[0], size, device)]
     total = 0.0
     for tier in tiers:
-        lengths = costs.LENGTHS[tier.world.name]
+        lengths = costs.lengths_of(tier.world.name)
         if length is not None:
             lengths = replace(lengths, completion=length)
         problems = test_problems(tier)
@@ -71,7 +72,7 @@ def plan(
             parts.append(
                 "\nSeconds at assumed utilisation (iapo_bench/plan/costs.py), not measured: a factor of 3; no lm-eval."
             )
-    memory = costs.memory(size, tiers[0], costs.LENGTHS[tiers[0].world.name], costs.DEVICES[device], gpus)
+    memory = costs.memory(size, tiers[0], costs.lengths_of(tiers[0].world.name), costs.DEVICES[device], gpus)
     room = costs.DEVICES[device].memory / costs.GIB
     for row in memory:
         row["fits"] = "yes" if float(row["peak GiB"]) < room else "no"
@@ -128,7 +129,7 @@ def overview(tiers: list[TierConfig]) -> str:
     table = []
     for tier in tiers:
         size, device = architecture(tier), default_device(tier)
-        lengths, problems = costs.LENGTHS[tier.world.name], test_problems(tier)
+        lengths, problems = costs.lengths_of(tier.world.name), test_problems(tier)
         rows = time_table(tier, size, lengths, problems, device, None)
         longest = max(limits(tier, size, rows), key=lambda row: row["minutes"])
         table.append(
@@ -190,7 +191,8 @@ def test_problems(tier: TierConfig) -> int:
     if tier.world.name == "micro":
         count = int(tier.world.options.get("n_test", MicroWorld.n_test))
     else:
-        count = TEST_PROBLEMS[tier.world.splits][tier.world.name]
+        known = TEST_PROBLEMS[tier.world.splits].get(tier.world.name)
+        count = known or len(load_world(tier.world, tier.seed).load("test"))
     return min(count, tier.evaluate.problems or count)
 
 
