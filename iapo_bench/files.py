@@ -166,7 +166,7 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
         place = f"{path}:{number}"
         row = parse_json(line, place, f"a truncated download? {hint}")
         if not isinstance(row, dict):
-            raise UserError(f"{place}: a row is an object of fields: {hint}")
+            raise UserError(f"{place} is not an object of fields: {hint}")
         if missing := [name for name in required if name not in row]:
             raise UserError(f"{place} lacks the field '{missing[0]}'")
         rows.append(row)

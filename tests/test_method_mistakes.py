@@ -149,7 +149,7 @@ def test_the_command_says_it_in_one_line_and_leaves_nothing_half_written(run, ma
     assert "use per_group(batch.correct_B, batch), or .float()" in last
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "model").exists()
-    assert not (tmp_path / "out" / "train.jsonl").exists()
+    assert not (tmp_path / "out" / "provenance.json").exists()
 
 
 @pytest.mark.parametrize(("name", "profile", "options"), VARIANTS)

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, RUNS, named, with_job
-from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob
+from iapo_bench.config.fidelity import FidelityJob
+from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob
 from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.tune import SensitivityJob, TuneJob
 from iapo_bench.errors import UserError

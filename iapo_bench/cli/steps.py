@@ -10,8 +10,9 @@ from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.model import BaseJob, CheckpointJob
-from iapo_bench.config.report import TimingJob, TokensJob
+from iapo_bench.config.report import TokensJob
 from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import TrainJob
 from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError

@@ -4,10 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import Positive, Section
-from iapo_bench.config.train import TrainConfig, TrainJob
 from iapo_bench.config.world import WorldConfig
 
 
@@ -38,14 +36,6 @@ class CostsJob(Section):
     completions: Positive = Field(description="budget of a trial, in completions")
 
 
-class TimingJob(Section):
-    """What the timing of rows alone reads: a short sampling for all, a short training for each method."""
-
-    sample: SampleJob = Field(description="the sampling that is timed")
-    train: dict[str, TrainJob] = Field(description="the training that is timed, by method")
-    rounds: Positive = Field(default=5, description="how often every row is timed")
-
-
 class TokensJob(Section):
     """What scoring the tokens of a run's own completions reads."""
 
@@ -62,19 +52,6 @@ class RolesJob(Section):
     labels: Labels = Field(description="what all rows share")
     world: WorldConfig = Field(description="the problems' world")
     world_seed: int = Field(description="seed of the world and its splits")
-
-
-class FidelityJob(Section):
-    """What the comparison with the released code reads, beside a model, problems and summaries."""
-
-    labels: Labels = Field(description="what all rows share")
-    train: TrainConfig = Field(description="how rollouts are drawn")
-    world: WorldConfig = Field(description="the problems' world")
-    prompt: PromptConfig = Field(description="how problems are put to a chat model")
-    world_seed: int = Field(description="seed of the world and its splits")
-    dtype: str = Field(description="of weights")
-    methods: dict[str, dict[str, Any]] = Field(description="methods to compare, each with its options under `paper`")
-    departed: dict[str, str] = Field(description="variants that were trained, each with the departure that it follows")
 
 
 class ProtocolJob(Section):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from iapo_bench.config.evaluate import EvalConfig, SampleJob
+from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
@@ -18,8 +19,9 @@ from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
-from iapo_bench.config.report import CostsJob, FidelityJob, Labels, ProtocolJob, RolesJob, RowJob, TimingJob, TokensJob
+from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Section, identity
+from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
 from iapo_bench.config.world import PrepareJob, WorldConfig

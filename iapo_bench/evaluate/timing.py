@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iapo_bench.config.report import TimingJob
+from iapo_bench.config.timing import TimingJob
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.files import read_json, read_jsonl, whole_file

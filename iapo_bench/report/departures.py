@@ -7,7 +7,7 @@ Lines are of `package_code/trainer/g2rpo_trainer.py` unless a file is named.
 from dataclasses import dataclass, field
 from typing import Any
 
-from iapo_bench.config.report import FidelityJob
+from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import RELEASED_READING as READING
 from iapo_bench.method import RELEASED_Z_SCORE, list_methods

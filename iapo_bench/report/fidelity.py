@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from iapo_bench.config.report import FidelityJob
+from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype

@@ -1,0 +1,15 @@
+"""What timing rows alone reads."""
+
+from pydantic import Field
+
+from iapo_bench.config.evaluate import SampleJob
+from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.train import TrainJob
+
+
+class TimingJob(Section):
+    """What the timing of rows alone reads: a short sampling for all, a short training for each method."""
+
+    sample: SampleJob = Field(description="the sampling that is timed")
+    train: dict[str, TrainJob] = Field(description="the training that is timed, by method")
+    rounds: Positive = Field(default=5, description="how often every row is timed")
