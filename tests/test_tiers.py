@@ -1,7 +1,6 @@
 """The paper's tiers: published values, datasets of a tier, and a dry run of everything."""
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -142,10 +141,8 @@ def dry_run(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_dry_run_of_the_whole_paper_counts_its_jobs_in_seconds(copy):
-    started = time.perf_counter()
+def test_a_dry_run_of_the_whole_paper_counts_its_jobs(copy):
     shown = dry_run(copy, "-s", "paper.smk", "-n")
-    seconds = time.perf_counter() - started
     counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}
     expected = sum(sum(jobs(cell(name, dataset)).values()) for name in PAPER_TIERS for dataset in DATASETS)
     assert counts["total"] == expected + 1
@@ -155,8 +152,6 @@ def test_a_dry_run_of_the_whole_paper_counts_its_jobs_in_seconds(copy):
             assert counts[f"{prefix}train"] == 6 * 3
             assert counts[f"{prefix}sample"] == counts[f"{prefix}grade"] == 6 * 3 + 1
             assert counts[f"{prefix}metrics"] == 7
-    print(f"dry run of the paper: {seconds:.1f} s")
-    assert seconds < 60  # a few seconds on an idle machine
 
 
 @pytest.mark.parametrize("name", ["micro", "smoke", "smollm2"])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from functools import partial
 from pathlib import Path
 
@@ -244,9 +243,7 @@ def test_many_long_transcripts_make_a_page_that_loads():
         many.append(
             scored(id=str(i), tokens=tokens, token_ids=(1,) * 500, answer_entropy=values, roles=roles, **signals)
         )
-    started = time.perf_counter()
     page = heatmap_page(many, model="m", postfix="P", temperature=1.0)
-    assert time.perf_counter() - started < 10  # below 1 s on an idle machine
     assert len(page.encode()) < 6_000_000
     folded = page.index("180 more transcripts")
     assert page.index('<section id="t20"') < folded < page.index('<section id="t21"')
