@@ -45,10 +45,11 @@ def start(workflow: Any, flow: Workflow) -> None:
     from snakemake.logging import logger  # type: ignore[import-untyped]
 
     jobs = list(workflow.dag.needrun_jobs())
-    tier = flow.tier
+    tier, limits = flow.tier, workflow.resource_settings
+    at_once = limits.cores or limits.nodes or 1  # a cluster's run has jobs and no cores
     click.echo(
         f"iapo-bench: {tier.model.name} on {tier.world.name}, {len(flow.methods)} methods x {len(flow.seeds)} "
-        f"training seeds, {len(jobs)} jobs; {estimate(jobs, flow.work, workflow.cores or 1)}; logs: {flow.work}/logs",
+        f"training seeds, {len(jobs)} jobs; {estimate(jobs, flow.work, at_once)}; logs: {flow.work}/logs",
         err=True,
     )
     for handler in logger.handlers:
