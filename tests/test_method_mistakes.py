@@ -1,6 +1,8 @@
 """The common mistakes of a method of one's own: one line each, with file and line, before the first update."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -176,3 +178,36 @@ def test_rewards_of_ones_own_go_with_methods_that_read_them(name):
         try_method(load_method(name), batch, 0, own_rewards=True)
     for reading in ("grpo", "dapo", "iapo", "sgrpo", "gspo"):
         try_method(load_method(reading, **SMALL.get(reading, {})), batch, 0, own_rewards=True)
+
+
+DRAFT = """\
+    steps = 0
+    def credit(self, batch, generator=None):
+        type(self).steps += 1
+        if type(self).steps > 6: raise RuntimeError("a bug")
+        return assign(-50.0 * (batch.rewards_B * 0 + 1), batch)
+"""
+MENDED = CREDIT + "assign(group_normalise(batch.rewards_B, batch.group_size), batch)\n"
+
+
+def test_a_mended_method_does_not_go_on_from_its_drafts_steps(run, made, write_method, tmp_path):  # noqa: F811
+    several = ("--set", "train.completions=256", "--set", "train.checkpoint_every=1", "--method", "mine")
+    write_method(DRAFT)
+    code, err = run("train", *made, *several)
+    assert code == 2
+    assert "a bug" in err
+    assert any((tmp_path / "out" / "resume").glob("state*"))
+    write_method(MENDED)
+    code, err = run("train", *made, *several)
+    assert code == 0, err
+    assert "starts anew, since code is " in err
+
+    def rows() -> list[dict]:
+        lines = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+        times = ("seconds", "tokens_per")
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith(times)} for line in lines]
+
+    mended = rows()
+    shutil.rmtree(tmp_path / "out")
+    assert run("train", *made, *several)[0] == 0
+    assert rows() == mended
