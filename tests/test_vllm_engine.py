@@ -284,7 +284,9 @@ def test_sampling_with_the_configured_engine(started, checkpoint, world, tmp_pat
     )
     write_problems(tmp_path / "test.jsonl", world.load("test"))
     tier = read_tier("smoke", {"evaluate": {"engine": "vllm", "max_tokens": 20}})
-    sample(tier, model=checkpoint, data=tmp_path, split="test", out=tmp_path, seeds=[42, 142], n_samples=4)
+    evaluate = tier.evaluate.model_copy(update={"seeds": [42, 142], "n_samples": 4})
+    job = tier.sample_job("test").model_copy(update={"evaluate": evaluate})
+    sample(job, model=checkpoint, data=tmp_path, out=tmp_path)
     timing = json.loads((tmp_path / "timing.json").read_text())
     assert made == ["vllm"]
     assert asked == [8, 48, 48], "a warm-up of 8 problems, then 4 samples of 12 problems at once for each seed"
