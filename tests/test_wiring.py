@@ -6,16 +6,20 @@ import time
 from pathlib import Path
 
 import golden
+import pandas as pd
 import pytest
 import torch
 import yaml
 from project_copy import copy_project, snakemake
 
+from iapo_bench.cli import main
 from iapo_bench.config.evaluate import EvalConfig
 from iapo_bench.config.section import identity
 from iapo_bench.config.tier import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.evaluate import grade, lm_evaluation, sample
+from iapo_bench.machine.provenance import checksum
+from iapo_bench.models.checkpoints import weights_checksum
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.draw import invert_cdf
@@ -234,3 +238,49 @@ def test_the_time_of_sampling_leaves_the_warm_up_out(run, monkeypatch, tmp_path)
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert timing["warmup_seconds"] >= 2 > timing["seconds"] > 0
     assert len({sampling.seed for sampling in calls[1:]}) == 2, "a seed of its own for each sampling seed"
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """Problems and a model, made through the command line."""
+    folder = tmp_path_factory.mktemp("speaking")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def command(*arguments):
+            patch.setattr("sys.argv", ["iapo-bench", *map(str, arguments)])
+            main()
+
+        golden.make_base(command, folder)
+    return folder
+
+
+def draw(run, speaking, out, *options) -> pd.DataFrame:
+    paths = ("--model", speaking / "speaker", "--data", speaking / "data", "--out", out)
+    code, said = run("sample", "--config", golden.TIER, *options, *paths)
+    assert code == 0, said
+    return pd.read_parquet(out / "samples.parquet")
+
+
+def test_sampling_keeps_to_its_split_and_token_limit(run, speaking, tmp_path):
+    for split in ("train", "validation", "test"):
+        drawn = draw(run, speaking, tmp_path / split, "--split", split, "--set", "evaluate.max_tokens=3")
+        assert {name.split("-")[1] for name in drawn["problem_id"]} == {split}
+        assert drawn["n_tokens"].max() == 3, split
+
+
+def test_parts_of_a_sampling_draw_what_the_whole_draws(run, speaking, monkeypatch, tmp_path):
+    whole = draw(run, speaking, tmp_path / "whole")
+    monkeypatch.setattr(sample, "PART", 3)  # one problem at once
+    parts = draw(run, speaking, tmp_path / "parts")
+    assert parts["token_ids"].map(tuple).tolist() == whole["token_ids"].map(tuple).tolist()
+
+
+def test_training_names_the_weights_and_problems_it_goes_on_from(run, speaking, tmp_path):
+    """What identifies a run, and so its checkpoint: another base or other problems are another run."""
+    paths = ("--base", speaking / "speaker", "--data", speaking / "data", "--out", tmp_path)
+    short = ("--set", "train.completions=12", "--set", "train.max_tokens=4")
+    code, said = run("train", "--config", golden.TIER, "--method", "grpo", *short, *paths)
+    assert code == 0, said
+    told = json.loads((tmp_path / "provenance.json").read_text())["run"]
+    assert told["base"] == weights_checksum(speaking / "speaker")
+    assert told["problems"] == checksum(speaking / "data" / "train.jsonl")
