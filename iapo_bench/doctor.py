@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.world import WorldConfig
-from iapo_bench.errors import UserError, unknown
+from iapo_bench.errors import UserError, first_line, unknown
 from iapo_bench.plugins import list_datasets
 from iapo_bench.worlds import Problem
 
@@ -114,7 +114,7 @@ def _torch() -> tuple[list[Row], bool]:
     try:
         import torch
     except Exception as error:  # a broken build raises OSError and worse
-        return [("torch", "missing", f"pip install torch ({_first_line(error)})")], False
+        return [("torch", "missing", f"pip install torch ({first_line(error)})")], False
     rows: list[Row] = [("torch", f"{torch.__version__}, {torch.get_num_threads()} threads", "")]
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") and not torch.version.cuda:
@@ -152,7 +152,3 @@ def _memory() -> Row:
 
 def _disk(folder: Path) -> Row:
     return "disk", f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free in {folder.absolute()}", ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

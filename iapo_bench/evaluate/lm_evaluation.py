@@ -30,7 +30,7 @@ from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR
 from iapo_bench.config.section import digest
 from iapo_bench.config.world import WorldConfig
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, first_line
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.provenance import checksum, checksums
 from iapo_bench.machine.resume import kept, resuming, run_identity
@@ -218,7 +218,7 @@ def _load_standard(names: list[str]) -> list[Any]:
         try:
             tasks += manager.load([name])["tasks"].values()
         except Exception as error:  # of half a dozen libraries
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"task '{name}' cannot be loaded ({reason}): it needs the Hugging Face hub, or its dataset in the "
                 "hub's cache: fetch it where there is a network, or leave the task out"

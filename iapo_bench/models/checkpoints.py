@@ -169,7 +169,7 @@ def read_generation_config(path: Path) -> GenerationConfig | None:
         if not all(type(i) is int for i in ids):
             raise ValueError("its token ids are not whole numbers")
     except Exception as error:  # transformers checks no types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{file} cannot be used ({reason}): correct or remove it") from None
     return sound_generation_config(config, path)
 
@@ -296,7 +296,7 @@ def _require_same_logits(model: PreTrainedModel, decoder: Any, head: Any) -> Non
     except torch.OutOfMemoryError:
         raise
     except ODD as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise UserError(
             f"{name} is not a decoder with an output layer ({type(error).__name__}: {reason}), which is not supported"
         ) from error

@@ -14,7 +14,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, first_line
 from iapo_bench.models.checkpoints import ODD, attention_implementation, decoder_and_head, evaluating, unobserved
 from iapo_bench.seeds import torch_stream
 
@@ -94,7 +94,7 @@ def _require_same_states(model: PreTrainedModel, length: int, what: str, states:
         except (UserError, torch.OutOfMemoryError):
             raise
         except ODD as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
             raise UserError(
                 f"the {what} cannot follow {type(model).__name__}, which is not supported "
                 f"({type(error).__name__}: {reason})"
@@ -155,7 +155,7 @@ def _listen(model: PreTrainedModel) -> _Told:
     except (UserError, torch.OutOfMemoryError):
         raise
     except ODD as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise UserError(
             f"{type(model).__name__} does not let its attention be replaced ({type(error).__name__}: {reason})"
         ) from error

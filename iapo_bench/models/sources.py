@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, first_line
 from iapo_bench.models.architectures import build_random
 from iapo_bench.models.checkpoints import read_generation_config, save_model, sound_generation_config
 
@@ -153,7 +153,7 @@ def _load(
         loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except Exception as error:  # a damaged file can trip any of transformers' readers
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot load {name} ({reason}): {remedy}") from error
     model, info = loaded
     # For lack of a file transformers would carry on with random weights or an empty vocabulary.

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from iapo_bench.errors import first_line
+
 SMALLEST_ROWS = 32  # below, a step takes as long as its launches and weights: fewer rows gain nothing
 SMALLEST_SPAN = 128
 WIDTH_MULTIPLE = 64  # of the cache: masks must be aligned for the fast kernels
@@ -142,7 +144,7 @@ class StepGraphs:
         except RuntimeError as error:
             # Nothing ran while capturing, so the step can still be taken.
             self.failed = True
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             warnings.warn(f"generating without CUDA graphs, several times slower: {reason}", stacklevel=2)
 
     def release(self) -> None:

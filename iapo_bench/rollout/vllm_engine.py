@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedModel
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, first_line
 from iapo_bench.machine import parallel
 from iapo_bench.models.checkpoints import evaluating
 from iapo_bench.models.lora import merged_weights
@@ -90,7 +90,7 @@ def starting(path: Path) -> Iterator[str]:
     try:
         yield device
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"vllm cannot start with {path}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"vllm cannot start with {path}: {first_line(error)}") from None
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by nothing
 

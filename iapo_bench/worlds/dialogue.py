@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # grading imports this file and must start fast
     from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, first_line
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
 from iapo_bench.worlds.grading import extract_answer, is_formatted
 
@@ -256,7 +256,7 @@ def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tupl
     try:
         text = render(_TRIAL, messages)
     except Exception as error:  # a template can raise anything
-        raise _Failure(0, (str(error).strip() or type(error).__name__).splitlines()[0]) from None
+        raise _Failure(0, first_line(error)) from None
     ends: list[int] = []
     for message in messages if whole else [_message("user", _TRIAL)]:
         if (found := _find(message["content"], text)) is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from iapo_bench.config.prompt import ExampleConfig, PromptConfig
 from iapo_bench.config.world import WorldConfig
-from iapo_bench.errors import UserError, unknown
+from iapo_bench.errors import UserError, first_line, unknown
 from iapo_bench.files import read_jsonl
 from iapo_bench.worlds import (
     ANSWER_CLOSE,
@@ -205,7 +205,7 @@ class TextWorld:
         try:
             return table.hub[0], load_dataset(*table.hub, split=table.hub_split, revision=table.revision)
         except Exception as error:  # of half a dozen libraries
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"cannot get {table.hub[0]} from the hub ({reason}): set data_dir to a directory with {files}"
             ) from error
