@@ -251,7 +251,7 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
         raise ValueError(f"{name} holds a number that is not finite")
 
 
-def _blamed(method: "Method", hook: str) -> AbstractContextManager[None]:
+def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
     """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
     return blamed(inspect.getfile(type(method)), f"method {method.name}", hook)
 
@@ -265,7 +265,7 @@ def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
 def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
     """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
     float32 (B,)."""
-    with _blamed(method, "shape_rewards"):
+    with blaming(method, "shape_rewards"):
         rewards_B = method.shape_rewards(visible(batch, method))
         _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
     return replace(batch, rewards_B=rewards_B)
@@ -273,7 +273,7 @@ def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
 
 def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
     """Whether the method trains on a group. Raises UserError, naming method and file, unless it says yes or no."""
-    with _blamed(method, "accept_group"):
+    with blaming(method, "accept_group"):
         verdict = method.accept_group(correct_G)
         if not isinstance(verdict, bool):
             raise ValueError(f"the result must be bool, is {type(verdict).__name__}")
@@ -283,9 +283,9 @@ def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
 def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Generator) -> Credit:
     """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
     fails or is not what `Credit.validate` asks for."""
-    with _blamed(method, "observe"):
+    with blaming(method, "observe"):
         method.observe(visible(batch, method))
-    with _blamed(method, "credit"):
+    with blaming(method, "credit"):
         credit = method.credit(visible(batch, method), generator)
         if not isinstance(credit, Credit):
             raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")

@@ -358,3 +358,11 @@ def test_every_way_to_write_the_gold_is_right(math, gold, answers):
 def test_what_is_not_the_gold_is_wrong(math, gold, answers):
     outcomes = math.grade([tagged(answer) for answer in answers], [gold] * len(answers))
     assert [(a, outcome) for a, outcome in zip(answers, outcomes, strict=True) if outcome is not W] == []
+
+
+@pytest.mark.parametrize(
+    "answer", ["18bn", "18 lakh", "18 tens", "18 tenths", "18 quarter", "18 per mille", "anything but 18"]
+)
+def test_a_scale_or_a_negation_is_no_literal(answer):
+    text = f"<think> so </think> <answer> {answer} </answer>"
+    assert [str(found) for found in make_grader("integer").grade([text], ["18"])] == ["WRONG"]

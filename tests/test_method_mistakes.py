@@ -211,3 +211,17 @@ def test_a_mended_method_does_not_go_on_from_its_drafts_steps(run, made, write_m
     shutil.rmtree(tmp_path / "out")
     assert run("train", *made, *several)[0] == 0
     assert rows() == mended
+
+
+def test_a_trial_leaves_no_trace_in_the_class_and_blames_the_methods_file(write_method):
+    batch = batch_of([4, 1, 6, 2], [1, 0, 1, 0], group_size=2)
+    write_method(
+        "    calls = 0\n    def credit(self, batch, generator=None):\n        type(self).calls += 1\n"
+        "        return assign(batch.rewards_B, batch)\n"
+    )
+    method = load_method("mine")
+    try_method(method, batch, seed=0)
+    assert type(method).calls == 0
+    path = write_method("    def credit(self, batch, generator=None):\n        raise RuntimeError('a bug')\n")
+    with pytest.raises(UserError, match=rf"method mine \({path}:10\): credit: RuntimeError: a bug"):
+        try_method(load_method("mine"), batch, seed=0)

@@ -95,6 +95,8 @@ def answer_entropies(
     """
     if implementation not in get_args(Implementation):
         raise unknown("implementation", implementation, get_args(Implementation))
+    if not (0 < temperature < float("inf")) or (chunk is not None and chunk < 1):
+        raise ValueError(f"temperature must be positive and finite, is {temperature}; chunk at least 1, is {chunk}")
     prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
     completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
     if not prompt_mask_BP.any(dim=1).all() or not len(postfix_ids_K):

@@ -1,5 +1,6 @@
 """What a method is tried for on the first batch of a run: mistakes that would train without a word."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -9,7 +10,7 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
-from iapo_bench.method import Credit, Method, visible
+from iapo_bench.method import Credit, Method, blaming, visible
 from iapo_bench.seeds import torch_stream
 
 EXTRA_COLUMNS = 3
@@ -22,7 +23,7 @@ def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: b
 
     Entropies that are read at padding on purpose (`Reading.padding`) are let be.
     """
-    batch = visible(batch, method)
+    method, batch = _twin(method), visible(batch, method)
     if not method.reading.padding:
         _require_no_padding_read(method, batch, seed)
     if own_rewards:
@@ -31,7 +32,7 @@ def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: b
 
 def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
     padded, mask_BT = more_padding(batch), batch.completion_mask_BT
-    if not _alike(method.shape_rewards(batch), method.shape_rewards(padded)):
+    if not _alike(_rewards(method, batch), _rewards(method, padded)):
         raise _blame(method.shape_rewards, "the rewards change with padding")
     plain, other = _credit(method, batch, seed), _credit(method, padded, seed)
     for name in ("advantages_BT", "weights_BT"):
@@ -49,9 +50,22 @@ def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> Non
         )
 
 
+def _twin(method: Method) -> Method:
+    """The method with a state of its own, that of its class too: a trial must leave no trace in the run."""
+    twin = copy.deepcopy(method)
+    twin.__class__ = type(type(method).__name__, (type(method),), {})
+    return twin
+
+
+def _rewards(method: Method, batch: RolloutBatch) -> torch.Tensor:
+    with blaming(method, "shape_rewards"):
+        return method.shape_rewards(batch)
+
+
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
-    shaped = replace(batch, rewards_B=method.shape_rewards(batch))
-    return method.credit(shaped, torch_stream(seed, "method", 0))
+    shaped = replace(batch, rewards_B=_rewards(method, batch))
+    with blaming(method, "credit"):
+        return method.credit(shaped, torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:

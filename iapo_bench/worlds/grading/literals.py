@@ -82,7 +82,7 @@ _LETTER_UNITS = frozenset("mgshlLCFVNJW")
 # Words beside a number that make it another number, or none.
 _TWISTS = (
     r"no|not|never|nor|neither|cannot|wrong|incorrect|false|except|or|maybe|perhaps|unless|half|halves|twice|thrice|double"
-    r"|triple|plus|minus|negative|times|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp|choose"
+    r"|unlike(?:ly)?|but|triple|plus|minus|negative|times|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp|choose"
 )
 _BEFORE = re.compile(
     rf"\b(?:{_TWISTS}|than|least|most|about|approx\w*|around|roughly|nearly|almost|over|under|above|below|beyond|between"
@@ -91,7 +91,9 @@ _BEFORE = re.compile(
 )
 _AFTER = re.compile(
     rf"\b(?:{_TWISTS}|at least|at most|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
-    r"|[mbtr]+illions?)\b|n't\b|[不非万萬亿億千百半]",
+    r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille"
+    r"|(?:ten|hundred|thousand|third|quarter|fif|six|seven|eigh|nin)(?:th)?s?)\b"
+    r"|(?<![A-Za-z])(?:bn|mn|mln)\b|n't\b|[不非万萬亿億千百半]",
     re.IGNORECASE,
 )
 
