@@ -53,7 +53,8 @@ def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> Non
 def _twin(method: Method) -> Method:
     """The method with a state of its own, that of its class too: a trial must leave no trace in the run."""
     twin = copy.deepcopy(method)
-    twin.__class__ = type(type(method).__name__, (type(method),), {})
+    kind = type(method)
+    twin.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__})
     return twin
 
 
