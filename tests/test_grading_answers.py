@@ -366,3 +366,18 @@ def test_what_is_not_the_gold_is_wrong(math, gold, answers):
 def test_a_scale_or_a_negation_is_no_literal(answer):
     text = f"<think> so </think> <answer> {answer} </answer>"
     assert [str(found) for found in make_grader("integer").grade([text], ["18"])] == ["WRONG"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (r"\begin{align*} 5 \end{align*}", "CORRECT"),
+        (r"\begin{equation}5\end{equation}", "CORRECT"),
+        ("5 a.m.", "CORRECT"),
+        (r"\begin{align*} 5 & 6 \end{align*}", "WRONG"),
+        (r"\begin{align*}5\\6\end{align*}", "WRONG"),
+    ],
+)
+def test_a_display_of_one_line_is_its_contents(answer, right):
+    text = f"<think> so </think> <answer> {answer} </answer>"
+    assert [str(found) for found in make_grader("math").grade([text], ["5"])] == [right]

@@ -107,6 +107,9 @@ def tidy(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     for pattern, replacement in _TYPOGRAPHY:
         text = pattern.sub(replacement, text)
+    # A display of one line is no more than its contents; one with `&` or a line break is several things.
+    text = re.sub(r"\\begin\{(align|equation|gather)(\*?)\}([^&\\]*(?:\\[A-Za-z][^&\\]*)*)\\end\{\1\2\}", r"$\3$", text)
+    text = re.sub(r"(?<=\d)( ?)([ap])\.m\.", r"\1\2m", text, flags=re.IGNORECASE)
     text = re.sub(r"\\[()\[\]]|\$\$", "$", text.replace(r"\$", "¤"))
     text = _unwrap(text)
     if text.count("$") % 2:
