@@ -44,7 +44,8 @@ def test_the_smallest_table_comes_out_of_slurm_jobs(tmp_path):
     target = ["--", "results/smoke/table1.csv"]
     run = snakemake(tmp_path, *tier, *options, *small, *target, cores=False, timeout=1200, **{PRETEND: "1"})
     assert run.returncode == 0, run.stderr[-3000:]
-    submitted = re.findall(r"has been submitted with SLURM jobid (\d+)", run.stderr + run.stdout)
+    told = "".join(log.read_text() for log in (tmp_path / ".snakemake" / "log").glob("*.log"))
+    submitted = set(re.findall(r"has been submitted with SLURM jobid (\d+)", told + run.stderr + run.stdout))
     assert len(submitted) >= 8  # prepare, base, train, and two each to sample, grade and measure; then the table
     table = pd.read_csv(tmp_path / "results" / "smoke" / "table1.csv")
     assert table["method"].tolist()[:2] == ["base", "grpo"]
