@@ -35,7 +35,9 @@ def test_the_smallest_table_comes_out_of_slurm_jobs(tmp_path):
     # A job that asks for a GPU and gets none from Slurm ends with an error.
     gpus = 2 if CLUSTER and "gpu" in CLUSTER.stdout else 0
     cpus = min(4, os.cpu_count() or 1)
-    smoke = smoke.replace("job: {", f"job: {{ train: {{ cpus: {cpus} }},")
+    # No kind of job may ask for more than this machine has: Slurm would let it wait for ever.
+    wishes = f"base: {{ cpus: {cpus} }}, train: {{ cpus: {cpus} }}"
+    smoke = smoke.replace("job: {", f"job: {{ {wishes},")
     (tmp_path / "tier.yaml").write_text(f"gpus: {gpus}\n{smoke[: smoke.index('methods:')]}methods:\n  grpo:\n")
     # Without an accounting database only squeue knows how a job fares.
     options = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
