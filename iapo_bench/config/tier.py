@@ -321,7 +321,8 @@ class TierConfig(Section):
             name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
             for name, job in jobs.items()
         }
-        return TimingJob(sample=self.sample_job("test").model_copy(update={"evaluate": evaluate}), train=short)
+        sampled = self.sample_job("test").model_copy(update={"evaluate": evaluate})
+        return TimingJob(labels=self.labels, sample=sampled, train=short)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""
@@ -351,9 +352,7 @@ class TierConfig(Section):
         """The settings of the sensitivity table."""
         if self.tune is None or self.sensitivity is None:
             raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
-        return SensitivityJob(
-            tune=self.tune, sensitivity=self.sensitivity, model=self.model.name, dataset=self.world.name
-        )
+        return SensitivityJob(tune=self.tune, sensitivity=self.sensitivity, labels=self.labels)
 
 
 def folder_of(tier: str, dataset: str, datasets: dict[str, Any]) -> str:
