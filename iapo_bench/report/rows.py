@@ -37,7 +37,7 @@ class Row:
     summary: Summary
     tally: Tally
     parent: str = ""  # the method that a variant varies
-    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training, but for its seeds
+    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training and samples
     environment: dict[str, list[str]] = field(default_factory=dict)  # what its samples were made with
     updates: int = 0  # of all its training runs, where their logs were given
     updates_moved: int = 0  # those that moved the weights
