@@ -158,7 +158,7 @@ def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--completions", default=400, type=click.IntRange(1), help="At most so many.")
+@click.option("--completions", default=600, type=click.IntRange(1), help="At most so many.")
 @click.option("--out", type=FILE, required=True, help="Parquet file, a row for each token.")
 def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completions: int, out: Path) -> None:
     """Score the tokens of a run's own completions, beside what each is for. Micro world only."""

@@ -54,7 +54,9 @@ def _design(rows: Sequence[Row], problems: int) -> dict[str, Any]:
     for measure, scale in (("pass@1", 1.0), ("length", length)):
         for statement, seeds in (("checkpoints", False), ("methods", True)):
             pairs = itertools.combinations([row.tally.values(measure) for row in rows], 2)
-            smallest = [_scaled(estimate(b, a, seeds=seeds), len(first.problems) / problems).detectable for a, b in pairs]
+            smallest = [
+                _scaled(estimate(b, a, seeds=seeds), len(first.problems) / problems).detectable for a, b in pairs
+            ]
             known = not seeds or len(first.train_seeds) > 1
             found[f"{measure} {statement}"] = round(float(np.median(smallest)) / scale, 4) if known else None
     return found
