@@ -202,9 +202,9 @@ class Workflow:
 
     def base(self) -> str:
         """Settings file of `base`."""
-        job, source = self.tier.base_job(), Path(self.tier.model.source)
-        if source.is_dir():
-            job = job.model_copy(update={"files": _checksums(source)})
+        job = self.tier.base_job()
+        if folder := self.tier.model.directory:
+            job = job.model_copy(update={"files": _checksums(folder)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
         return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
 
@@ -305,6 +305,10 @@ class Workflow:
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""
         return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", [self._dataset])
+
+    def calibration(self) -> str:
+        """Settings file of the base's calibration."""
+        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", [self._dataset])
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""

@@ -21,6 +21,28 @@ rule token_roles:
         )
 
 
+rule calibration:
+    """Say whether the entropy of the base's early answers is its true uncertainty."""
+    input:
+        settings=lambda wildcards: FLOW.calibration(),
+        data=ancient(rules.prepare.output),
+        model=f"{WORK}/base/model",
+        samples=f"{WORK}/base/test/samples.parquet",
+    output:
+        **figure_files("calibration", "Informativeness"),
+        csv=reported("calibration", "csv", "Informativeness", "calibration"),
+    threads: REQUESTS["sample"].cpus
+    resources:
+        **REQUESTS["sample"].resources,
+    shell:
+        run(
+            "calibration --settings {input.settings} --model {input.model}"
+            " --samples {input.samples} --data {input.data}"
+            " --out {output.csv} --figure {output.png}",
+            gpus="sample",
+        )
+
+
 rule role_tables:
     """Say which scores know a needed token, and which roles each method removed."""
     input:
