@@ -109,7 +109,7 @@ def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
     left, right = figure.axes[:2]
     shown = [text.get_text() for text in left.texts]
     assert shown == [".000", ".250", ".500", ".750", "1.000", ".000"]
-    assert left.get_title() == "Pass@1 (base .500)"
+    assert left.get_title() == "Pass@1\n(base .500)"
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "0.1", "1"]
     # Blue is better: more accurate, but shorter.
     colours = {ax: ax.images[0].to_rgba(ax.images[0].get_array()) for ax in (left, right)}
