@@ -44,8 +44,6 @@ ARTEFACTS = {
     "paired": "iapo_bench.report.paired",
     "page": "iapo_bench.report.page",
     "ablations": "iapo_bench.report.ablations",
-    "curves": "iapo_bench.report.curves",
-    "lm_eval_table": "iapo_bench.report.lm_eval",
     "claims": "iapo_bench.report.claims",
 }
 
@@ -267,7 +265,7 @@ class Workflow:
     def timing(self) -> str:
         """Settings file of the timing of rows alone."""
         plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, self._dataset]
-        return self._write("time", self.tier.timing_job(), "iapo_bench.evaluate.timing", plugins)
+        return self._write("time", self.tier.timing_job(), "iapo_bench.report.timing", plugins)
 
     def costs(self) -> str:
         """Settings file of the costs."""
@@ -276,6 +274,14 @@ class Workflow:
     def wallclock(self) -> str:
         """Settings file of the wall-clock table."""
         return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock")
+
+    def curves(self) -> str:
+        """Settings file of the training curves."""
+        return self._write("curves", self.tier.labels, "iapo_bench.report.curves")
+
+    def lm_eval_table(self) -> str:
+        """Settings file of the table of lm-eval's scores."""
+        return self._write("lm_eval_table", self.tier.labels, "iapo_bench.report.lm_eval")
 
     @cached_property
     def departed(self) -> dict[str, str]:

@@ -50,13 +50,13 @@ rule role_tables:
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
         samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:
+        *table_files("roles", "Informativeness", caption="informativeness").values(),
+        **table_files("informativeness", "Informativeness"),
         **figure_files("informativeness", "Informativeness"),
-        csv=reported("informativeness", "csv", "Informativeness", "informativeness"),
-        roles=reported("roles", "csv", "Informativeness", "informativeness"),
     params:
         runs=named(RUNS),
     shell:
         run(
             "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
-            " --roles {output.roles} --figure {output.png}",
+            " --roles {output[0]} --figure {output.png}",
         )

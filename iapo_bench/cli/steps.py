@@ -189,7 +189,7 @@ def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Pat
 @click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
 def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
     """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
-    from iapo_bench.evaluate.timing import time_rows
+    from iapo_bench.report.timing import time_rows
 
     time_rows(job, named(runs), base=base, data=data, out=out)
 
