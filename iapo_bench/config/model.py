@@ -20,9 +20,9 @@ class ModelConfig(Section):
     """Where the base model comes from."""
 
     source: str = Field(
-        description="'shipped' (the micro world's base, which comes with this package), 'taught' (another for the micro "
-        "world, made here), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for trials of size), a hub id with "
-        "optional '@REVISION', or a directory"
+        description="'shipped' (the micro world's base, which comes with this package), 'taught' (another for the "
+        "micro world, made here), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for trials of size), a hub "
+        "id with optional '@REVISION', or a directory"
     )
     dtype: Dtype = Field(
         default="float32",
