@@ -236,6 +236,6 @@ there are several; with one training seed it says nothing about what another tra
 best of a column together with every row that paired tests (Holm's correction at 5%, see the comparisons) cannot tell
 from it; in length and ratio only rows whose accuracy is not below the base's can be bold; where it would be every row,
 none is. The tests are about these methods where every row was trained with several seeds, else about these checkpoints.
-TIMEOUT and ERROR, shown where they occur, are completions that grading could not judge; they count as not correct. Every k, the standard
-deviations and the intervals' bounds are in the CSV file beside this one.
+TIMEOUT and ERROR, shown where they occur, are completions that grading could not judge; they count as not correct.
+Every k, the standard deviations and the intervals' bounds are in the CSV file beside this one.
 """
