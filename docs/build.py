@@ -26,8 +26,8 @@ def methods_page() -> str:
     """docs/methods.md: every method's docstring, options and signals."""
     parts = [
         "# Methods\n",
-        "Made by `python docs/build.py` from the docstrings in `baselines/` and `methods/`. Each entry gives the equations, then",
-        "the options: their defaults are the paper's setting (profile `paper`), the last column what the released code",
+        "Made by `python docs/build.py` from the docstrings in `baselines/` and `methods/`. Each entry has equations,",
+        "then options: defaults are the paper's setting (profile `paper`), the last column what the released code",
         "computes (profile `released`), where it departs. [Your method](your-method.md) becomes one more entry.\n",
         *(_method(name, path) for name, path in sorted(list_methods().items())),
     ]

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/reference/**/*.md")])
@@ -31,9 +30,3 @@ def test_links_between_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
     lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not lost
-
-
-def test_the_site_reads_without_a_network():
-    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    assert site["theme"]["font"] is False
-    assert site["strict"] is True
