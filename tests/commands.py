@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/reference/**/*.md")])
+# The changelog names commands that are gone.
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("results/reference/**/*.md")]
+)
 PROGRAMS = ("iapo-bench", "snakemake", "pytest", "pip", "bash")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SCRIPT = re.compile(r"^#.*run by (tests/\S+)", re.MULTILINE)

@@ -22,7 +22,7 @@ from iapo_bench.cli import cli
 ALL = [command for page in PAGES for command in commands(page)]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CI = (ROOT / ".ci/run").read_text()
-PLACEHOLDER = re.compile(r"\.\.\.|\b[A-Z]+\b")
+PLACEHOLDER = re.compile(r"\.\.\.|[A-Z]{3,}|\b[A-Z]\b")
 
 
 def names(page: Path) -> str:
@@ -56,7 +56,7 @@ def check_options(words: list[str]) -> None:
             options |= {name for parameter in command.params for name in parameter.opts}
         elif word.startswith("--"):
             assert word.split("=")[0] in options, f"no option {word}"
-    assert command is not cli or not [word for word in words if re.fullmatch("[a-z-]+", word)], "no such command"
+    assert command is not cli or not [word for word in words if re.fullmatch("[a-z][a-z-]+", word)], "no such command"
 
 
 @cache
@@ -83,7 +83,7 @@ def check_pip(command: Command) -> None:
         if before == "-c":
             assert (ROOT / word).exists(), word
         for extra in re.findall(r"^\.\[(.*)\]", word):
-            assert extra in PROJECT["project"]["optional-dependencies"], extra
+            assert set(extra.split(",")) <= PROJECT["project"]["optional-dependencies"].keys(), extra
 
 
 def check_other(command: Command) -> None:
