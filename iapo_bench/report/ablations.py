@@ -64,7 +64,7 @@ def change_blocks(first: Row, changes: pd.DataFrame) -> list[Block]:
     for panel in PANELS:
         ends = changes[[f"{panel.measure}_change{end}" for end in ("", "_lo", "_hi")]].to_numpy()
         digits = KINDS[panel.measure.partition("@")[0]].digits
-        columns[panel.label] = [ranged(*line, f"+{digits}") for line in ends]
+        columns[panel.label] = [ranged(*line, form=f"+{digits}") for line in ends]
         columns[f"{panel.label}, p"] = [p_text(p) for p in changes[f"{panel.measure}_p_holm"]]
     return [
         *opening(first, "variants less what they vary"),

@@ -27,16 +27,17 @@ _SAMPLES = ("settings/ran/*", "data/test.jsonl", "data/provenance.json", "**/tes
 
 @dataclass(frozen=True)
 class Results:
-    """The folder `root` with the table, and the tier's folder `work` with what its jobs made."""
+    """The folder `root` with the table `name`, and the tier's folder `work` with what its jobs made."""
 
     root: Path
     work: Path
     table: pd.DataFrame
+    name: str = TABLE
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What is recorded of the table. Raises UserError when it is not there."""
-        return read_provenance(self.root / Path(TABLE).with_suffix(".provenance.json"))
+        return read_provenance(self.root / Path(self.name).with_suffix(".provenance.json"))
 
     def row(self, name: str) -> pd.Series:
         """A line of the table. Raises UserError for a name that is not in it."""
@@ -64,7 +65,8 @@ class Results:
 
 @contextmanager
 def open_results(path: Path) -> Iterator[Results]:
-    """The results in a folder, or in an archive, for as long as the block runs. `path` may name the table itself.
+    """The results in a folder, or in an archive, for as long as the block runs. `path` may name a table of them, such
+    as ablations.csv, which stands for table1.csv then.
 
     Raises UserError for anything else.
     """
@@ -77,21 +79,25 @@ def open_results(path: Path) -> Iterator[Results]:
                 raise UserError(f"{path} cannot be unpacked ({error})") from None
             yield _read(Path(folder), str(path))
     else:
-        yield _read(path.parent if path.suffix == ".csv" else path, str(path))
+        named = path.suffix == ".csv"
+        yield _read(path.parent if named else path, str(path), path.name if named else TABLE)
 
 
-def _read(root: Path, where: str) -> Results:
-    table = root / TABLE
+def _read(root: Path, where: str, name: str = TABLE) -> Results:
+    table = root / name
     if not table.is_file():
-        raise UserError(f"{where} holds no {TABLE}: name a folder or a bundle of results")
+        missing = "does not exist" if where == str(table) else f"holds no {name}"
+        raise UserError(f"{where} {missing}: name a folder or a bundle of results")
     try:
         frame = pd.read_csv(table, dtype={"train_seeds": str}).fillna({"train_seeds": ""})
         tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except KeyError as error:
+        raise UserError(f"{table} is not a table of results, it has no column {error}: name a table1.csv") from None
+    except (ValueError, IndexError, OSError) as error:
         raise UserError(f"{table} is not a table of results ({error})") from None
     places = (root, root / tier, root / tier / dataset)
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
-    return Results(root, work, frame)
+    return Results(root, work, frame, name)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
