@@ -33,7 +33,7 @@ if "tier" not in config and TIER.tier != "micro":
     workflow.config_settings.config_args = [
         *(workflow.config_settings.config_args or []),
         f"tier={TIER.tier}",
-        f"world={{name: {TIER.world.name}}}",
+        *([] if TIER.world.file else [f"world={{name: {TIER.world.name}}}"]),
     ]
 
 # Jobs of one machine share its memory and its GPUs: no more run at once than it holds of what they ask for. A profile
@@ -44,8 +44,9 @@ for resource, there_is in suite.machine().items():
 
 suite.prepare_environment()
 FLOW = suite.Workflow(TIER)
+TIER = FLOW.tier
 WORK = FLOW.work  # what jobs make
-OUT = "results" if TIER.tier == "micro" else WORK  # what people read
+OUT = FLOW.out  # what people read
 RUNS = FLOW.runs
 REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
 # The environment of jobs that generate, for --sdm conda.

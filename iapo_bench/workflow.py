@@ -24,8 +24,9 @@ from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.plugins import list_datasets, list_methods
+from iapo_bench.plugins import list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
+from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
@@ -156,8 +157,9 @@ class Workflow:
     """
 
     def __init__(self, tier: TierConfig) -> None:
-        self.tier = tier
-        self.work = f"results/{tier.folder}"
+        self.tier = tier = tier.model_copy(update={"world": stated(tier.world)})
+        self.work = f"results/{tier.folder}"  # what jobs make
+        self.out = "results" if tier.tier == "micro" else f"results/{tier.shown}"  # what people read
         self.methods = list(tier.methods)
         self.seeds = tier.train.seeds
         self._told: set[str] = set()
@@ -200,7 +202,7 @@ class Workflow:
 
     def prepare(self) -> str:
         """Settings file of `prepare`."""
-        return self._write("prepare", self._prepare_job, "iapo_bench.worlds.prepare", self._dataset_files)
+        return self._write("prepare", self._prepare_job, "iapo_bench.worlds.prepare", self._dataset_code)
 
     def base(self) -> str:
         """Settings file of `base`."""
@@ -208,7 +210,7 @@ class Workflow:
         if source.is_dir():
             job = job.model_copy(update={"files": _checksums(source)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
-        return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
+        return self._write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
 
     def checkpoint(self, row: str) -> str:
         """Settings file of the fetching of a row that is measured and not trained."""
@@ -216,7 +218,7 @@ class Workflow:
         folder = Path(job.source) / (job.subfolder or "")
         if folder.is_dir():
             job = job.model_copy(update={"files": _checksums(folder)})
-        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", [self._dataset])
+        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", self._dataset)
 
     def train(self, run: str) -> str:
         """Settings file of the training of a run."""
@@ -230,26 +232,24 @@ class Workflow:
             job = tier.train_job(found["method"], int(found["seed"]))
         else:
             raise UserError(f"'{run}' is not a run that is trained")
-        plugins = [*job.plugins, self._dataset]
+        plugins = [*job.plugins, *self._dataset]
         return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 
     def sample(self, run: str, split: str) -> str:
         """Settings file of the sampling of a run."""
         job, questions = self.tier.sample_job(split), self._problems(split)["questions"]
         name = f"sample {run} {split}"
-        return self._write(name, job, "iapo_bench.evaluate.sample", [self._dataset], problems=questions)
+        return self._write(name, job, "iapo_bench.evaluate.sample", self._dataset, problems=questions)
 
     def grade(self, run: str, split: str) -> str:
         """Settings file of the grading of a run."""
         job, golds = self.tier.grade_job(split), self._problems(split)["golds"]
-        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", [self._dataset], problems=golds)
+        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", self._dataset, problems=golds)
 
     def lm_eval(self, run: str) -> str:
         """Settings file of lm-eval on a run."""
         job, problems = self.tier.lm_eval_job(), self._problems("test")
-        return self._write(
-            f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", [self._dataset], problems=problems
-        )
+        return self._write(f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", self._dataset, problems=problems)
 
     def metrics(self, row: str) -> str:
         """Settings file of the summary of a row."""
@@ -266,7 +266,7 @@ class Workflow:
 
     def timing(self) -> str:
         """Settings file of the timing of rows alone."""
-        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, self._dataset]
+        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, *self._dataset]
         return self._write("time", self.tier.timing_job(), "iapo_bench.evaluate.timing", plugins)
 
     def costs(self) -> str:
@@ -289,20 +289,20 @@ class Workflow:
         from iapo_bench.report.departures import fidelity_job
 
         job = fidelity_job(self.tier)
-        plugins = [self._dataset, *(list_methods()[name] for name in job.methods)]
+        plugins = [*self._dataset, *(list_methods()[name] for name in job.methods)]
         return self._write("fidelity", job, "iapo_bench.report.fidelity", plugins, problems=self._problems("train"))
 
     def protocol(self) -> str:
         """Settings file of the comparison of protocols."""
-        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", [self._dataset])
+        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", self._dataset)
 
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""
-        return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", [self._dataset])
+        return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", self._dataset)
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""
-        return self._write("role_tables", self.tier.roles_job(), "iapo_bench.tokens.roles", [self._dataset])
+        return self._write("role_tables", self.tier.roles_job(), "iapo_bench.tokens.roles", self._dataset)
 
     def tune(self) -> str:
         """Settings file of the choice on validation."""
@@ -317,23 +317,27 @@ class Workflow:
         return self._write(name, None, ARTEFACTS[name])
 
     @property
-    def _dataset(self) -> Path:
-        return list_datasets()[self.tier.world.name]
+    def _dataset(self) -> list[Path]:
+        """The dataset's file."""
+        return self._dataset_code[:1]
 
     @property
-    def _dataset_files(self) -> list[Path]:
-        return [self._dataset, *(list_datasets()[name] for name in self.tier.world.held_out)]
+    def _dataset_code(self) -> list[Path]:
+        """The dataset's file, and those of the datasets that it holds out."""
+        return source_files(self.tier.world)
 
     @cached_property
     def _prepare_job(self) -> Any:
         job = self.tier.prepare_job()
-        if job.world.data_dir:
+        if job.world.file:
+            job = job.model_copy(update={"files": {job.world.name: _checksum(Path(job.world.file))}})
+        elif job.world.data_dir:
             job = job.model_copy(update={"files": _checksums(Path(job.world.data_dir))})
         return job
 
     def _problems(self, split: str) -> dict[str, str]:
         """What identifies the questions and golds of a split: their content where it is local, otherwise its recipe."""
-        recipe = digest([identity(self._prepare_job), code_digest("iapo_bench.worlds.prepare", self._dataset_files)])
+        recipe = digest([identity(self._prepare_job), code_digest("iapo_bench.worlds.prepare", self._dataset_code)])
         if not self._prepare_job.files:
             return {"questions": recipe, "golds": recipe}
         known = Path(self.work) / "settings" / f"problems-{recipe}.json"

@@ -20,7 +20,7 @@ from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
 from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
-from iapo_bench.config.section import FREE, Section, identity
+from iapo_bench.config.section import FREE, Section, identity, slug
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -77,6 +77,11 @@ class TierConfig(Section):
                 raise ValueError(str(unknown("method", name, list_methods())))
         if twice := set(self.methods) & set(self.ablations):
             raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
+        if self.model.source == "taught" and self.world.name != "micro":
+            raise ValueError(
+                f"the model 'taught' answers the micro world alone, not {self.world.name}: name one, "
+                "model: {source: DIR}"
+            )
         if BASE in self._entries():
             raise ValueError(f"'{BASE}' is the row of the untrained model: give the method another name")
         return self
@@ -96,9 +101,22 @@ class TierConfig(Section):
         return [0] if name in self.measured else self.train.seeds
 
     @property
+    def shown(self) -> str:
+        """Where tables and figures of this tier lie, below `results`: by dataset where it has several."""
+        return f"{self.tier}/{self.world.name}" if self.datasets else self.tier
+
+    @property
     def folder(self) -> str:
-        """Where results and tuned choices of this tier lie, below `results` and `configs/tuned`."""
-        return folder_of(self.tier, self.world.name, self.datasets)
+        """Where the jobs of this tier work, below `results`. Problems of one's own have a folder of their own there, so
+        that what was made of the tier's stays."""
+        own = bool((self.given.get("world") or {}).get("file")) and not self.datasets
+        return f"{self.shown}/{self.world.name}" if own else self.shown
+
+    @property
+    def choices(self) -> str:
+        """Where the choices of `tune` lie, below `configs/tuned`: those for the tier's model are no other model's."""
+        own = (self.given.get("model") or {}).get("source")
+        return f"{self.folder}/{slug(self.model.name)}" if own else self.folder
 
     def request(self, kind: Kind) -> Request:
         """What a kind of job asks of a machine or a cluster: its own wish, or what jobs of its size get."""
@@ -356,11 +374,6 @@ class TierConfig(Section):
         )
 
 
-def folder_of(tier: str, dataset: str, datasets: dict[str, Any]) -> str:
-    """Where results of a tier lie: by dataset where it has several."""
-    return f"{tier}/{dataset}" if datasets else tier
-
-
 def round_lr(lr: float) -> float:
     """A learning rate without the last digits of a multiplication."""
     return float(f"{lr:.12g}")
@@ -423,10 +436,11 @@ def parse_tier(
     """
     places = dict(places or {})
     given = typed(given or {})
-    laid = _lay_dataset(content, given)
+    laid = _lay_dataset(_make_room(content, given), given)
     rows, given = _rows(given, laid)
     _note(given, (), where, places)
     merged = merge(laid, given) | ({"methods": rows} if rows is not None else {})
+    merged["given"] = merge(content.get("given") or {}, given)
     merged["tuned"], from_file = _tuned_choices(merged)
     places |= {("tuned", *path): place for path, place in from_file.items()}
     places |= {("methods", name): where for name in rows or {}}
@@ -439,7 +453,7 @@ def parse_tier(
                     f"{places.get((section, name), source)}: {unknown('method', str(parent), list_methods())}"
                 )
     try:
-        tier = TierConfig.model_validate({**merged, "given": merge(content.get("given") or {}, given)})
+        tier = TierConfig.model_validate(merged)
     except ValidationError as error:
         raise UserError(_first_problem(error, places, source)) from None
     tier._places.update(places)
@@ -468,17 +482,28 @@ def _note(value: Any, path: tuple[str, ...], where: str, places: Places) -> None
             _note(item, (*path, str(key)), where, places)
 
 
+def _make_room(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The content without what does not fit a model or problems of one's own on the command line: the name and the
+    fine-tuning of its model, all that it says of its dataset."""
+    world, model = (given.get(section) for section in ("world", "model"))
+    kept = dict(content)
+    if isinstance(world, dict) and world.get("file"):
+        kept["world"] = {}
+    own = content.get("model")
+    if isinstance(model, dict) and isinstance(own, dict) and model.get("source") not in (None, own.get("source")):
+        kept["model"] = {key: value for key, value in own.items() if key not in ("name", "sft")}
+    return kept
+
+
 def _tuned_choices(merged: dict[str, Any]) -> tuple[dict[str, Any], Places]:
     """The choices made on validation for this tier and dataset, if there are any; `tuned: null` leaves them out."""
     if "tuned" in merged:
         return merged["tuned"] or {}, {}
-    world, datasets = merged.get("world"), merged.get("datasets")
-    folder = folder_of(
-        str(merged.get("tier")),
-        str(world.get("name")) if isinstance(world, dict) else "",
-        datasets if isinstance(datasets, dict) else {},
-    )
-    path = CONFIG_DIR / "tuned" / f"{folder}.yaml"
+    try:
+        choices = TierConfig.model_validate(merged).choices
+    except ValidationError:  # of which the caller says where it is
+        return {}, {}
+    path = CONFIG_DIR / "tuned" / f"{choices}.yaml"
     return read_yaml(path) if path.is_file() else ({}, {})
 
 
@@ -487,9 +512,9 @@ def _lay_dataset(content: dict[str, Any], given: dict[str, Any]) -> dict[str, An
     datasets, world = content.get("datasets"), merge(content, given).get("world")
     if not isinstance(datasets, dict) or not datasets or not isinstance(world, dict):
         return dict(content)
-    if (name := world.get("name")) not in datasets:
+    if (name := world.get("name")) not in datasets and not world.get("file"):
         raise unknown("dataset of this tier", str(name), map(str, datasets))
-    laid = datasets[name] or {}
+    laid = datasets.get(name) or {}
     return {**(merge(content, laid) if isinstance(laid, dict) else content), "datasets": {n: {} for n in datasets}}
 
 
