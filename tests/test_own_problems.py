@@ -166,7 +166,7 @@ def test_a_model_and_problems_of_ones_own_take_the_place_of_the_tiers(tmp_path):
     kept = read_tier("smollm2", {"model": {"source": str(tmp_path), "sft": {"steps": 3}, "name": "x"}}).model
     assert (kept.name, kept.sft) == ("x", {"steps": 3})
     assert read_tier("smollm2", {"model": {"dtype": "bfloat16"}}).model.name == "SmolLM2-135M-Instruct"
-    with pytest.raises(UserError, match="'taught' answers the micro world alone, not my-sums: name one"):
+    with pytest.raises(UserError, match="'shipped' answers the micro world alone, not my-sums: name one"):
         read_tier("micro", {"world": {"file": str(path)}})
 
 

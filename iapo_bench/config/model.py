@@ -13,13 +13,18 @@ from iapo_bench.config.world import WorldConfig
 Dtype = Literal["float32", "bfloat16"]
 Engine = Literal["transformers", "vllm"]
 
+# Models of the micro world: its base, made once (docs/micro.md), and another.
+MICRO_SOURCES = ("shipped", "taught")
+SHIPPED = Path(__file__).parent.parent / "models" / "micro"
+
 
 class ModelConfig(Section):
     """Where the base model comes from."""
 
     source: str = Field(
-        description="'taught' (the micro world's own), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for "
-        "trials of size), a hub id with optional '@REVISION', or a directory"
+        description="'shipped' (the micro world's base, which comes with this package), 'taught' (another for the "
+        "micro world, made here), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for trials of size), a hub "
+        "id with optional '@REVISION', or a directory"
     )
     dtype: Dtype = Field(
         default="float32",
@@ -29,7 +34,7 @@ class ModelConfig(Section):
     name: str = Field(default="", description="what the table calls it; by default, the last part of the source")
     sft: dict[str, float | int] = Field(
         default={},
-        description="supervised fine-tuning before RL: fields of TaughtModel in iapo_bench/train/sft.py for the source "
+        description="supervised fine-tuning before RL: fields of TaughtSFT in iapo_bench/train/sft.py for the source "
         "'taught', of SFT for any other, which is used as it comes without them (or with null)",
     )
 
@@ -40,6 +45,12 @@ class ModelConfig(Section):
             place = re.sub(r"^\w+:|@[\w./-]+$", "", value["source"])
             return {**value, "name": Path(place).resolve().name}
         return value
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the model lies on this machine, if it does."""
+        path = SHIPPED if self.source == "shipped" else Path(self.source)
+        return path if path.is_dir() else None
 
     @field_validator("sft", mode="before")
     @classmethod

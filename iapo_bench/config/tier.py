@@ -15,7 +15,7 @@ from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
-from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
+from iapo_bench.config.model import MICRO_SOURCES, BaseJob, CheckpointJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
@@ -77,9 +77,9 @@ class TierConfig(Section):
                 raise ValueError(str(unknown("method", name, list_methods())))
         if twice := set(self.methods) & set(self.ablations):
             raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
-        if self.model.source == "taught" and self.world.name != "micro":
+        if self.model.source in MICRO_SOURCES and self.world.name != "micro":
             raise ValueError(
-                f"the model 'taught' answers the micro world alone, not {self.world.name}: name one, "
+                f"the model '{self.model.source}' answers the micro world alone, not {self.world.name}: name one, "
                 "model: {source: DIR}"
             )
         if BASE in self._entries():
@@ -115,7 +115,7 @@ class TierConfig(Section):
     @property
     def choices(self) -> str:
         """Where the choices of `tune` lie, below `configs/tuned`: those for the tier's model are no other model's."""
-        own = (self.given.get("model") or {}).get("source")
+        own = (self.given.get("model") or {}).get("source") not in (None, *MICRO_SOURCES)
         return f"{self.folder}/{slug(self.model.name)}" if own else self.folder
 
     def request(self, kind: Kind) -> Request:
@@ -279,7 +279,7 @@ class TierConfig(Section):
     def row_job(self, name: str) -> RowJob:
         """The settings of the summary of a row: an entry, or the base."""
         if name == BASE:
-            return RowJob(labels=self.labels, method=BASE, parent=BASE, ks=self.evaluate.ks)
+            return RowJob(labels=self.labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
         if name in self.measured:
             checkpoint = identity(self.checkpoint_job(name))
             settings = {key: checkpoint[key] for key in ("source", "subfolder")}
@@ -288,7 +288,7 @@ class TierConfig(Section):
                 method=name,
                 parent=name,
                 selection="measured only",
-                settings=settings,
+                settings={**settings, **self._asked},
                 ks=self.evaluate.ks,
             )
         settings = identity(self.train_job(name, self.train.seeds[0]))
@@ -298,9 +298,15 @@ class TierConfig(Section):
             parent=self.parent(name),
             profile=self.method(name).profile,
             selection=self.selection_of(name),
-            settings={key: settings[key] for key in ("method", "train")},
+            settings={**{key: settings[key] for key in ("method", "train")}, **self._asked},
             ks=self.evaluate.ks,
         )
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What decides the samples of every row beside its training: the base, the problems, how they are asked."""
+        sections = {name: identity(getattr(self, name)) for name in ("model", "world", "prompt", "evaluate")}
+        return {**sections, "world_seed": self.seed}
 
     def fidelity_job(self, methods: list[str], departed: dict[str, str]) -> FidelityJob:
         """The settings of the comparison with the released code: of `methods`, and of variants by departure."""
@@ -339,7 +345,8 @@ class TierConfig(Section):
             name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
             for name, job in jobs.items()
         }
-        return TimingJob(sample=self.sample_job("test").model_copy(update={"evaluate": evaluate}), train=short)
+        sampled = self.sample_job("test").model_copy(update={"evaluate": evaluate})
+        return TimingJob(labels=self.labels, sample=sampled, train=short)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""
@@ -369,9 +376,7 @@ class TierConfig(Section):
         """The settings of the sensitivity table."""
         if self.tune is None or self.sensitivity is None:
             raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
-        return SensitivityJob(
-            tune=self.tune, sensitivity=self.sensitivity, model=self.model.name, dataset=self.world.name
-        )
+        return SensitivityJob(tune=self.tune, sensitivity=self.sensitivity, labels=self.labels)
 
 
 def round_lr(lr: float) -> float:
@@ -490,7 +495,8 @@ def _make_room(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]
     if isinstance(world, dict) and world.get("file"):
         kept["world"] = {}
     own = content.get("model")
-    if isinstance(model, dict) and isinstance(own, dict) and model.get("source") not in (None, own.get("source")):
+    theirs = (None, *MICRO_SOURCES, own.get("source") if isinstance(own, dict) else None)
+    if isinstance(model, dict) and isinstance(own, dict) and model.get("source") not in theirs:
         kept["model"] = {key: value for key, value in own.items() if key not in ("name", "sft")}
     return kept
 
