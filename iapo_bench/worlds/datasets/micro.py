@@ -175,8 +175,8 @@ class MicroWorld:
         return pairs
 
     def lessons(self, count: int, cut: float) -> list[tuple[str, str]]:
-        """`count` (prompt, completion) pairs of the warm start: a question and its trace or, with chance `cut`, a question
-        with a trace broken off after a random word, the tags, and the answer of that trace.
+        """`count` (prompt, completion) pairs of the warm start: a question and its trace or, with chance `cut`, a
+        question with a trace broken off after a random word, the tags, and the answer of that trace.
 
         The second kind teaches to answer early. Completions alone are learnt, so nobody is taught to stop thinking.
         """
