@@ -86,7 +86,10 @@ report: "rules/captions/overview.rst"
 
 wildcard_constraints:
     run=r"base|tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
-    split="train|validation|test",
+    split="|".join(
+        ["train", "validation", "test", *(f"{name}/test" for name in TIER.also)]
+    ),
+    dataset="|".join(TIER.also) or "(?!)",
     row="[^/]+",
 
 

@@ -19,6 +19,7 @@ from iapo_bench.config.job import Kind
 from iapo_bench.config.reading import merge, read_yaml, typed
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
+from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
@@ -58,8 +59,9 @@ def read_workflow_tier(
     `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. Raises
     UserError for targets of several tiers, or of a tier that does not exist.
     """
-    config, given = typed(config), typed(given)
-    if {"model", "world", "train", "evaluate", "methods"} <= config.keys():
+    config, given = typed(config), typed(given or {})
+    whole = ("model", "world", "train", "evaluate", "methods")
+    if all(section in config for section in whole) and any(config[section] != given.get(section) for section in whole):
         return parse_tier(config, given, source="the --configfile")
     if "tier" not in config:
         config = merge(_tier_of(targets), config)
@@ -155,7 +157,8 @@ class Workflow:
     """
 
     def __init__(self, tier: TierConfig) -> None:
-        self.tier = tier = tier.model_copy(update={"world": stated(tier.world)})
+        evaluate = tier.evaluate.model_copy(update={"also": [stated(world) for world in tier.evaluate.also]})
+        self.tier = tier = tier.model_copy(update={"world": stated(tier.world), "evaluate": evaluate})
         self.work = f"results/{tier.folder}"  # what jobs make
         self.out = "results" if tier.tier == "micro" else f"results/{tier.shown}"  # what people read
         self.methods = list(tier.methods)
@@ -198,9 +201,11 @@ class Workflow:
 
     # What each job reads.
 
-    def prepare(self) -> str:
-        """Settings file of `prepare`."""
-        return self._write("prepare", self._prepare_job, "iapo_bench.worlds.prepare", self._dataset_code)
+    def prepare(self, dataset: str = "") -> str:
+        """Settings file of `prepare`: for the tier's problems, or for another dataset's that is measured too."""
+        job = self._prepare_job(dataset)
+        name = f"prepare {dataset}" if dataset else "prepare"
+        return self._write(name, job, "iapo_bench.worlds.prepare", source_files(job.world))
 
     def base(self) -> str:
         """Settings file of `base`."""
@@ -237,21 +242,24 @@ class Workflow:
         """Settings file of the sampling of a run."""
         job, questions = self.tier.sample_job(split), self._problems(split)["questions"]
         name = f"sample {run} {split}"
-        return self._write(name, job, "iapo_bench.evaluate.sample", self._dataset, problems=questions)
+        plugins = source_files(job.world)[:1]
+        return self._write(name, job, "iapo_bench.evaluate.sample", plugins, problems=questions)
 
     def grade(self, run: str, split: str) -> str:
         """Settings file of the grading of a run."""
         job, golds = self.tier.grade_job(split), self._problems(split)["golds"]
-        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", self._dataset, problems=golds)
+        plugins = source_files(job.world)[:1]
+        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", plugins, problems=golds)
 
     def lm_eval(self, run: str) -> str:
         """Settings file of lm-eval on a run."""
         job, problems = self.tier.lm_eval_job(), self._problems("test")
         return self._write(f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", self._dataset, problems=problems)
 
-    def metrics(self, row: str) -> str:
-        """Settings file of the summary of a row."""
-        return self._write(f"metrics {row}", self.tier.row_job(row), "iapo_bench.report.rows")
+    def metrics(self, row: str, dataset: str = "") -> str:
+        """Settings file of the summary of a row, on the tier's problems or on another dataset's."""
+        name = f"metrics {row} {dataset}" if dataset else f"metrics {row}"
+        return self._write(name, self.tier.row_job(row, dataset), "iapo_bench.report.rows")
 
     def controls(self) -> str:
         """Settings file of the controls, which are made of the base's samples."""
@@ -336,9 +344,8 @@ class Workflow:
         """The dataset's file, and those of the datasets that it holds out."""
         return source_files(self.tier.world)
 
-    @cached_property
-    def _prepare_job(self) -> Any:
-        job = self.tier.prepare_job()
+    def _prepare_job(self, dataset: str = "") -> PrepareJob:
+        job = self.tier.prepare_job(dataset)
         if job.world.file:
             job = job.model_copy(update={"files": {job.world.name: _checksum(Path(job.world.file))}})
         elif job.world.data_dir:
@@ -347,12 +354,14 @@ class Workflow:
 
     def _problems(self, split: str) -> dict[str, str]:
         """What identifies the questions and golds of a split: their content where it is local, otherwise its recipe."""
-        recipe = digest([identity(self._prepare_job), code_digest("iapo_bench.worlds.prepare", self._dataset_code)])
-        if not self._prepare_job.files:
+        dataset, _, split = split.rpartition("/")
+        job = self._prepare_job(dataset)
+        recipe = digest([identity(job), code_digest("iapo_bench.worlds.prepare", source_files(job.world))])
+        if not job.files:
             return {"questions": recipe, "golds": recipe}
         known = Path(self.work) / "settings" / f"problems-{recipe}.json"
         if not known.is_file():
-            write_json(known, split_digests(self._prepare_job))
+            write_json(known, split_digests(job))
         return json.loads(known.read_text())[split]
 
     def _write(

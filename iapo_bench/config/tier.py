@@ -82,6 +82,9 @@ class TierConfig(Section):
                 f"the model '{self.model.source}' answers the micro world alone, not {self.world.name}: name one, "
                 "model: {source: DIR}"
             )
+        others = [self.world.name, *(world.name for world in self.evaluate.also)]
+        if twice := {name for name in others if others.count(name) > 1}:
+            raise ValueError(f"evaluate.also: '{min(twice)}' stands twice or is the dataset itself: leave it out")
         if BASE in self._entries():
             raise ValueError(f"'{BASE}' is the row of the untrained model: give the method another name")
         return self
@@ -136,6 +139,23 @@ class TierConfig(Section):
     def labels(self) -> Labels:
         """What tables call this tier's things."""
         return Labels(tier=self.tier, model=self.model.name, dataset=self.world.name)
+
+    @property
+    def also(self) -> dict[str, WorldConfig]:
+        """The other datasets that the models are measured on, by name; one of a name lies where the tier's own does."""
+        place = {"data_dir": self.world.data_dir}
+        return {
+            world.name: world if world.file or world.data_dir else world.model_copy(update=place)
+            for world in self.evaluate.also
+        }
+
+    def world_of(self, split: str) -> tuple[WorldConfig, str]:
+        """The world and the split that `test`, or `math500/test` of another dataset, mean. Raises UserError for a
+        dataset that is not measured."""
+        dataset, _, part = split.rpartition("/")
+        if dataset and dataset not in self.also:
+            raise unknown("dataset of evaluate.also", dataset, self.also)
+        return (self.also[dataset] if dataset else self.world), part
 
     def _entries(self) -> dict[str, MethodConfig]:
         return {name: entry or MethodConfig() for name, entry in {**self.methods, **self.ablations}.items()}
@@ -219,9 +239,9 @@ class TierConfig(Section):
             world_seed=self.seed,
         )
 
-    def prepare_job(self) -> PrepareJob:
-        """The settings of `prepare`."""
-        return PrepareJob(world=self.world, seed=self.seed)
+    def prepare_job(self, dataset: str = "") -> PrepareJob:
+        """The settings of `prepare`: of the tier's problems, or of another dataset's that is measured too."""
+        return PrepareJob(world=self.also[dataset] if dataset else self.world, seed=self.seed)
 
     def base_job(self) -> BaseJob:
         """The settings of `base`."""
@@ -247,14 +267,15 @@ class TierConfig(Section):
         )
 
     def sample_job(self, split: str) -> SampleJob:
-        """The settings of `sample`: the table's on the test split, the search's on another."""
+        """The settings of `sample`: the table's on a test split, the search's on another."""
         evaluate = self.evaluate
+        world, split = self.world_of(split)
         if split != "test" and self.tune:
             changes = {"n_samples": self.tune.n_samples, "seeds": [self.tune.seed], "ks": [self.tune.k]}
             evaluate = EvalConfig(**{**evaluate.model_dump(), **changes})
         return SampleJob(
             evaluate=evaluate,
-            world=self.world,
+            world=world,
             prompt=self.prompt,
             world_seed=self.seed,
             dtype=self.model.dtype,
@@ -263,7 +284,8 @@ class TierConfig(Section):
 
     def grade_job(self, split: str) -> GradeJob:
         """The settings of `grade`."""
-        return GradeJob(world=self.world, world_seed=self.seed, split=split)
+        world, split = self.world_of(split)
+        return GradeJob(world=world, world_seed=self.seed, split=split)
 
     def lm_eval_job(self) -> LmEvalJob:
         """The settings of `lm-eval`."""
@@ -276,15 +298,16 @@ class TierConfig(Section):
             dtype=self.model.dtype,
         )
 
-    def row_job(self, name: str) -> RowJob:
-        """The settings of the summary of a row: an entry, or the base."""
+    def row_job(self, name: str, dataset: str = "") -> RowJob:
+        """The settings of the summary of a row, an entry or the base; `dataset`: another one that it is measured on."""
+        labels = self.labels.model_copy(update={"dataset": dataset}) if dataset else self.labels
         if name == BASE:
-            return RowJob(labels=self.labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
+            return RowJob(labels=labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
         if name in self.measured:
             checkpoint = identity(self.checkpoint_job(name))
             settings = {key: checkpoint[key] for key in ("source", "subfolder")}
             return RowJob(
-                labels=self.labels,
+                labels=labels,
                 method=name,
                 parent=name,
                 selection="measured only",
@@ -293,7 +316,7 @@ class TierConfig(Section):
             )
         settings = identity(self.train_job(name, self.train.seeds[0]))
         return RowJob(
-            labels=self.labels,
+            labels=labels,
             method=name,
             parent=self.parent(name),
             profile=self.method(name).profile,

@@ -9,6 +9,8 @@ from iapo_bench.config.section import FREE, Section, slug
 from iapo_bench.errors import unknown
 from iapo_bench.plugins import list_datasets
 
+OWN_FORMATS = (".jsonl", ".csv", ".parquet")
+
 
 class WorldConfig(Section):
     """Where the problems come from."""

@@ -35,6 +35,7 @@ def make_page(table: Path, out: Path) -> None:
         raise UserError(f"{compared} does not exist: make the comparisons first")
     pairs = pd.read_csv(compared)
     first = pairs.iloc[0]
+    pairs = pairs[pairs["dataset"] == first["dataset"]]  # not what was measured on other datasets
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
     for name, caption in CAPTIONS.items():
         if (drawing := folder / "figures" / f"{name}.svg").is_file():

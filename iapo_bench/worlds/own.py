@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iapo_bench.config.world import WorldConfig
+from iapo_bench.config.world import OWN_FORMATS, WorldConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_jsonl, read_parquet, read_text
 from iapo_bench.worlds import SPLITS, GraderKind, Problem
@@ -157,7 +157,7 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(read_parquet(path, _REQUIRED, _HINT).to_dict("records"), start=1):
             yield f"{path}: row {number}", {str(key): value for key, value in row.items()}
     else:
-        raise UserError(f"{path}: name a file that ends in .jsonl, .csv or .parquet")
+        raise UserError(f"{path}: name a file that ends in {', '.join(OWN_FORMATS)}")
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
