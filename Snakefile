@@ -7,6 +7,7 @@
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
 #   snakemake --cores all fidelity protocol claims                        the released code and protocol, the claims
+#   snakemake --cores all zoo                                             every method there is, equal budgets
 #   snakemake --cores all tune                                            search on validation, equal budgets
 #   snakemake --list                                                      every rule and what it does
 import os
@@ -121,6 +122,7 @@ if ROLES:
 
 
 include: "rules/search.smk"
+include: "rules/zoo.smk"
 
 
 # Said once for all rules that run a command: where each logs, what is measured of it, and its environment.

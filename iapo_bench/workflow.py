@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from iapo_bench.config.job import Kind
+from iapo_bench.config.method import MethodConfig
 from iapo_bench.config.reading import merge, read_yaml, typed
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
@@ -184,8 +185,34 @@ class Workflow:
     @property
     def trials(self) -> list[str]:
         """Runs of the search."""
-        names = self.tier.trained if self.tier.tune else []
+        return self.trials_of(self.tier.trained if self.tier.tune else [])
+
+    def trials_of(self, names: Iterable[str]) -> list[str]:
+        """Runs of the search among the settings of some methods."""
         return [f"tune/{name}/trial{trial}" for name in names for trial in range(len(self.tier.trials(name)))]
+
+    @property
+    def zoo(self) -> list[str]:
+        """The table's methods, and every other one that there is."""
+        return list(dict.fromkeys([*self.tier.trained, *list_methods()]))
+
+    @property
+    def untuned(self) -> list[str]:
+        """Those of the zoo whose settings it has to choose itself: all beyond the table, where the tier can tune."""
+        known = {*self.tier.methods, *self.tier.ablations, *self.tier.tuned}
+        return [name for name in self.zoo if name not in known] if self.tier.tune else []
+
+    @property
+    def choices(self) -> str:
+        """The file of the zoo's own choices."""
+        return f"{self.work}/zoo/tuned.yaml"
+
+    def _tier_for(self, row: str) -> TierConfig:
+        """The tier as a row's job sees it: a method of the zoo goes by the zoo's choice, as soon as that is made."""
+        if row not in self.untuned or not Path(self.choices).is_file():
+            return self.tier
+        chosen = MethodConfig(**read_yaml(Path(self.choices))[0][row])
+        return self.tier.model_copy(update={"tuned": {**self.tier.tuned, row: chosen}})
 
     @property
     def points(self) -> list[str]:
@@ -232,7 +259,7 @@ class Workflow:
             options = tier.sensitivity.points()[int(found["point"])]
             job = tier.train_job(tier.sensitivity.method, seed, options=options)
         elif found := TRAINED.fullmatch(run):
-            job = tier.train_job(found["method"], int(found["seed"]))
+            job = self._tier_for(found["method"]).train_job(found["method"], int(found["seed"]))
         else:
             raise UserError(f"'{run}' is not a run that is trained")
         plugins = [*job.plugins, *self._dataset]
@@ -259,7 +286,7 @@ class Workflow:
     def metrics(self, row: str, dataset: str = "") -> str:
         """Settings file of the summary of a row, on the tier's problems or on another dataset's."""
         name = f"metrics {row} {dataset}" if dataset else f"metrics {row}"
-        return self._write(name, self.tier.row_job(row, dataset), "iapo_bench.report.rows")
+        return self._write(name, self._tier_for(row).row_job(row, dataset), "iapo_bench.report.rows")
 
     def controls(self) -> str:
         """Settings file of the controls, which are made of the base's samples."""
@@ -325,6 +352,10 @@ class Workflow:
     def tune(self) -> str:
         """Settings file of the choice on validation."""
         return self._write("tune", self.tier.tune_job(), "iapo_bench.report.tuning")
+
+    def tune_zoo(self) -> str:
+        """Settings file of the choice for the methods beyond the table."""
+        return self._write("tune zoo", self.tier.tune_job(self.untuned), "iapo_bench.report.tuning")
 
     def sensitivity(self) -> str:
         """Settings file of the sensitivity table."""

@@ -385,11 +385,13 @@ class TierConfig(Section):
         """The settings of `role-tables`."""
         return RolesJob(labels=self.labels, world=self.world, world_seed=self.seed)
 
-    def tune_job(self) -> TuneJob:
-        """The settings of the choice on validation. Raises UserError when methods have unequal numbers of trials."""
+    def tune_job(self, names: list[str] | None = None) -> TuneJob:
+        """The settings of the choice on validation for the methods of the table, or for `names`. Raises UserError when
+        methods have unequal numbers of trials."""
         if self.tune is None:
             raise UserError(f"tier {self.tier} has no 'tune' section")
-        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in self.trained}
+        names = self.trained if names is None else names
+        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in names}
         if len({len(each) for each in trials.values()}) > 1:
             sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
             raise UserError(f"every method must have the same number of trials, not {sizes}")
@@ -408,9 +410,12 @@ def round_lr(lr: float) -> float:
 
 
 def read_candidates(method: str) -> list[Candidate]:
-    """The trials of a method, from `configs/methods/<method>.yaml`. Raises UserError when there are none."""
+    """The trials of a method, from `configs/methods/<method>.yaml`; without one, three learning rates. Raises UserError
+    for a file that lists none."""
     path = CONFIG_DIR / "methods" / f"{method}.yaml"
-    content, places = read_yaml(path) if path.is_file() else ({}, {})
+    if not path.is_file():
+        return [Candidate(lr_times=times) for times in (0.5, 1.0, 1.5)]
+    content, places = read_yaml(path)
     if not content.get("search"):
         raise UserError(f"{path} lists no trials under 'search': write some, or leave {method} out of the tuning")
     try:
