@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
+from project_copy import copy_project, snakemake
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import save_model
 from iapo_bench.models.sources import _byte_tokenizer
+from iapo_bench.plugins import list_methods
 from iapo_bench.workflow import Workflow
 from iapo_bench.worlds import SPLITS
 from iapo_bench.worlds.load import load_world
@@ -211,3 +214,72 @@ def tiny_llama(folder: Path) -> Path:
     )
     save_model(LlamaForCausalLM(config), tokenizer, folder)
     return folder
+
+
+def test_other_datasets_are_measured_by_their_own_prompt_and_grader_and_make_nothing_stale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = settings(write(tmp_path / "my.jsonl", ROWS))
+    fractions = [{"question": f"What is ${n}/7$?", "answer": rf"\frac{{{n}}}{{7}}"} for n in range(10)]
+    also = ["math500", str(write(tmp_path / "other.jsonl", fractions))]
+    plain = Workflow(read_tier("smollm2", own))
+    flow = Workflow(read_tier("smollm2", {**own, "evaluate": {"also": also}}))
+    assert list(flow.tier.also) == ["math500", "other"]
+    assert flow.tier.grade_job("other/test").world.golds == "math"
+    assert flow.tier.sample_job("math500/test").split == "test"
+    assert (flow.tier.row_job("grpo", "other").labels.dataset, flow.tier.labels.dataset) == ("other", "my")
+    for job in ("sample", "grade"):
+        assert getattr(flow, job)("base", "test") == getattr(plain, job)("base", "test")
+        assert getattr(flow, job)("base", "other/test") != getattr(flow, job)("base", "test")
+    with pytest.raises(UserError, match=r"unknown dataset of evaluate\.also 'othr'"):
+        flow.sample("base", "othr/test")
+    for bad in (["my.jsonl"], ["math500", "math500"]):
+        with pytest.raises(UserError, match="stands twice or is the dataset itself"):
+            read_tier("smollm2", {**own, "evaluate": {"also": bad}})
+    with pytest.raises(UserError, match="unknown dataset 'maths500': did you mean 'math500'"):
+        read_tier("smollm2", {"evaluate": {"also": ["maths500"]}})
+
+
+def test_the_zoo_holds_every_method_and_goes_by_choices_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flow = Workflow(read_tier("micro"))
+    assert set(flow.zoo) == set(list_methods())
+    assert flow.zoo[: len(flow.tier.methods)] == list(flow.tier.methods)
+    assert set(flow.untuned) == set(list_methods()) - set(flow.tier.methods)
+    job = flow.tier.tune_job(flow.untuned)
+    assert {len(trials) for trials in job.trials.values()} == {3}
+    assert len(flow.trials_of(flow.untuned)) == 3 * len(flow.untuned)
+    before = flow.train("kimi/seed0"), flow.train("tune/kimi/trial0"), flow.train("iapo/seed0"), flow.metrics("kimi")
+    Path(flow.choices).parent.mkdir(parents=True)
+    Path(flow.choices).write_text("".join(f"{name}:\n  lr: 0.125\n" for name in flow.untuned))
+    after = flow.train("kimi/seed0"), flow.train("tune/kimi/trial0"), flow.train("iapo/seed0"), flow.metrics("kimi")
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True, False]
+    chosen = yaml.safe_load(Path(after[0]).read_text())["job"]["train"]["lr"]
+    assert (chosen, yaml.safe_load(Path(after[3]).read_text())["job"]["selection"]) == (0.125, "validation")
+    assert Workflow(read_tier("smollm2")).untuned == []
+
+
+@pytest.mark.slow
+def test_my_model_on_my_problems_and_on_others_from_the_command_line(tmp_path):
+    (tmp_path / "project").mkdir()
+    folder = copy_project(tmp_path / "project")
+    problems, others = write(tmp_path / "my.jsonl", ROWS), write(tmp_path / "other.csv", ROWS[:12])
+    config = (
+        "methods=[grpo]",
+        f"world={{file: {problems}}}",
+        f"model={{source: {tiny_llama(tmp_path / 'my-llama')}}}",
+        "train={completions: 8, prompts_per_step: 2, group_size: 4, max_tokens: 8, seeds: 1}",
+        f"evaluate={{n_samples: 4, ks: [1, 4], seeds: [1], max_tokens: 8, also: [{others}]}}",
+    )
+    targets = ("results/table1.csv", "results/comparisons.csv", "results/lm_eval.csv")
+    done = snakemake(folder, *targets, "--config", *config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = pd.read_csv(folder / "results" / "table1.csv")
+    assert set(table["model"]) == {"my-llama"}
+    rows = [tuple(row) for row in table[["dataset", "method", "n_problems"]].itertuples(index=False)]
+    assert rows == [
+        *(("my", method, 8) for method in ("base", "grpo", "base_cut", "base_shortest")),
+        *(("other", method, 2) for method in ("base", "grpo")),
+    ]
+    assert set(pd.read_csv(folder / "results" / "comparisons.csv")["dataset"]) == {"my", "other"}
+    assert "iapo_my" in (folder / "results" / "lm_eval.md").read_text()
+    assert "Nothing to be done" in snakemake(folder, *targets, "-n", "--config", *config).stderr

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from iapo_bench.config.section import FREE, Section, slug
 from iapo_bench.errors import unknown
@@ -15,15 +15,15 @@ OWN_FORMATS = (".jsonl", ".csv", ".parquet")
 class WorldConfig(Section):
     """Where the problems come from."""
 
-    name: str = Field(
-        default="",
-        description="the dataset: a file of iapo_bench/worlds/datasets, without .py; or what tables call world.file",
-    )
     file: str | None = Field(
         default=None,
         description="problems of one's own in place of a dataset: JSONL, CSV or parquet with the columns question, "
         "answer and, if any, solution and split",
         json_schema_extra=FREE,  # what it holds counts (see `files` of the jobs), not where it lies
+    )
+    name: str = Field(
+        default="",
+        description="the dataset: a file of iapo_bench/worlds/datasets, without .py; or what tables call world.file",
     )
     golds: Literal["integer", "math"] | None = Field(
         default=None, description="what the answers of world.file are; by default found out"
@@ -53,10 +53,11 @@ class WorldConfig(Section):
             return {**value, "name": slug(Path(value["file"]).stem)}
         return value
 
-    @field_validator("held_out")
+    @field_validator("name", "held_out")
     @classmethod
-    def _exist(cls, value: list[str]) -> list[str]:
-        for name in value:
+    def _exists(cls, value: Any, info: ValidationInfo) -> Any:
+        own = info.field_name == "name" and info.data.get("file")
+        for name in [] if own else [value] if isinstance(value, str) else value:
             if name not in list_datasets():
                 raise ValueError(str(unknown("dataset", name, list_datasets())))
         return value
@@ -64,7 +65,8 @@ class WorldConfig(Section):
     @model_validator(mode="after")
     def _dataset_or_file(self) -> "WorldConfig":
         if self.file is None:
-            self._exist([self.name])
+            if not self.name:
+                raise ValueError("world: name a dataset, or a file")
             if self.golds:
                 raise ValueError(f"golds is of world.file: {self.name} knows its own")
             return self
