@@ -114,7 +114,7 @@ def test_a_bad_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"my\.csv:4: more or fewer fields than the header"):
         load(tmp_path / "my.csv")
     (tmp_path / "my.txt").write_text("")
-    for name, message in (("my.txt", "ends in .jsonl, .csv or .parquet"), ("no.jsonl", "no.jsonl does not exist")):
+    for name, message in (("my.txt", r"ends in \.jsonl, \.csv, \.parquet"), ("no.jsonl", r"no\.jsonl does not exist")):
         with pytest.raises(UserError, match=message):
             load(tmp_path / name)
     with pytest.raises(UserError, match=r"unknown option of world\.file 'tset': did you mean 'test'"):
