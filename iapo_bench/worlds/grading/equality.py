@@ -65,6 +65,10 @@ def _same(found: Answer, wanted: Answer) -> bool:
         return (
             found.label if found.kind == "words" else "".join(map(str, found.parts)).strip("( )").lower()
         ) == wanted.label
+    if found.kind == "set" and (wanted.kind, wanted.label) == ("tuple", "()"):
+        found = _in_order_of_names(found)
+    if _is_letter(wanted) and found.kind == "words":
+        return found.label == wanted.parts[0].lower()
     if found.kind != wanted.kind:
         return False
     if wanted.kind == "scalar":
@@ -76,6 +80,19 @@ def _same(found: Answer, wanted: Answer) -> bool:
     if wanted.kind in ("set", "union") and not any(part.kind == "dots" for part in wanted.parts):
         return _same_in_any_order(list(found.parts), wanted.parts)
     return all(map(_same, found.parts, wanted.parts))
+
+
+def _in_order_of_names(values: Answer) -> Answer:
+    """The tuple that the values of different names make, `x = 3, y = 4`; any other set as it is."""
+    names = {part.label for part in values.parts if part.kind == "named"}
+    if len(names) < len(values.parts) or not values.parts:
+        return values
+    return Answer("tuple", "()", tuple(part.parts[0] for part in sorted(values.parts, key=lambda part: part.label)))
+
+
+def _is_letter(answer: Answer) -> bool:
+    """Whether a scalar is one capital letter, which may be a choice's."""
+    return answer.kind == "scalar" and re.fullmatch("[A-Z]", str(answer.parts[0]).strip()) is not None
 
 
 def _same_in_any_order(found: list[Answer], wanted: Sequence[Answer]) -> bool:
@@ -118,16 +135,16 @@ def _difference(equation: Answer) -> Any:
 
 
 def _same_scalars(found: Answer, wanted: Answer) -> bool:
-    """Whether two scalars have the same value and units that agree; `50%` is 50 as well as a half."""
+    """Whether two scalars have the same value and units that agree; `50%` is 50 as well as a half, no `.5%`."""
     units = (found.label, wanted.label)
     percent = units.count("%") == 1
     if all(units) and units[0] != units[1] and not percent:
         return False
     expected = _expression(wanted.parts[0])
-    if not expected.free_symbols and _approximates(found.parts[0], expected):
+    if not percent and not expected.free_symbols and _approximates(found.parts[0], expected):
         return True
     value = _expression(found.parts[0])
-    if _equal(value, expected):
+    if _equal(value, expected) and (units != ("%", "") or not expected.is_number or abs(expected) >= 1):
         return True
     return percent and (_equal(value / 100, expected) if units[0] == "%" else _equal(value, expected / 100))
 
