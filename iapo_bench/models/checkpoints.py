@@ -294,6 +294,8 @@ def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.
         if getattr(model.config.get_text_config(), name, None) not in (None, 1, 1.0):
             raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
     decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is model:  # some classes misname theirs
+        decoder = getattr(model, "model", model)
     if model not in _DECODED:
         _require_same_logits(model, decoder, head)
         _DECODED.add(model)

@@ -51,6 +51,8 @@ def same(answer: str, gold: str) -> bool:
 
 def _same(found: Answer, wanted: Answer) -> bool:
     """Whether two answers are the same; a name, a unit or `=` that only one of them has makes no difference."""
+    if found.kind == "rounded":
+        return _same(found.parts[0], wanted) and _is_near(found.label, wanted)
     if found.kind == "chain" or (found.kind == "equation" and wanted.kind not in ("named", "equation")):
         sides = found.parts[1:] if found.label == "quantity" else found.parts
         return all(_same(side, wanted) for side in sides)
@@ -88,6 +90,15 @@ def _in_order_of_names(values: Answer) -> Answer:
     if len(names) < len(values.parts) or not values.parts:
         return values
     return Answer("tuple", "()", tuple(part.parts[0] for part in sorted(values.parts, key=lambda part: part.label)))
+
+
+def _is_near(decimal: str, wanted: Answer) -> bool:
+    """Whether a decimal is the gold's value, rounded."""
+    scalar = wanted.parts[0] if wanted.kind == "named" else wanted
+    number, decimals = read_number(decimal), len(decimal.partition(".")[2])
+    if scalar.kind != "scalar" or number is None or _expression(scalar.parts[0]).free_symbols:
+        return False
+    return bool(2 * abs(_expression(scalar.parts[0]) - _rational(number)).evalf(DIGITS) * 10**decimals <= 1)
 
 
 def _is_letter(answer: Answer) -> bool:

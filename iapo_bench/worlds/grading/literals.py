@@ -9,37 +9,20 @@ from fractions import Fraction
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_WORDS = {
+    **{"×": "times", "·": "cdot", "⋅": "cdot", "π": "pi", "∞": "infty", "√": "sqrt", "±": "pm", "∓": "mp"},
+    **{"≤": "le", "≥": "ge", "≠": "ne", "≈": "approx", "∈": "in", "∪": "cup", "∅": "emptyset", "∠": "angle"},
+    **{"…": "ldots", "→": "to", "⇒": "to", "∴": "to", "\u2062": "cdot"},
+    **{"θ": "theta", "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "φ": "phi"},
+}
 _SYMBOLS = {
+    **{symbol: rf"\{word} " for symbol, word in _WORDS.items()},
     **dict.fromkeys("−–—‐‑﹣", "-"),
-    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "∞": r"\infty "},
-    **{
-        "√": r"\sqrt ",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "∈": r"\in ",
-        "∪": r"\cup ",
-    },
-    **{
-        "º": "°",
-        "’": "'",
-        "‘": "'",
-        "“": '"',
-        "”": '"',
-        "…": r"\ldots ",
-        "。": ".",
-        "、": ",",
-        "∅": r"\emptyset ",
-        "∛": r"\sqrt[3]",
-    },
-    **{"\u2062": r"\cdot ", "\u2063": ",", "\u2064": "+", **dict.fromkeys("✓✔✅☑\ufe0e\ufe0f", " ")},
-    **{"→": r"\to ", "⇒": r"\to ", "∴": r"\to "},
-    **{
-        letter: rf"\{name} "
-        for letter, name in zip("θαβγλφ", ["theta", "alpha", "beta", "gamma", "lambda", "phi"], strict=True)
-    },
+    **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("’‘", "'"),
+    **dict.fromkeys("“”«»", '"'),
+    **dict.fromkeys("✓✔✅☑\ufe0e\ufe0f", " "),
+    **{"º": "°", "。": ".", "、": ",", "\u2063": ",", "\u2064": "+", "∛": r"\sqrt[3]"},
 }
 # A unit above or below a fraction's bar: in `\text`, or letters that are no product of variables.
 _UNIT = r"((?:\\text\s*\{[^{}]*\}|[a-z]{4,}|[kcm]?m|mi|ft|in|k?g|mL|lb|oz|h|hr|min|s|sec)\s*(?:\^\s*(?:\d|\{\d\}))?)"
@@ -58,6 +41,9 @@ _TYPOGRAPHY = [
             r"\\text",
         ),
         (r"\{\s*\\(?:rm|bf|it)\s", r"\\text{"),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", " "),
+        (r"\\(?:rm|bf|it|mathbf|mathrm|boldsymbol|large|Large|LARGE|huge)(?![A-Za-z])(?!\s*\{)", " "),
+        (r"\\boxed\s*([^\s{\\$]+)", r"\\boxed{\1}"),
         (r"\\text\s*\{[\s.,]*\}", " "),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
@@ -65,6 +51,7 @@ _TYPOGRAPHY = [
         (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "),
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\bUSD ?(?=\d)", "¤"),
+        (r"\bRs\. ?(?=\d)", "₹"),
         (rf"(?<=[\d}}])\s*{_ABOVE_UNIT}", r" \1/\2"),
         (r"(?<=\d)( (?:k?[gNW]|[km]?m)|k[gm]|ft) ?\\cdot ?(?=[mhs](?![A-Za-z]))", r"\1 "),
         (r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
@@ -80,10 +67,15 @@ _TYPOGRAPHY = [
         (r"\\%", "%"),
     )
 ]
-_WRAPPER = re.compile(r"\\(?:boxed|fbox|underline|bm)\s*\{")
+_WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|underline|bm|boldsymbol)\s*\{")
 
+# What an answer may open with and end in that adds nothing: arrows, bullets, an equals sign; `is the answer`.
+_OPENING = re.compile(r"^(\$? ?)(?:\\(?:to|implies|[rR]ightarrow|therefore)(?![A-Za-z])|[•:]|\*(?= )|=(?![=>])) ?")
+_VERDICT = re.compile(
+    r"(?<=[\w)}$]) is (?:the )?(?:(?:final|correct|right) )?(?:answer|choice|option|correct|right)$", re.IGNORECASE
+)
 # A minus sign, or the word for it; money before the digits, or after.
-_MONEY = "¤€£¥₹₩¢"
+_MONEY = "¤€£¥₹₩¢₱₪฿₫₽₺₴₦"
 _GROUPED = (
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:[.,]\d+)?"
     r"|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:\.\d{3})+,\d+"
@@ -106,22 +98,28 @@ _TAIL = re.compile(
 )
 _EXPONENT = re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*(-?[1-3])\s*\}?")
 _LETTER_UNITS = frozenset("mgshlLCFVNJW")
-# Words beside a number that make it another number, or none.
-_TWISTS = (
-    r"no|not|never|nor|neither|cannot|none|nan|null|wrong|incorrect|false|invalid|impossible|mistaken?|except|or"
-    r"|maybe|perhaps|probably|possibly|guess\w*|un(?:sure|certain|like|likely|less)|too|vs|versus|hardly|barely"
-    r"|half|halves|twice|thrice|double|but|triple|plus|minus|negative|times|divided|root|mod|modulo|sqrt|pi|sin|cos|tan"
-    r"|log|ln|exp|choose"
+# Words beside a number that leave in doubt whether it is the answer, and words that make it another number.
+_DOUBTS = (
+    r"no|not|never|nor|neither|cannot|none|nan|null|wrong|incorrect|false|invalid|impossible|mistaken?|except|or|but|vs"
+    r"|versus|unknown|undefined|maybe|perhaps|probably|possibly|guess\w*|un(?:sure|certain|like|likely|less)"
 )
+_OPERATORS = (
+    r"half|halves|twice|thrice|double|triple|plus|minus|negative|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp"
+    r"|choose"
+)
+# Before a number an operator stands at its side: `the area under the curve is 5`, but not `under 5`.
 _BEFORE = re.compile(
-    rf"\b(?:{_TWISTS}|than|least|most|about|approx\w*|around|roughly|nearly|almost|over|under|above|below|beyond|between"
-    r"|exceeds?|up to|thirds?|quarters?|close to|near|without|might|could"
-    r"|(?:opposite|inverse|reciprocal|square|cube|complement|multiple|factor|divisor|power|sum|product) of)\b|n't\b"
-    r"|[不非约負负半~]|大于|小于|至少|至多|超过",
+    rf"\b(?:{_DOUBTS})\b|n't\b|[不非约負负半~]|大于|小于|至少|至多|超过"
+    rf"|\b(?:{_OPERATORS}|times|than|least|most|about|approx\w*|around|roughly|nearly|almost|hardly|barely|over|under"
+    r"|above|below|beyond|between|exceed(?:s|ing)?|up to|close to|near|circa|ca|without|(?:might|could|may) be"
+    r"|(?:opposite|inverse|reciprocal|square|cube|complement|multiple|factor|divisor|power|sum|product|thirds?|quarters?)"
+    r" of)\b(?: (?:of|to|by|equal|the|an?))*\W*$",
     re.IGNORECASE,
 )
 _AFTER = re.compile(
-    rf"\b(?:{_TWISTS}|at least|at most|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
+    rf"\b(?:{_DOUBTS}|{_OPERATORS}|times (?:an?|the|that|itself|one|two|three|four|five|six|ten)|at least|at most"
+    r"|and (?:above|over|up|below|under|beyond)|too (?:high|low|big|small|large|many|much|few)"
+    r"|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
     r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille|mill?|thou|grand|below zero|under par"
     r"|(?:ten|hundred|thousand|[mbtr]+illion|third|quarter|fif|six|seven|eigh|nin|eleven|twelf|\w+teen|\w+tie)(?:th)?s?)\b"
     r"|^-?ish\b|^ scores?\b"
@@ -133,13 +131,13 @@ _AFTER = re.compile(
 def tidy(text: str) -> str:
     r"""The same text in one spelling: plain digits and signs, no spacing commands, no boxes, `$` around mathematics and
     `¤` for dollars."""
+    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀-₉]+)", _fraction, text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: "^{" + found[0].translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub("[₀-₉]+", lambda found: "_{" + found[0].translate(_SUBSCRIPTS) + "}", text)
     text = "".join(_SYMBOLS.get(character, character) for character in map(_spell, text))
-    # Characters of no width, such as joiners and marks of direction.
-    text = "".join(
-        character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf"
-    )
+    text = "".join(_SYMBOLS.get(character, character) for character in unicodedata.normalize("NFKC", text))
+    # Without characters of no width, such as joiners and marks of direction.
+    text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     for pattern, replacement in _TYPOGRAPHY:
         text = pattern.sub(replacement, text)
     # A display of one line is no more than its contents; one with `&` or a line break is several things.
@@ -150,8 +148,9 @@ def tidy(text: str) -> str:
     if text.count("$") % 2:
         text = text.replace("$", "¤")
     text = re.sub(r"(?<![\w)}])\*\*(.+?)\*\*(?!\w)", r"\1", " ".join(text.split()))
-    text = re.sub(r"^(?:\\(?:to|implies|[rR]ightarrow|therefore)(?![A-Za-z])|=(?![=>])) ?", "", _undress(text))
-    text = re.sub(r"^([A-Z])\)$", r"(\1)", re.sub(r"(?<![.,;\s]) ?[.,;]( ?\$)?$", r"\1", text))
+    text = _OPENING.sub(r"\1", _undress(text))
+    text = _VERDICT.sub("", re.sub(r"(?<![.,;\s]) ?[.,;]( ?\$)?$", r"\1", text))
+    text = re.sub(r"^([A-Z])\)$", r"(\1)", text)
     return _undress(text)
 
 
@@ -193,6 +192,8 @@ def _valued(text: str) -> str:
 
     What is said of one name alone, `2x = 36`, is an equation to solve.
     """
+    if reversed_ := re.fullmatch(r"([^=]*\d) ?= ?[A-Za-z]", text):
+        return reversed_[1]
     quantity, equals, value = text.partition("=")
     if not equals or "=" in value or not _QUANTITY.fullmatch(quantity):
         return text
@@ -207,10 +208,14 @@ def is_harmless(prose: str) -> bool:
 
 def _is_unit(tail: str) -> bool:
     """Whether the first word after a number is a word or a unit, not a variable: `18 m` but not `18x`."""
-    first = re.match(r"\s*([A-Za-z]+)", tail)
-    if not first or len(first[1]) > 1:
+    first = re.match(r"\s*([A-Za-z])(?![^\W\d_])", tail)
+    if not first:
         return True
     return first[1] in _LETTER_UNITS or tail.startswith((" a", " o'clock"))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    return rf"\frac{{{found[1].translate(_SUPERSCRIPTS)}}}{{{found[2].translate(_SUBSCRIPTS)}}}"
 
 
 def _spell(character: str) -> str:

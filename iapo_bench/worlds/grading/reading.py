@@ -26,7 +26,8 @@ class Answer:
 
     Kinds: `scalar` (its LaTeX; label: its unit), `words`, `based` (digits; label: the base), `dots`, `tuple` (label:
     both brackets), `set` and `union` (in any order), `matrix` (label: its number of columns), `named` (a value; label:
-    its name), `equation` (two sides), `chain` (sides that should all be equal).
+    its name), `equation` (two sides), `chain` (sides that should all be equal), `rounded` (an answer; label: a decimal
+    that is said to be near it).
     """
 
     kind: str
@@ -48,7 +49,7 @@ _COMMANDS = frozenset(
 _SCALAR = re.compile(r"(?:[0-9A-Za-z+*/^_(){}!. \[\]-]|\\[A-Za-z]+)+")
 _NAME = re.compile(
     r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?: ?\([A-Za-z](?:,[A-Za-z])*\))?"
-    r"|\\(?:angle|overline|triangle|vec|overrightarrow) ?\{?[A-Za-z]+\}?"
+    r"|\\text ?\{[A-Za-z ]+\}|\\(?:angle|overline|triangle|vec|overrightarrow) ?\{?[A-Za-z]+\}?"
 )
 _TERM = r"(?:(?:\\(?!frac|sqrt))?[A-Za-z]++ ?)+(?:_\{?\w+\}?)?(?:\([^()]*\))? ?"
 # What an answer may give the value of, besides a name: `f(2)`, `\sin \theta`, `a + b`, `(x, y)`.
@@ -64,7 +65,7 @@ _RELATION = re.compile(r"(\\(?:le|ge|ne|in)(?![a-z])|<=|>=|!=|[<>=]|\\(?:approx|
 # `\{x \mid x > 2\}` is `x > 2`.
 _DESCRIBED = re.compile(
     r"\\\{ ?(?P<name>[a-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid(?![a-z])|[|:]) ?"
-    r"(?P<condition>(?=[^=<>\\]*(?P=name))[^|:]+)\\\}"
+    r"(?P<condition>(?=[^|:]*(?P=name))[^|:]+)\\\}"
 )
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _JOINTS = ("", ",", ";", "and", "or", ", and", ", or")
@@ -173,7 +174,8 @@ def _read_list(elements: list[str], *, both: bool) -> Answer:
         return _between(parts)
     if all(part.kind == "named" and part.parts[0].kind in ("tuple", "union") for part in parts):
         return Answer("named", parts[0].label, (Answer("union", "", tuple(part.parts[0] for part in parts)),))
-    return Answer("set", "", tuple(_flatten(parts, "set")))
+    held = (part.parts[0] if part.kind == "named" and part.parts[0].kind == "set" else part for part in parts)
+    return Answer("set", "", tuple(_flatten(held, "set")))
 
 
 def _between(bounds: list[Answer]) -> Answer:
@@ -224,6 +226,10 @@ def _read_relations(parts: list[str]) -> Answer:
     named = _NAME.fullmatch(sides[0])
     if not all(sides):
         raise Unreadable(" ".join(parts))
+    if signs[-1] == r"\approx" and set(signs[:-1]) <= {"="} and read_number(sides[-1]) is not None:
+        return Answer("rounded", sides[-1], (_read(" = ".join(sides[:-1])),))
+    if len(sides) == 2 and not named and re.fullmatch("[A-Za-z]", sides[1]):
+        sides, signs, named = sides[::-1], [_FLIPPED.get(signs[0], signs[0])], True
     if set(signs) == {"="}:
         if len(sides) > 2:
             return Answer("chain", "", tuple(map(_read, sides[1:] if named else sides)))
