@@ -62,11 +62,8 @@ def _same(found: Answer, wanted: Answer) -> bool:
         found = found.parts[0]
     elif wanted.kind == "named" != found.kind:
         wanted = wanted.parts[0]
-    if wanted.kind == "words":
-        # A choice's letter is a scalar.
-        return (
-            found.label if found.kind == "words" else "".join(map(str, found.parts)).strip("( )").lower()
-        ) == wanted.label
+    if wanted.kind == "words" and found.kind == "scalar":  # a choice's letter
+        return str(found.parts[0]).strip("( )").lower() == wanted.label
     if found.kind == "set" and (wanted.kind, wanted.label) == ("tuple", "()"):
         found = _in_order_of_names(found)
     if _is_letter(wanted) and found.kind == "words":
