@@ -2,13 +2,26 @@
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from iapo_bench.files import first_infinite
 
 Positive = Annotated[int, Field(gt=0)]
 # Marks a setting that bounds memory, time or what is kept, and changes no result: it belongs to no run's identity.
 FREE: dict[str, Any] = {"changes_result": False}
+
+
+def _require_finite(value: Any) -> Any:
+    if first_infinite(value) is not None:
+        raise ValueError("must be a finite number")
+    return value
+
+
+# Settings that a section cannot name, such as a method's options.
+Options = dict[str, Annotated[Any, AfterValidator(_require_finite)]]
 
 
 class Section(BaseModel):
@@ -40,3 +53,8 @@ def _plain(value: Any) -> Any:
 def digest(value: Any) -> str:
     """A short, stable hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def slug(name: str) -> str:
+    """A name as that of a folder: small letters, digits, `-` and `_`."""
+    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") or "mine"
