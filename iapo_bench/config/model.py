@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import Section
+from iapo_bench.config.section import FREE, Section
 from iapo_bench.config.world import WorldConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -24,7 +24,10 @@ class ModelConfig(Section):
         description="of weights and gradients when training and sampling; AdamW keeps its moments, and a copy of the "
         "weights, in float32",
     )
-    name: str = Field(description="what the table calls it")
+    name: str = Field(
+        description="what the table calls it",
+        json_schema_extra=FREE,  # tables have it among their labels; the model is the same
+    )
     sft: dict[str, float | int] = Field(
         default={},
         description="supervised fine-tuning before RL: fields of TaughtModel in iapo_bench/train/sft.py for the source "

@@ -27,7 +27,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
     points = job.sensitivity.points()
     if len(grades) != len(points):
         raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")
-    k = job.tune.k
+    k = job.k
     ks = sorted({1, k})
     measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]
     rows: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
         )
     frame = pd.DataFrame(rows)
     scores = [{"pass": row[f"pass@{k}"], "ratio": row[f"ratio@{k}"]} for row in rows]
-    chosen = pick(scores[1:], scores[0]["pass"] - job.tune.tolerance)
+    chosen = pick(scores[1:], scores[0]["pass"] - job.tolerance)
     title = (
         f"{job.sensitivity.method}: {job.model} on {job.dataset}, validation split, {rows[0]['n_problems']} problems "
         f"\N{MULTIPLICATION SIGN} {rows[0]['n_samples']} samples; framed: what the tuning rule picks; hatched: lost "
