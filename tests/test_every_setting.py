@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import golden
 import pytest
 from pydantic import BaseModel
 
@@ -15,7 +15,7 @@ from iapo_bench.config.tier import TierConfig, parse_tier, section_of
 from iapo_bench.workflow import KINDS
 
 TRIALS = [{"lr_times": 2.0, "updates_per_rollout": 3, "options": {"loss": {"kl_coef": 0.1}}}]
-CONTENT = read_yaml(golden.TIER)[0] | {
+CONTENT = read_yaml(Path(__file__).parent / "golden" / "tier.yaml")[0] | {
     "methods": {"grpo": {"method": "gfpo", "options": {"k": 2}}, "iapo": {}, "authors": {"checkpoint": "they/models"}},
     "ablations": {},
     "tune": {"candidates": {"grpo": TRIALS, "iapo": TRIALS, "dapo": TRIALS}},
@@ -53,13 +53,13 @@ JOBS = {
 OWN = {"train", "train trial", "timing"}  # training of the method that is changed
 ALL = {*OWN, "train another", "train trial of another"}
 ROWS = {"row", "row of another"}
-UNTRAINED = {"row of the base", "row of a checkpoint"}
-LABELLED = {*ROWS, *UNTRAINED, "fidelity", "protocol", "roles", "labels"}
+EVERY_ROW = {*ROWS, "row of the base", "row of a checkpoint"}
+LABELLED = {*EVERY_ROW, "fidelity", "protocol", "roles", "labels", "timing", "sensitivity"}
 PROMPTED = {*ALL, "base", "checkpoint", "sample", "sample validation", "lm_eval", "fidelity", "protocol"}
 WORLD = {*PROMPTED, "prepare", "grade", "tokens", "roles"}
 READ = {*ALL, "fidelity"}
 TRAINING = {*READ, *ROWS}  # rows say how they were trained
-DRAWN = {"sample", "sample validation", "timing"}
+DRAWN = {"sample", "sample validation", "timing"}  # which rows say too
 # By section: where it stands, the jobs that its settings go to, and for each setting another value than above; with
 # other jobs where it goes to others, and other names that it has there.
 CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         set(),
         {
             "tier": ("other", LABELLED),
-            "seed": (5, WORLD, "world_seed"),
+            "seed": (5, WORLD | EVERY_ROW, "world_seed"),
             "gpus": (3, ALL),
             "datasets": ({"micro": {"train": {"clip_norm": 5.0}}}, TRAINING, "clip_norm"),
             "selection": ("published", ROWS),
@@ -80,20 +80,20 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
     ),
     "ModelConfig": (
         "model",
-        {"base"},
+        {"base", *EVERY_ROW},
         {
             "source": "random:gpt2",
-            "dtype": ("bfloat16", {*PROMPTED, "tokens"} - {"checkpoint", "protocol"}),
-            "name": ("other", {*LABELLED, "base", "sensitivity"}, "model"),
+            "dtype": ("bfloat16", {*PROMPTED, *EVERY_ROW, "tokens"} - {"checkpoint", "protocol"}),
+            "name": ("other", {*LABELLED, "base"}, "model"),
             "sft": {"steps": 9},
         },
     ),
     "WorldConfig": (
         "world",
-        WORLD,
+        WORLD | EVERY_ROW,
         {
-            "name": ("gsm8k", {*WORLD, *LABELLED, "sensitivity"}, "dataset"),
-            "data_dir": "folder",
+            "name": ("gsm8k", WORLD | LABELLED, "dataset"),
+            "data_dir": ("folder", WORLD),
             "options": {"n_train": 9},
             "splits": "published",
             "held_out": ["gsm8k"],
@@ -101,10 +101,10 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
     ),
     "PromptConfig": (
         "prompt",
-        PROMPTED,
+        PROMPTED | EVERY_ROW,
         {"system": "Answer.", "example": "", "instruction": "Think.", "template": "{{ question }}\n"},
     ),
-    "ExampleConfig": ("prompt.example", PROMPTED, {"question": "2 + 2?", "reply": "4"}),
+    "ExampleConfig": ("prompt.example", PROMPTED | EVERY_ROW, {"question": "2 + 2?", "reply": "4"}),
     "TrainConfig": (
         "train",
         TRAINING,
@@ -141,18 +141,18 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
     "LoraConfig": ("train.lora", TRAINING, {"rank": 5, "alpha": 7.0}),
     "EvalConfig": (
         "evaluate",
-        DRAWN,
+        DRAWN | EVERY_ROW,
         {
-            "ks": ([1], {*ROWS, *UNTRAINED, "sample", "protocol"}, "k"),
-            "n_samples": (4, {"sample"}),
-            "seeds": ([4], {"sample", "timing"}),
-            "max_tokens": (9, {*DRAWN, "lm_eval"}),
+            "ks": ([1], {*EVERY_ROW, "sample", "protocol"}, "k"),
+            "n_samples": (4, {"sample", *EVERY_ROW}),
+            "seeds": ([4], {"sample", "timing", *EVERY_ROW}),
+            "max_tokens": (9, {*DRAWN, *EVERY_ROW, "lm_eval"}),
             "temperature": 0.0,
             "top_p": 0.5,
             "batch_size": (7, {*DRAWN, "lm_eval"}),
             "engine": "vllm",
             "engine_memory": (0.2, {*DRAWN, "lm_eval"}),
-            "problems": (2, {*DRAWN, "lm_eval"}),
+            "problems": (2, {*DRAWN, *EVERY_ROW, "lm_eval"}),
         },
     ),
     "LmEvalConfig": ("lm_eval", {"lm_eval"}, {"tasks": ["hellaswag"], "limit": 2, "backend": "vllm", "batch_size": 3}),
@@ -204,8 +204,8 @@ PLACES = {"checkpoint": "methods.authors", "subfolder": "methods.authors", "sele
 NEEDED = {"engine_deterministic": {"train": {"engine": "vllm"}}, "sharded": {"train": {"lora": None}}}
 # The jobs that a setting identifies, where those are not all of them, or for a setting of no consequence not none.
 IDENTIFIED = {
-    "EvalConfig.ks": {*ROWS, *UNTRAINED, "protocol"},
-    "ModelConfig.name": {*LABELLED, "sensitivity"},
+    "EvalConfig.ks": {*EVERY_ROW, "protocol"},
+    "ModelConfig.name": LABELLED,
     "TrainConfig.seeds": {"timing"},
     "TuneConfig.k": {"tune", "sensitivity"},
 }

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from iapo_bench.config.method import Candidate
+from iapo_bench.config.report import Labels
 from iapo_bench.config.section import Positive, Section
 
 
@@ -52,5 +53,4 @@ class SensitivityJob(Section):
     k: Positive = Field(description="the k of the measures")
     tolerance: float = Field(description="how far Pass@k may fall below the base's in the point that is framed")
     sensitivity: SensitivityConfig = Field(description="the grid")
-    model: str = Field(description="what the table calls the model")
-    dataset: str = Field(description="what the table calls the dataset")
+    labels: Labels = Field(description="what all points share")
