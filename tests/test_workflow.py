@@ -1,16 +1,10 @@
 """The workflow in a copy of the project: the whole smoke tier, then a method that a user drops in."""
 
-import json
-import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
-from builders import PERFECT, odd_tokenizer, open_world, reciter
 from project_copy import copy_project, snakemake
-
-from iapo_bench.models.checkpoints import save_model
 
 ROOT = Path(__file__).parent.parent
 DROPPED_IN = '''
@@ -134,41 +128,3 @@ def test_a_checkpoint_is_fetched_and_not_trained(copy):
     assert "checkpoint--authors" in said
     assert "sample--authors-seed0" in said
     assert "train--authors" not in said
-
-
-@pytest.mark.slow
-def test_a_dataset_dropped_in_goes_through_the_workflow(tmp_path):
-    """The worked example of docs/your-dataset.md, one file, and a model that answers all of its problems with 4."""
-    folder = copy_project(tmp_path)
-    listing = re.search(
-        r"```python\n# (iapo_bench/\S+)\n(.*?)```", (ROOT / "docs" / "your-dataset.md").read_text(), re.DOTALL
-    )
-    (folder / listing[1]).write_text(listing[2])
-    (folder / "data").mkdir()
-    rows = [{"problem": f"2 + 2? ({n})", "solution": f"So. Answer: {4 if n % 3 else 5}"} for n in range(100, 160)]
-    (folder / "data" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer = odd_tokenizer()
-    (length,) = {len(open_world("gsm8k").dialogue(tokenizer).encode(row["problem"])) for row in rows}
-    said = tokenizer(PERFECT + "<turn>", add_special_tokens=False).input_ids
-    save_model(reciter(len(tokenizer), said, length), tokenizer, folder / "model")
-    tier = {
-        "tier": "mine",
-        "model": {"source": "model", "name": "reciter"},
-        "world": {"name": "sums", "data_dir": "data"},
-        "train": {"completions": 16, "prompts_per_step": 2, "group_size": 4, "max_tokens": 40},
-        "evaluate": {"ks": [1, 2], "n_samples": 2, "seeds": [0], "max_tokens": 40},
-        "methods": {"grpo": None},
-    }
-    (folder / "configs" / "mine.yaml").write_text(yaml.safe_dump(tier))
-    done = snakemake(folder, "results/mine/table1.csv", "results/mine/lm_eval.csv")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    test = [json.loads(line) for line in (folder / "results/mine/data/test.jsonl").read_text().splitlines()]
-    right = sum(row["answer"] == "4" for row in test) / len(test)
-    assert 0 < right < 1
-    table = pd.read_csv(folder / "results/mine/table1.csv").set_index("method")
-    assert table.index.tolist() == ["base", "grpo"]
-    assert table["n_problems"].tolist() == [len(test)] * 2
-    assert table["pass@1"].tolist() == pytest.approx([right] * 2, abs=1e-5)
-    measured = pd.read_csv(folder / "results/mine/lm_eval.csv")
-    assert set(measured["task"]) == {"iapo_sums"}
-    assert (measured["value"] - right).abs().min() < 1e-5
