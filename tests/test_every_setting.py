@@ -16,6 +16,7 @@ from iapo_bench.workflow import KINDS
 
 TRIALS = [{"lr_times": 2.0, "updates_per_rollout": 3, "options": {"loss": {"kl_coef": 0.1}}}]
 CONTENT = read_yaml(Path(__file__).parent / "golden" / "tier.yaml")[0] | {
+    "model": {"source": "folder", "name": "golden"},
     "methods": {"grpo": {"method": "gfpo", "options": {"k": 2}}, "iapo": {}, "authors": {"checkpoint": "they/models"}},
     "ablations": {},
     "tune": {"candidates": {"grpo": TRIALS, "iapo": TRIALS, "dapo": TRIALS}},
@@ -93,6 +94,8 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         WORLD | EVERY_ROW,
         {
             "name": ("gsm8k", WORLD | LABELLED, "dataset"),
+            "file": ("b.jsonl", WORLD),
+            "golds": "math",
             "data_dir": ("folder", WORLD),
             "options": {"n_train": 9},
             "splits": "published",
@@ -143,6 +146,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         "evaluate",
         DRAWN | EVERY_ROW,
         {
+            "also": (["math500"], DRAWN),
             "ks": ([1], {*EVERY_ROW, "sample", "protocol"}, "k"),
             "n_samples": (4, {"sample", *EVERY_ROW}),
             "seeds": ([4], {"sample", "timing", *EVERY_ROW}),
@@ -201,7 +205,12 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
 }
 # Where a setting stands elsewhere than its section does, and what must be so before it may change.
 PLACES = {"checkpoint": "methods.authors", "subfolder": "methods.authors", "selection": "methods.iapo"}
-NEEDED = {"engine_deterministic": {"train": {"engine": "vllm"}}, "sharded": {"train": {"lora": None}}}
+NEEDED = {
+    "engine_deterministic": {"train": {"engine": "vllm"}},
+    "sharded": {"train": {"lora": None}},
+    "file": {"world": {"name": "own", "file": "a.jsonl"}},
+    "golds": {"world": {"name": "own", "file": "a.jsonl"}},
+}
 # The jobs that a setting identifies, where those are not all of them, or for a setting of no consequence not none.
 IDENTIFIED = {
     "EvalConfig.ks": {*EVERY_ROW, "protocol"},
@@ -218,7 +227,9 @@ def sections(section: type[BaseModel]) -> Iterator[tuple[str, dict[str, bool]]]:
         below = section_of(field.annotation)
         if below:
             yield from sections(below)
-        if not below or re.search("dict|Literal", str(field.annotation)):  # one of several, or one thing among others
+        if not below or re.search(
+            "dict|list|Literal", str(field.annotation)
+        ):  # one of several, or one thing among others
             own[name] = not _free(field)
     yield section.__name__, own
 

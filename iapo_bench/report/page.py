@@ -50,6 +50,7 @@ def make_page(table: Path, out: Path) -> None:
         raise UserError(f"{compared} does not exist: make the comparisons first")
     pairs = pd.read_csv(compared, dtype={"train_seeds_a": str, "train_seeds_b": str})
     first = pairs.iloc[0]
+    pairs = pairs[pairs["dataset"] == first["dataset"]]  # not what was measured on other datasets
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
     behind = html.escape(_behind(pairs))
     for name, caption in CAPTIONS.items():

@@ -87,9 +87,11 @@ def _read(root: Path, where: str) -> Results:
     try:
         frame = pd.read_csv(table, dtype={"train_seeds": str}).fillna({"train_seeds": ""})
         tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
+        frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise UserError(f"{table} is not a table of results ({error})") from None
-    places = (root, root / tier, root / tier / dataset)
+    # A dataset's own folder, or that of problems of one's own, lies below the tier's.
+    places = (root / tier / dataset, root / dataset, root / tier, root)
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
     return Results(root, work, frame)
 
