@@ -298,7 +298,7 @@ def test_the_table_has_a_row_for_each_run_task_and_metric(made, run, tmp_path):
     assert table["value"].iloc[0] == pytest.approx(scores_of(base / "lm_eval")["iapo_micro", "accuracy"]["value"])
 
     csv.unlink()
-    for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json holds no scores"), ("iapo=x", "METHOD/SEED")):
+    for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json does not exist"), ("iapo=x", "METHOD/SEED")):
         code, line = run("lm-eval-table", "--run", name, "--out", csv)
         assert (code, csv.exists()) == (2, False)
         assert message in line

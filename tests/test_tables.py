@@ -318,8 +318,8 @@ def test_what_is_no_run_is_refused(name):
     [
         ("", "is empty"),
         (json.dumps(STEP)[:-2], "is not JSON"),
-        (json.dumps(STEP).replace("seconds_update", "update"), "without 'seconds_update'"),
-        (json.dumps({"tokens": 1}), "without 'seconds_rollout'"),
+        (json.dumps(STEP).replace("seconds_update", "update"), "lacks the field 'seconds_update'"),
+        (json.dumps({"tokens": 1}), "lacks the field 'seconds_rollout'"),
     ],
 )
 def test_a_broken_training_log_is_refused(tmp_path, log, message):

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import click
 
-from iapo_bench.errors import Stopped, explain
+from iapo_bench.errors import Stopped, explain, short_of_memory
 
 
 class _Grouped(click.Group):
@@ -109,6 +109,8 @@ def main() -> None:
         if (line := explain(error)) is None:
             raise
         error.__traceback__ = None  # which keeps alive all that the memory went to
+        if short_of_memory(error):
+            sys.unraisablehook = lambda _: None  # exit handlers of libraries have no memory either
         fail(line)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from iapo_bench.report.rows import split_run
@@ -13,6 +12,7 @@ from iapo_bench.report.steps import read_steps
 from iapo_bench.report.style import STYLE, label_ends, method_styles, new_figure, save_figure
 
 SMOOTHING = 5
+_COLUMNS = ("correct", "length", "completions_total")
 
 
 def make_curves(runs: dict[str, Path], figure: Path) -> None:
@@ -29,7 +29,7 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
     Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Raises UserError for a
     file that cannot be read.
     """
-    steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
+    steps = {method: [read_steps(path, _COLUMNS) for path in paths] for method, paths in runs.items()}
     styles = method_styles(runs)
     panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
     with mpl.rc_context(STYLE):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import damaged
 from iapo_bench.files import read_json, whole_file
 from iapo_bench.report.rows import split_run
 
@@ -22,12 +22,10 @@ def make_lm_eval_table(runs: dict[str, Path], out: Path) -> None:
     for name, folder in runs.items():
         path = folder / "lm_eval" / "scores.json"
         method, seed = split_run(name)
-        try:
+        with damaged(path, f"run `iapo-bench lm-eval` on {method}"):
             content = read_json(path)
             made = {"backend": content["backend"], "versions": content["versions"]}
             for score in content["scores"]:
                 rows.append({"method": method, "train_seed": seed} | {key: score[key] for key in _OF_A_SCORE} | made)
-        except (UserError, LookupError, TypeError) as error:
-            raise UserError(f"{path} holds no scores ({error}): run `iapo-bench lm-eval` on {method}") from None
     with whole_file(out) as partial:
         pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(partial, index=False, float_format="%.6g")

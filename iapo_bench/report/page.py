@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_csv, read_text, whole_file
 from iapo_bench.report.comparisons import NOT_KNOWN, UNDECIDED, label
 from iapo_bench.report.document import CSS, Block, fragment
 from iapo_bench.report.rows import BASE, caution
@@ -22,6 +22,7 @@ CAPTIONS = {
     "they do not.",
     "training": "Share correct and mean length of the completions that were trained on.",
 }
+_COLUMNS = ("model", "dataset", "tier", "measure", "a", "b", "checkpoints_verdict", "methods_verdict")
 
 
 def make_page(table: Path, out: Path) -> None:
@@ -33,18 +34,20 @@ def make_page(table: Path, out: Path) -> None:
     compared = folder / "comparisons.csv"
     if not compared.is_file():
         raise UserError(f"{compared} does not exist: make the comparisons first")
-    pairs = pd.read_csv(compared)
+    pairs = read_csv(compared, _COLUMNS, "make the comparisons again")
+    if pairs.empty:
+        raise UserError(f"{compared} is empty: make the comparisons again")
     first = pairs.iloc[0]
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
     for name, caption in CAPTIONS.items():
         if (drawing := folder / "figures" / f"{name}.svg").is_file():
             # Several drawings in one page: without its own prefix, one's clip paths would cut another.
-            svg = drawing.read_text()[drawing.read_text().index("<svg") :]
+            svg = "<svg" + read_text(drawing).partition("<svg")[2]
             svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
             parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
     for name in ("table1", "frontier", "costs", "comparisons"):
         if (document := folder / f"{name}.html").is_file():
-            parts.append(document.read_text().partition("</style>\n")[2].removesuffix("</html>\n"))
+            parts.append(read_text(document).partition("</style>\n")[2].removesuffix("</html>\n"))
     title = html.escape(f"{first['model']} on {first['dataset']}")
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>\n{CSS}</style>'
     with whole_file(out) as partial:
