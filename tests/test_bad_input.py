@@ -284,6 +284,7 @@ ELSEWHERE = {
     "machine/provenance.py": (2, "the kernel's file; bytes for checksums"),
     "machine/code.py": (4, "our own source"),
     "cli/log.py": (2, "a log that was opened to write"),
+    "train/base.py": (1, "a file of this package"),
     "models/sources.py": (2, "any error is one line there, with the remedy"),
     "models/checkpoints.py": (1, "what was just written"),
     "plan/show.py": (1, "any error is one line there, with the remedy"),

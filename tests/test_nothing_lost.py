@@ -31,7 +31,7 @@ from iapo_bench.train.base import make_base
 from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds.prepare import prepare
 
-SMALL = {"model": {"sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
+SMALL = {"model": {"source": "taught", "sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 CapabilitySets = ctypes.c_uint32 * 6  # of capget(2): effective, permitted, inheritable, twice
 RUN = (sys.executable, "-m", "iapo_bench")
 DAMAGES = {

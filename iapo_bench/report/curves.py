@@ -7,7 +7,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from iapo_bench.report.rows import split_run
+from iapo_bench.config.report import Labels
+from iapo_bench.report.rows import caution, split_run
 from iapo_bench.report.steps import read_steps
 from iapo_bench.report.style import STYLE, label_ends, method_styles, new_figure, save_figure
 
@@ -15,15 +16,15 @@ SMOOTHING = 5
 _COLUMNS = ("correct", "length", "completions_total")
 
 
-def make_curves(runs: dict[str, Path], figure: Path) -> None:
+def make_curves(labels: Labels, runs: dict[str, Path], figure: Path) -> None:
     """Draw accuracy and length of the training completions of each run, named METHOD/SEED; a method's look alike."""
     logs: dict[str, list[Path]] = {}
     for name, folder in runs.items():
         logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
-    save_figure(training_curves(logs), figure)
+    save_figure(training_curves(labels, logs), figure)
 
 
-def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
+def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
     Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Raises UserError for a
@@ -34,7 +35,8 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
     panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
     with mpl.rc_context(STYLE):
         several = any(len(frames) > 1 for frames in steps.values())
-        title = f"Training, centred running mean over {SMOOTHING} steps"
+        title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
+        title += f"{SMOOTHING} steps"
         title += "; lines: mean over training seeds, bands: their range" if several else ""
         figure, axes = new_figure(2, title, height=2.6)
         for ax, (key, label) in zip(axes, panels, strict=True):
