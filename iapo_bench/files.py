@@ -42,11 +42,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill; it replaces `path` when the block ends without an error. Of two writers the later one
-    stays."""
+    stays. Raises UserError where `path` is a file, or a directory of things that are none of this writer's."""
     with _workplace(path) as folder:
         partial = folder / path.name
         partial.mkdir()
         yield partial
+        if (there := _names(path)) and there.isdisjoint(_names(partial)):
+            raise UserError(f"{path} holds other things ({min(there)}): they would be lost: choose another output")
+        if path.is_file():
+            raise UserError(f"{path} is a file, which would be lost: choose another output")
         for part in [*partial.rglob("*"), partial]:
             _flush(part)
         while True:
@@ -59,6 +63,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # those: another writer was faster
                     raise
         _flush(path.parent)
+
+
+def _names(folder: Path) -> set[str]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return {path.name for path in folder.iterdir()}
+    return set()
 
 
 @contextmanager

@@ -233,6 +233,23 @@ def test_of_two_writers_both_are_whole(tmp_path):
     assert len({path.read_text() for path in (tmp_path / "directory").iterdir()}) == 1
 
 
+def test_a_directory_of_other_things_is_not_replaced(run, tmp_path):
+    """`--out ~/notes` must not cost the notes."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "diary.txt").write_text("dear diary")
+    code, err = run("prepare", "--config", "smoke", "--out", notes)
+    assert code == 2
+    assert err == f"iapo-bench: {notes} holds other things (diary.txt): they would be lost: choose another output\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["notes", "diary.txt"]
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "config.json").touch()
+        (partial / "old.json").touch()
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "config.json").touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     left = tmp_path / ".file.x1y2z3.partial"
     left.mkdir()
@@ -353,7 +370,7 @@ def test_where_nothing_can_be_written_a_stage_says_so_and_goes_on_later(run, don
         code, err = run(*command)
     assert (code, "Traceback" in err) == (2, False), err
     (line,) = [line for line in err.splitlines() if line.startswith("iapo-bench: ")]
-    assert re.search("Permission denied|File too large|Not a directory|File exists|whole", line), line
+    assert re.search("Permission denied|File too large|Not a directory|File exists|is a file|whole", line), line
     left = {path.name for path in out.rglob("*") if path.is_file()} if out.exists() else set()
     assert left <= {"run.json"}, "nothing but what says whose unfinished work it is"
     code, err = run(*command)
