@@ -21,6 +21,7 @@ from test_trainer import make_trainer, untimed  # noqa: F401
 
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.errors import explain as explain_error
 from iapo_bench.evaluate import grade as grading
 from iapo_bench.evaluate import lm_evaluation as measuring
 from iapo_bench.evaluate import sample as sampling
@@ -425,6 +426,28 @@ def test_a_small_file_system_that_fills_is_one_line_and_holds_nothing_afterwards
     (line,) = _lines(filled)
     assert "No space left on device" in line
     assert filled.stdout == ""
+
+
+def test_a_system_error_is_a_lack_of_memory_only_under_a_limit():
+    error, before = SystemError("error return without exception set"), resource.getrlimit(resource.RLIMIT_AS)
+    assert (explain_error(error) is None) == (before[0] == resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (2**60, before[1]))
+    try:
+        assert str(explain_error(error)).startswith("out of memory (error return without exception set)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.slow
+def test_too_little_memory_to_import_is_one_line(made, tmp_path):
+    files = ("--base", made / "base" / "model", "--data", made / "data", "--out", tmp_path / "out")
+    for limit in (600_000_000, 800_000_000, 1_024_000_000):
+        done = _iapo_bench("train", "--config", "smoke", "--method", "grpo", *files, limit=(resource.RLIMIT_AS, limit))
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        (line,) = _lines(done)
+        assert line.startswith("iapo-bench: out of memory ("), done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
