@@ -206,6 +206,10 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert capsys.readouterr().err == f"goes on with what an earlier call finished, in {folder}\n"
     with resuming(folder, {"settings": {"lr": 2}}):
         assert [path.name for path in folder.iterdir()] == ["run.json"]
     assert "starts anew" in capsys.readouterr().err
@@ -229,6 +233,7 @@ def test_of_two_writers_both_are_whole(tmp_path):
     while any(writer.is_alive() for writer in writers):
         if (tmp_path / "file").exists():
             assert (tmp_path / "file").read_text() in ("x" * 10_000, "y" * 10_000)
+        time.sleep(0.001)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "file"]
     assert len({path.read_text() for path in (tmp_path / "directory").iterdir()}) == 1
