@@ -64,7 +64,7 @@ def estimate(jobs: list[Any], work: str, cores: int) -> str:
     for job in (job for job in jobs if job.benchmark):
         past = [Path(job.benchmark)] if Path(job.benchmark).is_file() else []
         past = past or sorted((Path(work) / "benchmarks" / job.rule.name).rglob("*.tsv"))
-        took = [seconds for path in past if (seconds := _benchmark(path)) is not None]
+        took = [once for path in past if (once := _benchmark(path)) is not None]
         if took:
             seconds.append((sum(took) / len(took), min(job.threads, cores)))
         else:

@@ -118,7 +118,8 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
         parent=job.parent,
         settings=job.settings,
         environment=_environment([read_json(timing) for timing in timings]),
-        **{name: int(updates[name].sum()) for name in _UPDATES},
+        updates=int(updates["updates"].sum()),
+        updates_moved=int(updates["updates_moved"].sum()),
     )
     row.write(out)
 
