@@ -105,7 +105,8 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
 def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path] = ()) -> None:
     """Write one row's summary and its counts by problem; `grades` holds its grades by training seed, `logs` are the
     `train.jsonl` of its runs."""
-    updates = pd.concat([pd.DataFrame(columns=_UPDATES), *(read_steps(log, (), _UPDATES) for log in logs)])
+    steps = [read_steps(log, (), _UPDATES) for log in logs]
+    updates, moved = (int(sum(frame[name].sum() for frame in steps if name in frame)) for name in _UPDATES)
     samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
     timings = [timing for path in grades.values() if (timing := path.with_name("timing.json")).is_file()]
     row = Row(
@@ -118,8 +119,8 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
         parent=job.parent,
         settings=job.settings,
         environment=_environment([read_json(timing) for timing in timings]),
-        updates=int(updates["updates"].sum()),
-        updates_moved=int(updates["updates_moved"].sum()),
+        updates=updates,
+        updates_moved=moved,
     )
     row.write(out)
 
