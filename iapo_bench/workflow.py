@@ -416,9 +416,10 @@ def report_texts(flow: Workflow, out: str) -> dict[str, str]:
 
 def _verdict(frontier: Path) -> str:
     """Whether any method beats early stopping of the base, as reStructuredText."""
-    if not frontier.is_file():
+    try:
+        rows = read_csv(frontier, ("row", "kind", "verdict"))
+    except UserError:
         return f"There is no verdict yet: ``snakemake --cores all {frontier}`` makes it."
-    rows = read_csv(frontier, ("row", "kind", "verdict"))
     methods = rows[rows["kind"] == "method"]
     found = dict(zip(methods["row"], methods["verdict"], strict=True))
     best = [name for name, verdict in found.items() if verdict == "beats early stopping"]
