@@ -433,6 +433,29 @@ def test_a_small_file_system_that_fills_is_one_line_and_holds_nothing_afterwards
     assert filled.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_that_comes_within_a_destructor_is_not_lost(name):
+    """Python swallows what is raised there."""
+    script = f"""
+import os, signal, sys, time
+from iapo_bench import cli
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(0.1)
+@cli.cli.command()
+def hold():
+    Held()
+    time.sleep(60)
+sys.argv = ["iapo-bench", "hold"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    said = f"iapo-bench: stopped by {name}; the same command goes on where it stopped\n"
+    assert done.stderr.removeprefix("\n") == said
+    assert done.returncode == 128 + signal.Signals[name]
+
+
 def test_a_system_error_is_a_lack_of_memory_only_under_a_limit():
     error, before = SystemError("error return without exception set"), resource.getrlimit(resource.RLIMIT_AS)
     assert (explain_error(error) is None) == (before[0] == resource.RLIM_INFINITY)
