@@ -571,7 +571,9 @@ def test_training_goes_on_after_every_way_to_stop_it(made, tmp_path):
 @pytest.mark.slow
 def test_the_page_of_real_models_makes_a_table_under_a_time_limit(tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "real-models.md").read_text()
-    table, loop, *_ = (block.split("```")[0] for block in page.split("```bash\n")[1:])
+    blocks = [block.split("```")[0] for block in page.split("```bash\n")[1:]]
+    table = next(block for block in blocks if block.startswith("# table.sh"))
+    loop = next(block for block in blocks if "until timeout" in block)
     (tmp_path / "table.sh").write_text(table)
     (tmp_path / "loop.sh").write_text(f"set -u\n{loop}")
     given = {"TIER": "smoke", "METHODS": "grpo", "OUT": str(tmp_path / "out"), "LIMIT": "25"}
