@@ -176,6 +176,29 @@ def test_damaged_results_are_told_of_or_refused_in_one_line_that_names_the_file(
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("table1.provenance.json", b'{"config": [1]}'),
+        ("table1.provenance.json", b"[]"),
+        ("micro/iapo/seed0/provenance.json", b'{"code": [1]}'),
+        ("micro/summaries/iapo.json", b"{}"),
+        ("table1.csv", b"model,dataset,method\nm,micro,iapo\n"),
+        ("comparisons.csv", b"model\nm\n"),
+    ],
+)
+def test_results_of_another_shape_are_refused(results, name, content):
+    path = results / name
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        with pytest.raises(UserError) as error:
+            read_results(results)
+        assert str(path) in str(error.value)
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer()

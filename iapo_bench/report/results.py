@@ -39,8 +39,12 @@ class Results:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is recorded of the table. Raises UserError when it is not there."""
-        return read_json(self.root / Path(TABLE).with_suffix(".provenance.json"))
+        """What is recorded of the table. Raises UserError when it is not there, or is something else."""
+        path = self.root / Path(TABLE).with_suffix(".provenance.json")
+        content = read_json(path)
+        if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
+            raise UserError(f"{path} does not say what code, config and inputs were: make the table again")
+        return content
 
     def row(self, name: str) -> pd.Series:
         """A line of the table. Raises UserError for a name that is not in it."""
