@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import pytest
 import torch
+from builders import any_problems
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from iapo_bench.cli import main
@@ -62,6 +63,13 @@ def any_model(request, tokenizer) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def world() -> MicroWorld:
     return MicroWorld(n_train=40, n_validation=12, n_test=12)
+
+
+@pytest.fixture
+def small_datasets() -> Iterator[None]:
+    """A few problems may stand under the name of a published dataset."""
+    with any_problems():
+        yield
 
 
 @pytest.fixture

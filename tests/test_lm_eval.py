@@ -124,6 +124,7 @@ def test_a_repetition_penalty_of_the_checkpoint_is_not_applied(tier, made, tmp_p
     assert pd.read_parquet(tmp_path / "results.parquet")["response"].tolist() == before.tolist()[:8]
 
 
+@pytest.mark.usefixtures("small_datasets")
 def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %} next"

@@ -57,6 +57,7 @@ def make_page(table: Path, out: Path) -> None:
     if pairs.empty:
         raise UserError(f"{compared} is empty: make the comparisons again")
     first = pairs.iloc[0]
+    pairs = pairs[pairs["dataset"] == first["dataset"]]  # not what was measured on other datasets
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
     behind = html.escape(_behind(pairs))
     for name, caption in CAPTIONS.items():

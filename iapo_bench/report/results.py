@@ -96,7 +96,9 @@ def _read(root: Path, where: str) -> Results:
     with damaged(table, "make it again"):
         frame = frame.astype({"n_problems": int, **dict.fromkeys(numbers, float)})
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
-    places = (root, root / tier, root / tier / dataset)
+    frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
+    # A dataset's own folder, or that of problems of one's own, lies below the tier's.
+    places = (root / tier / dataset, root / dataset, root / tier, root)
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
     return Results(root, work, frame)
 
