@@ -1,6 +1,5 @@
 """What the Snakefile asks of the package: the tier of a run, its jobs' settings, and what makes a job stale."""
 
-import csv
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
 from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import whole_file, write_json
+from iapo_bench.files import read_csv, read_json, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum
@@ -299,8 +298,9 @@ class Workflow:
 
     def timing(self) -> str:
         """Settings file of the timing of rows alone."""
-        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, *self._dataset]
-        return self._write("time", self.tier.timing_job(), "iapo_bench.report.timing", plugins)
+        job = self.tier.timing_job()
+        plugins = dict.fromkeys(path for each in job.train.values() for path in each.plugins)
+        return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset])
 
     def costs(self) -> str:
         """Settings file of the costs."""
@@ -393,7 +393,7 @@ class Workflow:
         known = Path(self.work) / "settings" / f"problems-{recipe}.json"
         if not known.is_file():
             write_json(known, split_digests(job))
-        return json.loads(known.read_text())[split]
+        return read_json(known)[split]
 
     def _write(
         self, name: str, job: BaseModel | None, module: str, plugins: Iterable[Path] = (), **contents: Any
@@ -407,7 +407,7 @@ class Workflow:
         if not path.is_file():
             with whole_file(path) as partial:
                 partial.write_text(text)
-        elif path.read_text() != text:
+        elif path.read_bytes() != text.encode():
             _rewrite(path, text)
         self._tell(name, told)
         return str(path)
@@ -450,7 +450,7 @@ def _checksum(path: Path) -> str:
 def report_texts(flow: Workflow, out: str) -> dict[str, str]:
     """What captions of the report say beside their own words: what was measured, and the verdict."""
     tier, problems = flow.tier, Path(flow.work) / "data" / "test.jsonl"
-    known = sum(1 for _ in problems.open()) if problems.is_file() else tier.evaluate.problems
+    known = problems.read_bytes().count(b"\n") if problems.is_file() else tier.evaluate.problems
     count = min(known, tier.evaluate.problems or known) if known else "all"
     behind = (
         f"{tier.model.name} on {tier.world.name}: {count} test problems, {tier.evaluate.n_samples} samples each for "
@@ -461,10 +461,12 @@ def report_texts(flow: Workflow, out: str) -> dict[str, str]:
 
 def _verdict(frontier: Path) -> str:
     """Whether any method beats early stopping of the base, as reStructuredText."""
-    if not frontier.is_file():
+    try:
+        rows = read_csv(frontier, ("row", "kind", "verdict"))
+    except UserError:
         return f"There is no verdict yet: ``snakemake --cores all {frontier}`` makes it."
-    with frontier.open() as file:
-        found = {row["row"]: row["verdict"] for row in csv.DictReader(file) if row["kind"] == "method"}
+    methods = rows[rows["kind"] == "method"]
+    found = dict(zip(methods["row"], methods["verdict"], strict=True))
     best = [name for name, verdict in found.items() if verdict == "beats early stopping"]
     headline = (
         f"{', '.join(best)} beat early stopping of the base" if best else "No method beats early stopping of the base"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
 import torch
 from builders import any_problems
@@ -17,6 +18,9 @@ from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 
 torch.set_num_threads(1)
+# How long a case takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

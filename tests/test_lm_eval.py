@@ -302,7 +302,7 @@ def test_the_table_has_a_row_for_each_run_task_and_metric(made, run, tmp_path):
     assert f"| iapo  | {scores:.3f} ±" in csv.with_suffix(".md").read_text()
     assert "\\toprule" in csv.with_suffix(".tex").read_text()
     csv.unlink()
-    for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json holds no scores"), ("iapo=x", "METHOD/SEED")):
+    for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json does not exist"), ("iapo=x", "METHOD/SEED")):
         code, line = run("lm-eval-table", "--run", name, "--out", csv)
         assert (code, csv.exists()) == (2, False)
         assert message in line
