@@ -47,6 +47,37 @@ def informativeness(
 
 
 @click.command()
+@click.argument("rollout", type=FILE)
+@click.option("--groups", type=click.IntRange(1), help="Only so many groups, the first of the step.")
+@click.option("--out", type=FILE, required=True, help="HTML file.")
+def credit(rollout: Path, groups: int | None, out: Path) -> None:
+    """Show what a method rewarded: the completions of a step, each token in the colour of its credit.
+
+    \b
+    ROLLOUT is a file that training kept, where it was told to:
+      iapo-bench train ... --set train.keep_rollouts='[0, 40]' --out DIR
+      iapo-bench credit DIR/rollouts/step40.parquet --out credit.html
+    """
+    from iapo_bench.tokens.credit import make_credit_page
+
+    make_credit_page(rollout, out, groups)
+
+
+@click.command()
+@click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN...")
+@click.option("--once", is_flag=True, help="Draw what there is and end.")
+def watch(runs: tuple[Path, ...], once: bool) -> None:
+    """Draw the training curves of runs in the terminal, as they grow, until they end.
+
+    RUN is a directory with a train.jsonl, that file, or a folder of such directories, such as results/micro. Through a
+    pipe, what there is is drawn once.
+    """
+    from iapo_bench.watch import watch as watch_runs
+
+    watch_runs(runs, once=once)
+
+
+@click.command()
 @tier_options
 @click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
 @click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
@@ -206,4 +237,4 @@ def settings(write: bool) -> None:
             partial.write_text(text)
 
 
-COMMANDS = (informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)
+COMMANDS = (watch, credit, informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)

@@ -6,11 +6,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iapo_bench.report.rows import split_run
 from iapo_bench.report.steps import read_steps
-from iapo_bench.report.style import STYLE, label_ends, method_styles, new_figure, save_figure
+from iapo_bench.report.style import STYLE, Style, label_ends, method_styles, new_figure, save_figure
 
 SMOOTHING = 5
 
@@ -26,16 +27,19 @@ def make_curves(runs: dict[str, Path], figure: Path) -> None:
 def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
     """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
-    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Raises UserError for a
-    file that cannot be read.
+    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Where a run looked at
+    validation problems, a thin line with points shows that, as measured. Raises UserError for a file that cannot be
+    read.
     """
     steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
     styles = method_styles(runs)
     panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
+    looked = any("validation_correct" in frame for frames in steps.values() for frame in frames)
     with mpl.rc_context(STYLE):
         several = any(len(frames) > 1 for frames in steps.values())
         title = f"Training, centred running mean over {SMOOTHING} steps"
         title += "; lines: mean over training seeds, bands: their range" if several else ""
+        title += "; thin lines with points: validation problems" if looked else ""
         figure, axes = new_figure(2, title, height=2.6)
         for ax, (key, label) in zip(axes, panels, strict=True):
             for method, frames in steps.items():
@@ -60,6 +64,18 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
             ax.set_xlabel("completions generated")
             ax.set_ylabel(label)
             ends = {str(line.get_label()): tuple(np.asarray(line.get_xydata())[-1]) for line in ax.lines}
+            for method, frames in steps.items():
+                _draw_validation(ax, frames, f"validation_{key}", styles[method])
             ax.set_xlim(0, 1.2 * max(x for x, _ in ends.values()))
             label_ends(ax, ends, styles)
     return figure
+
+
+def _draw_validation(ax: Axes, frames: Sequence[pd.DataFrame], key: str, style: Style) -> None:
+    """The mean over the runs that looked, where the first of them did."""
+    seen = [frame.dropna(subset=key) for frame in frames if key in frame]
+    if not seen:
+        return
+    places = seen[0]["completions_total"]
+    mean = np.mean([np.interp(places, frame["completions_total"], frame[key]) for frame in seen], axis=0)
+    ax.plot(places, mean, color=style.colour, linestyle=style.dashes, linewidth=0.7, marker=".", markersize=3)
