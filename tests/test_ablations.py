@@ -102,6 +102,9 @@ def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
     assert table["pass@2"].iloc[2] == 0.5
     assert (table["pass@1_lo"] <= table["pass@1"]).all()
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+    bold = [line for line in (tmp_path / "out.md").read_text().splitlines() if line.startswith("| **")]
+    assert len(bold) == 1, "the choice, of highest ratio"
+    assert bold[0].startswith("| **alpha 0.5, beta 0.1** | **1.000 [")
     figure = sensitivity_maps(table, ["alpha", "beta"], ["pass@1", "length@2"], title="grid", chosen=1)
     left, right = figure.axes[:2]
     shown = [text.get_text() for text in left.texts]

@@ -1,5 +1,6 @@
 """What `iapo-bench doctor` says of this machine, and how a missing engine is reported."""
 
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -95,6 +96,15 @@ def test_an_absent_engine_is_one_line_that_says_how_to_install_it(no_vllm, model
     with pytest.raises(UserError, match=r"cannot be used .*: install it with `.+`") as error:
         make_engine("vllm", tmp_path, model, **ENGINE)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a limit of CPUs")
+def test_batch_invariance_is_refused_where_there_is_none(model, tmp_path, monkeypatch):
+    """And the next engine, of this process or of one that it starts, is not told to have it."""
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    with pytest.raises(UserError, match=r"needs a GPU of compute capability 9.0 or more, here is a CPU"):
+        make_engine("vllm", tmp_path, model, **ENGINE, deterministic=True)
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "0"
 
 
 def test_the_default_engine_generates_with_the_model_itself(model, tmp_path):

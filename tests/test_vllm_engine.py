@@ -292,10 +292,3 @@ def test_sampling_with_the_configured_engine(started, checkpoint, world, tmp_pat
     assert asked == [8, 48, 48], "a warm-up of 8 problems, then 4 samples of 12 problems at once for each seed"
     assert timing["engine"] == "vllm"
     assert timing["completions"] == 2 * 4 * 12
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a limit of CPUs")
-def test_batch_invariance_is_refused_where_there_is_none(checkpoint, tokenizer):
-    options = {"width": CONTEXT, "batch_size": 4, "gpu_memory": 0.3, "deterministic": True}
-    with pytest.raises(UserError, match=r"needs a GPU of compute capability 9.0 or more, here is a CPU"):
-        make_engine("vllm", checkpoint, build(tokenizer), **options)

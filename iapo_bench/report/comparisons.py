@@ -15,10 +15,11 @@ import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import Row, caution, read_rows
+from iapo_bench.report.rows import Row, caution, opening, read_rows
 from iapo_bench.report.style import INK, STYLE, new_figure, save_figure
 
 _UNITS = {"pass": (100, "points"), "length": (1, "tokens"), "ratio": (1000, "\N{MULTIPLICATION SIGN} 10³")}
@@ -141,12 +142,8 @@ def number(measure: str, value: float, *, signed: bool = False) -> str:
 
 def comparison_blocks(table: pd.DataFrame) -> list[Block]:
     """The comparisons for readers: a part for each measure."""
-    first = table.iloc[0]
-    blocks: list[Block] = [
-        f"# {first['model']} on {first['dataset']}: every pair, paired by problem",
-        *([f"**{caution(first['tier']).strip()}**"] if caution(first["tier"]) else []),
-        _HOW_TO_READ,
-    ]
+    shown = Labels(**table.iloc[0][["tier", "model", "dataset"]])
+    blocks: list[Block] = [*opening(shown, "every pair, paired by problem"), _HOW_TO_READ]
     for measure, pairs in table.groupby("measure", sort=False):
         measure = str(measure)
         columns = {

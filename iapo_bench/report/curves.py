@@ -9,22 +9,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iapo_bench.report.rows import split_run
+from iapo_bench.config.report import Labels
+from iapo_bench.report.rows import caution, split_run
 from iapo_bench.report.steps import read_steps
 from iapo_bench.report.style import STYLE, Style, label_ends, method_styles, new_figure, save_figure
 
 SMOOTHING = 5
 
 
-def make_curves(runs: dict[str, Path], figure: Path) -> None:
+def make_curves(labels: Labels, runs: dict[str, Path], figure: Path) -> None:
     """Draw accuracy and length of the training completions of each run, named METHOD/SEED; a method's look alike."""
     logs: dict[str, list[Path]] = {}
     for name, folder in runs.items():
         logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
-    save_figure(training_curves(logs), figure)
+    save_figure(training_curves(labels, logs), figure)
 
 
-def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
+def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
     Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Where a run looked at
@@ -37,7 +38,8 @@ def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
     looked = any("validation_correct" in frame for frames in steps.values() for frame in frames)
     with mpl.rc_context(STYLE):
         several = any(len(frames) > 1 for frames in steps.values())
-        title = f"Training, centred running mean over {SMOOTHING} steps"
+        title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
+        title += f"{SMOOTHING} steps"
         title += "; lines: mean over training seeds, bands: their range" if several else ""
         title += "; thin lines with points: validation problems" if looked else ""
         figure, axes = new_figure(2, title, height=2.6)

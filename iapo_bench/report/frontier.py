@@ -15,7 +15,7 @@ from iapo_bench.evaluate.metrics import Samples, read_grades
 from iapo_bench.report.comparisons import NOT_KNOWN
 from iapo_bench.report.controls import cut_values, shortest_values
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, Row, caution, parents, read_rows
+from iapo_bench.report.rows import BASE, Row, caution, opening, parents, read_rows
 from iapo_bench.report.style import GREY, INK, STYLE, method_styles, new_figure, plot_point, save_figure
 
 CUTS = 40  # points of the curve
@@ -93,10 +93,8 @@ def frontier_blocks(rows: Sequence[Row], table: pd.DataFrame) -> list[Block]:
         "difference": [_difference(line) for _, line in table.iterrows()],
         "verdict": table["verdict"].tolist(),
     }
-    first = rows[0]
     return [
-        f"# {first.model} on {first.dataset}: methods against early stopping of the base",
-        *([f"**{caution(first.tier).strip()}**"] if caution(first.tier) else []),
+        *opening(rows[0], "methods against early stopping of the base"),
         Table(columns, "Difference in Pass@1, paired by problem, with its 95% interval; p corrected by Holm, 5%."),
         "Controls are made of the base's own samples. Cut: a completion of more than L tokens stops there, unanswered "
         "and so wrong. Shortest: of n samples the shortest is taken; all n have to be started, so its length is what a "

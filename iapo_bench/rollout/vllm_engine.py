@@ -37,8 +37,15 @@ UNMOVED = 1e-4
 PROBE_ROWS, PROBE_WIDTH = 4, 32
 
 
-def import_vllm() -> Any:
-    """The module `vllm`, set up to run in this process. Raises UserError, with the line that installs it."""
+def import_vllm(*, deterministic: bool = False) -> Any:
+    """The module `vllm`, set up to run in this process, with batch-invariant kernels or without them.
+
+    Raises UserError where there are no such kernels, and, with the line that installs it, where there is no vLLM.
+    """
+    if deterministic:
+        _require_batch_invariance()
+    # vLLM reads it when its modules are imported. Always set: one that the process was started with decides nothing.
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
     # Weights can be handed over without a copy, and without the disk, only within one process.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -67,8 +74,7 @@ def installed_build() -> str:
 
 
 def vllm_device() -> str:
-    """What the installed vLLM would run on, "cuda" or "cpu". Raises UserError when it finds no device."""
-    import_vllm()
+    """What the vLLM that was imported runs on, "cuda" or "cpu". Raises UserError when it finds no device."""
     from vllm.platforms import current_platform
 
     device = str(current_platform.device_type)
@@ -117,11 +123,7 @@ class VllmEngine:
         deterministic: bool = False,
         progress: bool = False,
     ) -> None:
-        # Read when its modules are imported.
-        os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
-        vllm = import_vllm()
-        if deterministic:
-            require_batch_invariance()
+        vllm = import_vllm(deterministic=deterministic)
         self.context = max(context, PROBE_WIDTH + 1)
         self.progress = progress
         self.asleep = False
@@ -247,9 +249,9 @@ class VllmEngine:
             self.asleep = False
 
 
-def require_batch_invariance() -> None:
-    """Raise UserError where vLLM has no batch-invariant kernels: it would go on without them."""
-    capability = torch.cuda.get_device_capability() if vllm_device() == "cuda" else None
+def _require_batch_invariance() -> None:
+    """vLLM would go on without such kernels, or fail in the first forward pass."""
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     if capability is None or capability < (9, 0):
         found = "a CPU" if capability is None else f"compute capability {capability[0]}.{capability[1]}"
         raise UserError(
