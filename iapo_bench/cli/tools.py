@@ -1,5 +1,6 @@
 """Tools beside the workflow."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -99,6 +100,30 @@ def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset:
         click.echo(doctor.show(rows))
     if not works:
         sys.exit(1)
+
+
+@click.command("try")
+@click.argument("method")
+@click.option("--tier", default="micro", help="Where it is tried: a tier's name.")
+@click.option(
+    "--seeds", default=1, type=click.IntRange(1), help="How many of the tier's training seeds, from the first."
+)
+@click.option("--cores", default=os.cpu_count(), type=click.IntRange(1), help="For Snakemake.")
+def try_command(method: str, tier: str, seeds: int, cores: int) -> None:
+    """Train METHOD on micro, and say how it differs from the runs that are there: a few minutes.
+
+    \b
+      iapo-bench new method brief    write methods/brief.py, and change it
+      iapo-bench try brief           train it once, sample the test problems, compare
+      iapo-bench watch results/micro/brief/seed0    meanwhile, elsewhere
+
+    It is compared with the base and with each method that has a finished run of the same training seed, made with
+    today's settings and code. Nothing else is trained and no table is changed: the verdict goes to the terminal, all
+    pairs to results/TIER/try/METHOD/. It is about these checkpoints: `snakemake` with several training seeds says more.
+    """
+    from iapo_bench.try_out import try_method
+
+    try_method(method, tier, seeds=seeds, cores=cores)
 
 
 @click.command()
@@ -248,4 +273,4 @@ def settings(write: bool) -> None:
             partial.write_text(text)
 
 
-COMMANDS = (watch, credit, informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)
+COMMANDS = (try_command, watch, credit, informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)

@@ -92,8 +92,8 @@ _CREDIT = _Quantity(
     unit="",
     marked="the update makes less likely",
     explained="A token\u2019s credit is its advantage times its weight in the loss, as the method gave it at that "
-    "step: the update makes a token of positive credit more likely, one of negative credit less. Rewards are those after "
-    "the method\u2019s own terms.",
+    "step: the update makes a token of positive credit more likely, one of negative credit less. Rewards are those "
+    "after the method\u2019s own terms.",
 )
 
 
