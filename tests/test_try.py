@@ -45,8 +45,8 @@ def test_a_run_is_current_by_what_its_jobs_ran_with(make_flow, capsys):
     assert make_flow(train={"seeds": [0], "report_to": ["tensorboard"]}).is_current("grpo"), "that changes no result"
     capsys.readouterr()
     for changes, said in (
-        ({"train": {"lr": 0.5}}, "stale: train-grpo-seed0, settings.train.lr"),
-        ({"evaluate": {"n_samples": 5}}, "stale: sample-grpo-seed0--test"),
+        ({"train": {"lr": 0.5}}, "stale: train--grpo-seed0, since settings.train.lr"),
+        ({"evaluate": {"n_samples": 5}}, "stale: sample--grpo-seed0-test"),
         ({"world": {"options": {"n_test": 9}}}, "stale: prepare"),
         ({"model": {"sft": {"steps": 61}}}, "stale: base"),
     ):
@@ -128,6 +128,6 @@ def test_a_trial_compares_with_what_is_there_and_trains_nothing_else(tmp_path):
     third = trial("iapo")
     assert third.returncode == 0, third.stderr[-3000:]
     assert "Left out: grpo" in third.stdout
-    assert "stale: train-grpo-seed0" in third.stderr
+    assert "stale: train--grpo-seed0" in third.stderr
     assert trained.stat().st_mtime_ns == before
     assert not (folder / "results" / "smoke" / "table1.csv").exists()
