@@ -157,6 +157,18 @@ def test_training_curves_of_several_seeds(tmp_path):
     assert "seeds" not in " ".join(texts(alone))
 
 
+def test_training_curves_of_many_methods_have_a_panel_each(logs):
+    """Eighteen lines over each other say nothing: every method stands alone, before the others in grey."""
+    runs = {name: logs[METHODS[1 + i % 8]] for i, name in enumerate(list(METHODS[1:]) + ["x", "y", "z"])}
+    figure = training_curves(LABELS, runs)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == [*runs, *runs], "first shares correct, then lengths"
+    assert all(len(ax.lines) == len(runs) + 1 for ax in figure.axes)
+    assert {ax.get_ylim() for ax in figure.axes[: len(runs)]} == {figure.axes[0].get_ylim()}
+    sizes = {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()}
+    assert (min(sizes) >= 7, max(sizes) <= 8) == (True, True)
+
+
 def test_wallclock_bars(tmp_path, logs):
     timing = tmp_path / "timing.json"
     timing.write_text(json.dumps(TIMING))

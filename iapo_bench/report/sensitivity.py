@@ -102,7 +102,7 @@ def sensitivity_maps(
     base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE].reset_index(drop=True)
     collapsed = grid[measures[0]] < base[measures[0]] / 2
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(len(measures), title, height=2.5)
+        figure, axes = new_figure(len(measures), title, height=2.6)
         for ax, measure in zip(axes, measures, strict=True):
             _draw_map(ax, grid, options, measure, float(base[measure]), collapsed, chosen)
         axes[0].set_ylabel(options[0])
@@ -123,6 +123,9 @@ def _draw_map(
     image = ax.imshow(values, cmap=colours, vmin=base - reach, vmax=base + reach, origin="lower", alpha=0.85)
     key = ax.figure.colorbar(image, ax=ax, location="bottom", shrink=0.9, aspect=25, pad=0.03)
     ends = [base - reach, base, base + reach]
+    if measure.startswith("pass"):
+        ends = [max(ends[0], 0), base, min(ends[2], 1)]
+        key.ax.set_xlim(ends[0], ends[2])
     key.set_ticks(ends, labels=[_text(measure, ends[0]), "base", _text(measure, ends[2])])
     for i, (row, column) in enumerate(places):
         strong = abs(values[row, column] - base) > 0.6 * reach
@@ -138,7 +141,7 @@ def _draw_map(
     ax.set_xticks(range(len(columns)), [f"{x:g}" for x in columns])
     ax.set_yticks(range(len(rows)), [f"{y:g}" for y in rows])
     ax.set_xlabel(options[1])
-    ax.set_title(f"{_heading(measure)} (base {_text(measure, base)})")
+    ax.set_title(f"{_heading(measure)}\n(base {_text(measure, base)})")
     ax.grid(visible=False)
     ax.tick_params(length=0)
 

@@ -115,7 +115,7 @@ def wallclock_bars(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> Figure:
     places = range(len(rows))
     title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}: where the time went"
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(2, title, height=1.4 + 0.3 * len(rows))
+        figure, axes = new_figure(2, title, height=1.3 + 0.19 * len(rows))
         left = np.zeros(len(rows))
         for phase, colour in zip(PHASES, NEUTRAL, strict=False):
             seconds = np.array([row[f"train_seconds_{phase}"] or 0.0 for row in rows])
