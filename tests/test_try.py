@@ -46,7 +46,7 @@ def test_a_run_is_current_by_what_its_jobs_ran_with(make_flow, capsys):
     capsys.readouterr()
     for changes, said in (
         ({"train": {"lr": 0.5}}, "stale: train--grpo-seed0, since settings.train.lr"),
-        ({"evaluate": {"n_samples": 5}}, "stale: sample--grpo-seed0-test"),
+        ({"evaluate": {"n_samples": 5}}, "stale: sample--grpo-seed0--test"),
         ({"world": {"options": {"n_test": 9}}}, "stale: prepare"),
         ({"model": {"sft": {"steps": 61}}}, "stale: base"),
     ):

@@ -90,6 +90,15 @@ def test_the_settings_that_watch_belong_to_no_identity():
     assert identity(plain) == identity(watching)
 
 
+def test_runs_that_are_timed_are_not_watched():
+    """They would take the place of the real run in its logs, and its look at validation would be timed."""
+    watching = {"report_to": ["trackio"], "validate_every": 1, "keep_rollouts": [1]}
+    jobs = read_tier("smoke", {"train": watching}).timing_job().train.values()
+    assert all(
+        (job.train.report_to, job.train.validate_every, job.train.keep_rollouts) == ([], None, []) for job in jobs
+    )
+
+
 def test_watching_changes_no_weight_and_no_number(run, speaking, watched, tmp_path):
     said = train(run, speaking, tmp_path / "plain", "iapo", "train.keep_rollouts=[90]")
     assert told(rows_of(tmp_path / "plain")) == told(rows_of(watched))

@@ -18,6 +18,8 @@ LrSchedule = Literal["constant", "linear"]
 TrainGrader = Literal["world", "exact"]
 FormatRule = Literal["tags", "one_line"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
+# For runs that are no result: what a run is watched by, switched off.
+UNWATCHED: dict[str, Any] = {"report_to": [], "validate_every": None, "keep_rollouts": []}
 
 
 class TrainConfig(Section):
