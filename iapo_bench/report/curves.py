@@ -46,7 +46,8 @@ def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figur
     panel each, in which the others are grey. Where runs looked at validation problems, a thin line with points shows
     that, as measured. Raises UserError for a file that cannot be read.
     """
-    steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
+    needed = (*PANELS, "completions_total")
+    steps = {method: [read_steps(path, needed) for path in paths] for method, paths in runs.items()}
     several = any(len(frames) > 1 for frames in steps.values())
     title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
     title += f"{SMOOTHING} steps"
