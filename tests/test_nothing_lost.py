@@ -191,6 +191,16 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
     assert (aside / "part").exists()
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_nothing_to_set_aside(tmp_path, capsys):
+    folder = tmp_path / "resume"
+    for lr in (1, 2):
+        with pytest.raises(KeyboardInterrupt), resuming(folder, {"settings": {"lr": lr}}):
+            raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["resume"]
+    assert json.loads((folder / "run.json").read_text()) == {"settings": {"lr": 2}}
+
+
 def _write(folder: Path, name: str) -> None:
     for _ in range(100):
         with whole_file(folder / "file") as partial:
