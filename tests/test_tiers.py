@@ -180,3 +180,8 @@ def test_jobs_of_two_tiers_in_one_run_read_their_own_settings(copy):
         ("smoke", "validation"): 5,
         ("micro", "validation"): 5,
     }
+
+
+def test_a_folder_of_data_that_is_not_there_is_named_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match="world.data_dir: .*nope is no folder"):
+        read_workflow_tier({"tier": "smollm2", "world": {"data_dir": str(tmp_path / "nope")}})
