@@ -96,9 +96,8 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     """
     rows = []
     for path in paths:
-        tally = Tally.from_parquet(path.with_suffix(".parquet"))
         with damaged(path, "measure again"):
-            rows.append(Row.from_dict(read_json(path), tally))
+            rows.append(Row.from_dict(read_json(path), Tally.from_parquet(path.with_suffix(".parquet"))))
     return rows
 
 
