@@ -1,6 +1,7 @@
 """The main figure and the ablations: changes from the base and from the parent, paired by problem."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 from test_tables import make_row
@@ -79,3 +80,10 @@ def test_files(rows, tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert {"ablations.csv", "ablations.md", "ablations.tex", "ablations.png", "paired.svg"} <= names
     assert np.all([(tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("paired", "ablations")])
+    table = pd.read_csv(tmp_path / "ablations.csv").set_index("method")
+    lengths = [row.tally.values("length").mean() for row in rows[2:4]]
+    assert table.loc["iapo_ni", "length_change"] == pytest.approx(lengths[1] - lengths[0], rel=1e-5)
+    assert table.loc["iapo_ni", "length_change_lo"] < lengths[1] - lengths[0] < table.loc["iapo_ni", "length_change_hi"]
+    assert table.loc["iapo", "against":].isna().all(), "it varies nothing"
+    text = (tmp_path / "ablations.md").read_text()
+    assert text.index("| iapo_ni | iapo      | without a part | ") < text.index("Means with half the width")

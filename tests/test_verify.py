@@ -210,6 +210,16 @@ def test_a_cell_leads_to_its_samples(reference):
     most = (shares[0] - shares[1]).abs().max()
     first = next(line.split(",")[0] for line in text.splitlines() if line.startswith("p0"))
     assert abs(shares[0][first] - shares[1][first]) == most
+    shutil.copy(reference / "table1.csv", reference / "other.csv")
+    shutil.copy(reference / "table1.provenance.json", reference / "other.provenance.json")
+    again = explain(reference / "other.csv", row="iapo", column="pass@8", against=None, problems=2, samples=1)
+    assert again == text, "any table of rows"
+    bundle(reference, reference.with_name("kept"))
+    bare = explain(reference.with_name("kept"), row="iapo", column="pass@8", against=None, problems=2, samples=1)
+    assert bare.startswith(text.splitlines()[0])
+    assert "No samples of iapo: " in bare
+    with pytest.raises(UserError, match=r"nothing\.csv does not exist"):
+        explain(reference / "nothing.csv", row="iapo", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match="did you mean 'iapo'"):
         explain(reference, row="iapa", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match=r"unknown column 'pass@9'"):

@@ -194,7 +194,15 @@ def _by_dataset(config: str, overrides: tuple[str, ...]) -> list[TierConfig]:
 @click.option("--problems", default=3, type=click.IntRange(0), help="How many problems to show.")
 @click.option("--samples", default=2, type=click.IntRange(1), help="How many samples of each.")
 def explain(table: Path, row: str, column: str, against: str | None, problems: int, samples: int) -> None:
-    """Say what is behind a cell of results/table1.csv: files, settings, versions, machines, and its samples."""
+    """Say what is behind a cell of TABLE: files, settings, versions, machines, and its samples.
+
+    TABLE is results/table1.csv, another with such rows (ablations.csv), a folder of results, or a bundle. Problems on
+    which the row and --against differ most come first.
+
+    \b
+      iapo-bench explain results/table1.csv --row iapo --column pass@16
+      iapo-bench explain micro.tar.gz --row dapo --column length@32 --against iapo
+    """
     from iapo_bench.report.explain import explain as explain_cell
 
     click.echo(explain_cell(table, row=row, column=column, against=against, problems=problems, samples=samples))
@@ -207,7 +215,12 @@ def explain(table: Path, row: str, column: str, against: str | None, problems: i
 @click.option("--samples", default=4, type=click.IntRange(1), help="How many samples of each.")
 @click.option("--out", type=FILE, help="Also write an HTML page.")
 def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | None) -> None:
-    """Show two runs' completions of one problem side by side. A and B: run folders, or files of grades."""
+    """Show two runs' completions of one problem side by side. A and B: run folders, or files of grades.
+
+    \b
+      iapo-bench compare results/micro/base results/micro/iapo/seed0
+      iapo-bench compare results/micro/iapo/seed0 results/micro/iapo/seed1 --problem test-17 --out page.html
+    """
     from iapo_bench.report.side_by_side import compare as compare_runs
 
     click.echo(compare_runs(a, b, problem=problem, samples=samples, out=out))
@@ -222,7 +235,12 @@ def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | Non
 def verify(results: Path, against: Path, points: float, share: float, out: Path | None) -> None:
     """Compare results with a reference, cell by cell; exit code 1 when a cell is not reproduced.
 
-    RESULTS is a folder with table1.csv, or a bundle. Results of other settings are refused, and what differs is said.
+    RESULTS and the reference are a folder with table1.csv, or a bundle. A cell is reproduced if its difference lies
+    within the margin, within seed variation if it cannot be told from 0, else not reproduced. Results of other settings
+    are refused (exit code 2), and what differs is said; seeds may differ.
+
+    \b
+      iapo-bench verify results --against results/reference/micro
     """
     from iapo_bench.files import whole_file
     from iapo_bench.report import verify as verifying

@@ -152,7 +152,7 @@ def comparison_blocks(table: pd.DataFrame) -> list[Block]:
         columns = {
             "b against a": [f"{b} against {a}" for a, b in zip(pairs["a"], pairs["b"], strict=True)],
             "difference": [_interval_text(measure, pair) for _, pair in pairs.iterrows()],
-            "p (Holm)": [_p_text(p) for p in pairs["checkpoints_p_holm"]],
+            "p (Holm)": [p_text(p) for p in pairs["checkpoints_p_holm"]],
             "these checkpoints": pairs["checkpoints_verdict"].tolist(),
             "these methods": pairs["methods_verdict"].tolist(),
         }
@@ -240,7 +240,8 @@ def _interval_text(measure: str, pair: pd.Series) -> str:
     return f"{number(measure, pair['difference'], signed=True)} [{lo}, {hi}]"
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p-value as tables print it."""
     return NOT_KNOWN if np.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 

@@ -47,7 +47,7 @@ Block = str | Table
 """A paragraph (a heading if it opens with `# ` or `## `; `**`, `*` mark bold and italics), or a table."""
 
 
-def ranged(value: float, lo: float, hi: float, form: str = ".3g") -> str:
+def ranged(value: float, lo: float, hi: float, *, form: str) -> str:
     """A value with its interval, `.58 [.55, .61]`-like; empty where there is none."""
     if pd.isna(value):
         return ""

@@ -22,7 +22,7 @@ WIDTH = 110
 def explain(table: Path, *, row: str, column: str, against: str | None, problems: int, samples: int) -> str:
     """What is behind a cell, in words. `against`: the row that samples are set beside, by default the base.
 
-    Raises UserError for a row or column that is not there, or results without grades.
+    Raises UserError for a row or column that is not there.
     """
     with open_results(table) as results:
         line = results.row(row)
@@ -101,7 +101,12 @@ def _table_provenance(results: Results, row: str) -> str:
 
 def _samples(results: Results, row: str, other: str, problems: int, samples: int) -> Iterator[str]:
     """Problems on which two rows differ most first, with samples of both, from their first runs."""
-    frames = {name: results.grades(next(iter(results.runs(name).values()))) for name in (row, other)}
+    runs = {name: next(iter(results.runs(name).values())) for name in (row, other)}
+    for name, run in runs.items():
+        if not (path := run / "test" / "grades.parquet").is_file():
+            yield f"No samples of {name}: {path} does not exist; a bundle that is a folder leaves them out"
+            return
+    frames = {name: results.grades(run) for name, run in runs.items()}
     order = most_different(*frames.values())
     yield f"Problems on which {row} and {other} differ most ({problems} of {len(order)}; first runs):"
     for problem in order.index[:problems]:

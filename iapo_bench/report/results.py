@@ -31,16 +31,17 @@ _SAMPLES = ("settings/ran/*", "data/test.jsonl", "data/provenance.json", "**/tes
 
 @dataclass(frozen=True)
 class Results:
-    """The folder `root` with the table, and the tier's folder `work` with what its jobs made."""
+    """The folder `root` with the table `name`, and the tier's folder `work` with what its jobs made."""
 
     root: Path
     work: Path
     table: pd.DataFrame
+    name: str = TABLE
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What is recorded of the table. Raises UserError when it is not there, or is something else."""
-        path = self.root / Path(TABLE).with_suffix(".provenance.json")
+        path = self.root / Path(self.name).with_suffix(".provenance.json")
         content = read_json(path)
         if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
             raise UserError(f"{path} does not say what code, config and inputs were: make the table again")
@@ -72,7 +73,8 @@ class Results:
 
 @contextmanager
 def open_results(path: Path) -> Iterator[Results]:
-    """The results in a folder, or in an archive, for as long as the block runs. `path` may name the table itself.
+    """The results in a folder, or in an archive, for as long as the block runs. `path` may name a table of them, such
+    as ablations.csv, which stands for table1.csv then.
 
     Raises UserError for anything else.
     """
@@ -82,13 +84,15 @@ def open_results(path: Path) -> Iterator[Results]:
                 archive.extractall(folder, filter="data")
             yield _read(Path(folder), str(path))
     else:
-        yield _read(path.parent if path.suffix == ".csv" else path, str(path))
+        named = path.suffix == ".csv"
+        yield _read(path.parent if named else path, str(path), path.name if named else TABLE)
 
 
-def _read(root: Path, where: str) -> Results:
-    table = root / TABLE
+def _read(root: Path, where: str, name: str = TABLE) -> Results:
+    table = root / name
     if not table.is_file():
-        raise UserError(f"{where} holds no {TABLE}: name a folder or a bundle of results")
+        missing = "does not exist" if where == str(table) else f"holds no {name}"
+        raise UserError(f"{where} {missing}: name a folder or a bundle of results")
     frame = read_csv(table, _COLUMNS, dtype=dict.fromkeys(_COLUMNS, str)).fillna(dict.fromkeys(_COLUMNS, ""))
     if frame.empty:
         raise UserError(f"{table} is empty: make it again")
@@ -100,7 +104,7 @@ def _read(root: Path, where: str) -> Results:
     # A dataset's own folder, or that of problems of one's own, lies below the tier's.
     places = (root / tier / dataset, root / dataset, root / tier, root)
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
-    return Results(root, work, frame)
+    return Results(root, work, frame, name)
 
 
 def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:

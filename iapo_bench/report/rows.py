@@ -96,8 +96,10 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     """
     rows = []
     for path in paths:
+        content = read_json(path)
+        tally = Tally.from_parquet(path.with_suffix(".parquet"))
         with damaged(path, "measure again"):
-            rows.append(Row.from_dict(read_json(path), Tally.from_parquet(path.with_suffix(".parquet"))))
+            rows.append(Row.from_dict(content, tally))
     return rows
 
 

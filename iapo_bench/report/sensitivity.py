@@ -63,7 +63,7 @@ def sensitivity_blocks(job: SensitivityJob, frame: pd.DataFrame, measures: Seque
     columns = {"point": [BASE, *(_point(line, job.sensitivity.grid) for _, line in frame.iloc[1:].iterrows())]}
     for measure in measures:
         ends_R3 = _scale(measure) * frame[[measure, f"{measure}_lo", f"{measure}_hi"]].to_numpy(float)
-        columns[_heading(measure)] = [ranged(*ends, KINDS[measure.partition("@")[0]].digits) for ends in ends_R3]
+        columns[_heading(measure)] = [ranged(*ends, form=KINDS[measure.partition("@")[0]].digits) for ends in ends_R3]
     shown = {
         name: [f"**{text}**" if strong else text for text, strong in zip(texts, bold, strict=True)]
         for name, texts in columns.items()

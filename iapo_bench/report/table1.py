@@ -24,14 +24,17 @@ _PUBLISHED_KS = (16, 32)
 def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
     """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
-    write_table(rows, summaries, out, published)
+    write_table(rows, summaries, out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
     own = [row for row in rows if row.dataset == rows[0].dataset]  # and not what was measured on other datasets
     save_figure(accuracy_length([row for row in own if row.trained or row.method == BASE] or own), figure)
 
 
-def write_table(rows: Sequence[Row], summaries: Sequence[Path], out: Path, published: Path | None) -> None:
-    """Write rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come from."""
-    write_document(out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
+def write_table(
+    rows: Sequence[Row], summaries: Sequence[Path], out: Path, frame: pd.DataFrame, blocks: Sequence[Block]
+) -> None:
+    """Write a table of rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come
+    from."""
+    write_document(out, frame, blocks)
     own = rows[0].dataset if rows else ""
     named = {id(row): row.name if row.dataset == own else f"{row.name} on {row.dataset}" for row in rows}
     write_provenance(

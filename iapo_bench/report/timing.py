@@ -70,7 +70,9 @@ def timing_blocks(job: TimingJob, table: pd.DataFrame) -> list[Block]:
     columns = {"run": table["run"].tolist()}
     for name, heading in shown.items():
         if name in table:
-            columns[heading] = [ranged(*ends, "#.3g") for ends in table[[name, f"{name}_lo", f"{name}_hi"]].to_numpy()]
+            columns[heading] = [
+                ranged(*ends, form="#.3g") for ends in table[[name, f"{name}_lo", f"{name}_hi"]].to_numpy()
+            ]
     return [
         *opening(job.labels, "every row timed alone, in turn"),
         Table(columns, f"Milliseconds a completion, mean of {job.rounds} rounds and its 95% interval."),

@@ -102,7 +102,7 @@ def role_blocks(labels: Labels, roles: pd.DataFrame) -> list[Block]:
 
 
 def _intervals(frame: pd.DataFrame, measure: str, form: str) -> list[str]:
-    return [ranged(*ends, form) for ends in frame[[measure, f"{measure}_lo", f"{measure}_hi"]].to_numpy()]
+    return [ranged(*ends, form=form) for ends in frame[[measure, f"{measure}_lo", f"{measure}_hi"]].to_numpy()]
 
 
 def auc_table(tokens: pd.DataFrame) -> pd.DataFrame:
