@@ -93,7 +93,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             rewards=Rewards(problems, config.rewards),
         )
         trainer = Trainer(method, config, job.seed, task, model, engine, reference)
-        trainer.run(resume / "state.pt", broken=out / "broken", log=out / "train.jsonl")
+        trainer.run(resume / "state", broken=out / "broken", log=out / "train.jsonl")
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=job.model_dump(mode="json"))
