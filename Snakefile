@@ -56,6 +56,7 @@ ROLES = (
     [
         f"{OUT}/informativeness.csv",
         f"{OUT}/roles.csv",
+        f"{OUT}/calibration.csv",
         f"{OUT}/figures/informativeness.png",
     ]
     if TIER.world.name == "micro"

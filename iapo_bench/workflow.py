@@ -44,8 +44,6 @@ ARTEFACTS = {
     "paired": "iapo_bench.report.paired",
     "page": "iapo_bench.report.page",
     "ablations": "iapo_bench.report.ablations",
-    "curves": "iapo_bench.report.curves",
-    "lm_eval_table": "iapo_bench.report.lm_eval",
     "claims": "iapo_bench.report.claims",
 }
 
@@ -204,9 +202,9 @@ class Workflow:
 
     def base(self) -> str:
         """Settings file of `base`."""
-        job, source = self.tier.base_job(), Path(self.tier.model.source)
-        if source.is_dir():
-            job = job.model_copy(update={"files": _checksums(source)})
+        job = self.tier.base_job()
+        if folder := self.tier.model.directory:
+            job = job.model_copy(update={"files": _checksums(folder)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
         return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
 
@@ -267,7 +265,7 @@ class Workflow:
     def timing(self) -> str:
         """Settings file of the timing of rows alone."""
         plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, self._dataset]
-        return self._write("time", self.tier.timing_job(), "iapo_bench.evaluate.timing", plugins)
+        return self._write("time", self.tier.timing_job(), "iapo_bench.report.timing", plugins)
 
     def costs(self) -> str:
         """Settings file of the costs."""
@@ -276,6 +274,14 @@ class Workflow:
     def wallclock(self) -> str:
         """Settings file of the wall-clock table."""
         return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock")
+
+    def curves(self) -> str:
+        """Settings file of the training curves."""
+        return self._write("curves", self.tier.labels, "iapo_bench.report.curves")
+
+    def lm_eval_table(self) -> str:
+        """Settings file of the table of lm-eval's scores."""
+        return self._write("lm_eval_table", self.tier.labels, "iapo_bench.report.lm_eval")
 
     @cached_property
     def departed(self) -> dict[str, str]:
@@ -299,6 +305,10 @@ class Workflow:
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""
         return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", [self._dataset])
+
+    def calibration(self) -> str:
+        """Settings file of the base's calibration."""
+        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", [self._dataset])
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""

@@ -18,10 +18,12 @@ def reported(name, form, category, caption, folder=OUT):
     )
 
 
-def table_files(name, category, folder=OUT):
+def table_files(name, category, folder=OUT, caption=None):
     """A table in its four forms."""
     forms = ("csv", "md", "html")
-    shown = {form: reported(name, form, category, name, folder) for form in forms}
+    shown = {
+        form: reported(name, form, category, caption or name, folder) for form in forms
+    }
     return {**shown, "tex": f"{folder}/{name}.tex"}
 
 

@@ -192,8 +192,8 @@ rule wallclock:
         timing=[f"{folder}/test/timing.json" for folder in TIMED.values()],
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
+        **table_files("wallclock", "Wall-clock"),
         **figure_files("wallclock", "Wall-clock"),
-        csv=reported("wallclock", "csv", "Wall-clock", "wallclock"),
     params:
         runs=named(TIMED),
     shell:
@@ -206,7 +206,7 @@ rule wallclock:
 rule curves:
     """Draw accuracy and length while training."""
     input:
-        code=lambda wildcards: FLOW.artefact("curves"),
+        settings=lambda wildcards: FLOW.curves(),
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
         **figure_files("training", "Training"),
@@ -214,22 +214,22 @@ rule curves:
         runs=named(TRAINED),
     shell:
         run(
-            "curves {params.runs} --figure {output.png}",
+            "curves --settings {input.settings} {params.runs} --figure {output.png}",
         )
 
 
 rule lm_eval_table:
     """Join what lm-eval said of every run."""
     input:
-        code=lambda wildcards: FLOW.artefact("lm_eval_table"),
+        settings=lambda wildcards: FLOW.lm_eval_table(),
         scores=[f"{folder}/lm_eval/scores.json" for folder in RUNS.values()],
     output:
-        reported("lm_eval", "csv", "lm-eval", "lm_eval"),
+        **table_files("lm_eval", "lm-eval"),
     params:
         runs=named(RUNS),
     shell:
         run(
-            "lm-eval-table {params.runs} --out {output}",
+            "lm-eval-table --settings {input.settings} {params.runs} --out {output.csv}",
         )
 
 
@@ -240,7 +240,7 @@ rule time:
         data=ancient(rules.prepare.output),
         models=[f"{folder}/model" for folder in RUNS.values()],
     output:
-        csv=reported("time", "csv", "Wall-clock", "time"),
+        **table_files("time", "Wall-clock"),
         rounds=f"{OUT}/time.rounds.csv",
         provenance=f"{OUT}/time.provenance.json",
     threads: 1024  # all there are: no other job beside it

@@ -25,8 +25,8 @@ rule sensitivity_table:
         base=f"{WORK}/base/validation/grades.parquet",
         grades=[f"{WORK}/{point}/validation/grades.parquet" for point in FLOW.points],
     output:
+        **table_files("sensitivity", "Sensitivity"),
         **figure_files("sensitivity", "Sensitivity"),
-        csv=reported("sensitivity", "csv", "Sensitivity", "sensitivity"),
     params:
         grades=each("grades", "grades"),
     shell:

@@ -21,6 +21,28 @@ rule token_roles:
         )
 
 
+rule calibration:
+    """Say whether the entropy of the base's early answers is its true uncertainty."""
+    input:
+        settings=lambda wildcards: FLOW.calibration(),
+        data=ancient(rules.prepare.output),
+        model=f"{WORK}/base/model",
+        samples=f"{WORK}/base/test/samples.parquet",
+    output:
+        **figure_files("calibration", "Informativeness"),
+        csv=reported("calibration", "csv", "Informativeness", "calibration"),
+    threads: REQUESTS["sample"].cpus
+    resources:
+        **REQUESTS["sample"].resources,
+    shell:
+        run(
+            "calibration --settings {input.settings} --model {input.model}"
+            " --samples {input.samples} --data {input.data}"
+            " --out {output.csv} --figure {output.png}",
+            gpus="sample",
+        )
+
+
 rule role_tables:
     """Say which scores know a needed token, and which roles each method removed."""
     input:
@@ -28,13 +50,13 @@ rule role_tables:
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
         samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:
+        *table_files("roles", "Informativeness", caption="informativeness").values(),
+        **table_files("informativeness", "Informativeness"),
         **figure_files("informativeness", "Informativeness"),
-        csv=reported("informativeness", "csv", "Informativeness", "informativeness"),
-        roles=reported("roles", "csv", "Informativeness", "informativeness"),
     params:
         runs=named(RUNS),
     shell:
         run(
             "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
-            " --roles {output.roles} --figure {output.png}",
+            " --roles {output[0]} --figure {output.png}",
         )

@@ -102,11 +102,14 @@ def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
     assert table["pass@2"].iloc[2] == 0.5
     assert (table["pass@1_lo"] <= table["pass@1"]).all()
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+    bold = [line for line in (tmp_path / "out.md").read_text().splitlines() if line.startswith("| **")]
+    assert len(bold) == 1, "the choice, of highest ratio"
+    assert bold[0].startswith("| **alpha 0.5, beta 0** | **0.750 [")
     figure = sensitivity_maps(table, ["alpha", "beta"], ["pass@1", "length@2"], title="grid", chosen=1)
     left, right = figure.axes[:2]
     shown = [text.get_text() for text in left.texts]
     assert shown == [".000", ".250", ".500", ".750", "1.000", ".000"]
-    assert left.get_title() == "Pass@1 (base .500)"
+    assert left.get_title() == "Pass@1\n(base .500)"
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "0.1", "1"]
     # Blue is better: more accurate, but shorter.
     colours = {ax: ax.images[0].to_rgba(ax.images[0].get_array()) for ax in (left, right)}
@@ -133,7 +136,8 @@ def test_the_workflow_trains_variants_and_points(tmp_path):
     assert shown.returncode == 0, shown.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", shown.stdout, flags=re.MULTILINE))
     assert {name: jobs[name] for name in ("train", "ablation_table", "sensitivity_table")} == {
-        "train": str(13 + 16),  # five methods, eight variants of them, and the points of the grid
+        # five methods, eight variants of them, and the points of the grid
+        "train": str(13 * len(read_tier("micro").train.seeds) + 16),
         "ablation_table": "1",
         "sensitivity_table": "1",
     }

@@ -10,12 +10,14 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from test_tables import STEP, TIMING, make_row
 
+from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.report.curves import training_curves
 from iapo_bench.report.style import method_styles, save_figure
 from iapo_bench.report.table1 import accuracy_length
 from iapo_bench.report.wallclock import wallclock_bars, wallclock_row
 
+LABELS = Labels(tier="micro", dataset="micro", model="small")
 METHODS = ["base", "grpo", "dr_grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo", "mine", "a_rather_long_name"]
 
 
@@ -97,7 +99,7 @@ def test_rows_that_cannot_be_compared_are_refused():
 
 
 def test_training_curves(logs):
-    figure = training_curves(logs)
+    figure = training_curves(LABELS, logs)
     assert [ax.get_xlabel() for ax in figure.axes] == ["completions generated"] * 2
     assert [ax.get_ylabel() for ax in figure.axes] == ["share correct", "mean length (tokens)"]
     found = texts(figure)
@@ -142,7 +144,7 @@ def test_training_curves_of_several_seeds(tmp_path):
             STEP | {"completions_total": n, "correct": n / 64, "length": length} for n in range(stride, 65, stride)
         ]
         path.write_text("".join(json.dumps(step) + "\n" for step in steps))
-    correct, length = training_curves({"dapo": paths}).axes
+    correct, length = training_curves(LABELS, {"dapo": paths}).axes
     assert [len(ax.lines) for ax in (correct, length)] == [1, 1]
     assert list(length.lines[0].get_xdata()) == [8 * s for s in range(1, 9)]
     assert list(length.lines[0].get_ydata()) == [45.0] * 8
@@ -150,9 +152,21 @@ def test_training_curves_of_several_seeds(tmp_path):
     heights = [y for _, y in band.get_paths()[0].vertices]
     assert (min(heights), max(heights)) == (40.0, 50.0)
     assert "mean over training seeds" in " ".join(texts(correct.figure))
-    alone = training_curves({"dapo": paths[:1]})
+    alone = training_curves(LABELS, {"dapo": paths[:1]})
     assert not alone.axes[1].collections
     assert "seeds" not in " ".join(texts(alone))
+
+
+def test_training_curves_of_many_methods_have_a_panel_each(logs):
+    """Eighteen lines over each other say nothing: every method stands alone, before the others in grey."""
+    runs = {name: logs[METHODS[1 + i % 8]] for i, name in enumerate(list(METHODS[1:]) + ["x", "y", "z"])}
+    figure = training_curves(LABELS, runs)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == [*runs, *runs], "first shares correct, then lengths"
+    assert all(len(ax.lines) == len(runs) + 1 for ax in figure.axes)
+    assert {ax.get_ylim() for ax in figure.axes[: len(runs)]} == {figure.axes[0].get_ylim()}
+    sizes = {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()}
+    assert (min(sizes) >= 7, max(sizes) <= 8) == (True, True)
 
 
 def test_wallclock_bars(tmp_path, logs):
@@ -162,7 +176,7 @@ def test_wallclock_bars(tmp_path, logs):
         wallclock_row(path, timing, run=name, dataset="micro", model="small")
         for name, path in [("base", None)] + [(f"{method}/0", paths[0]) for method, paths in logs.items()]
     ]
-    figure = wallclock_bars(rows)
+    figure = wallclock_bars(LABELS, rows)
     found = texts(figure)
     for word in [*METHODS, "rollout", "grade", "signals", "update", "other", "not trained"]:
         assert word in found, word
@@ -171,7 +185,7 @@ def test_wallclock_bars(tmp_path, logs):
     assert ends == [8, 24, 48, 80, 120], "phases are stacked"
     (first, *_), name = logs.values(), METHODS[1]
     rows.append(wallclock_row(first[0], timing, run=f"{name}/1", dataset="micro", model="small"))
-    found = texts(wallclock_bars(rows))
+    found = texts(wallclock_bars(LABELS, rows))
     assert {f"{name}/0", f"{name}/1"} <= set(found)
     assert name not in found
     assert METHODS[2] in found, "of one seed, as before"

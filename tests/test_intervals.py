@@ -52,6 +52,12 @@ def test_the_p_value_is_where_the_interval_ends_at_zero():
     assert Estimate(0.0, parts).p == 1
 
 
+def test_every_degree_of_freedom_has_a_p_value():
+    """At the far end of the distribution the quantile that is inverted has gaps."""
+    for df in np.linspace(2, 2.05, 101):
+        assert 0 < Estimate(-0.022, ((6.1e-6, 199), (5.4e-5, df))).p < 1
+
+
 def test_without_variance_or_freedom():
     assert estimate(np.ones((1, 5)), np.ones((1, 5)), seeds=False).p == 1, "equal in every problem"
     assert estimate(np.ones((1, 5)), seeds=False).p == 0

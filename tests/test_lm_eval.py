@@ -297,6 +297,9 @@ def test_the_table_has_a_row_for_each_run_task_and_metric(made, run, tmp_path):
     assert table["versions"].str.match(r"lm-eval \S+, transformers \S+, torch \S+$").all()
     assert table["value"].iloc[0] == pytest.approx(scores_of(base / "lm_eval")["iapo_micro", "accuracy"]["value"])
 
+    scores = table["value"].iloc[0]
+    assert f"| iapo  | {scores:.3f} ±" in csv.with_suffix(".md").read_text()
+    assert "\\toprule" in csv.with_suffix(".tex").read_text()
     csv.unlink()
     for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json holds no scores"), ("iapo=x", "METHOD/SEED")):
         code, line = run("lm-eval-table", "--run", name, "--out", csv)

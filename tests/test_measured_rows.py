@@ -23,7 +23,7 @@ def test_a_measured_row_is_sampled_and_not_trained():
     assert flow.folders("authors") == ["results/smoke/authors/seed0"]
     row = tier(subfolder="a").row_job("authors")
     assert (row.parent, row.selection, row.profile) == ("authors", "measured only", "")
-    assert row.settings == {"source": "someone/models@v1", "subfolder": "a"}
+    assert row.settings.items() >= {"source": "someone/models@v1", "subfolder": "a"}.items()
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,38 @@ def test_warm_start_learns_and_repeats_itself(tokenizer):
     assert log == again
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_no_lesson_is_a_problem_of_any_seed_or_size():
+    problems = {
+        problem.question
+        for world in (WORLD, MicroWorld(n_train=900, seed=3), MicroWorld(n_test=400, max_terms=6))
+        for split in SPLITS
+        for problem in world.load(split)
+    }
+    taught = {question for question, _ in MicroWorld(n_train=1).traces(3000)}
+    assert not problems & taught
+
+
+def test_a_cut_lesson_asks_for_its_own_traces_answer_and_no_other_lesson_changes():
+    whole, lessons = WORLD.traces(400), WORLD.lessons(400, 0.25)
+    cut = [pair for pair in zip(whole, lessons, strict=True) if pair[0] != pair[1]]
+    assert 60 < len(cut) < 140
+    kept = set()
+    for (question, trace), (prompt, completion) in cut:
+        start, answer = prompt.removeprefix(question + " ").removesuffix(" </think> <answer>"), completion.split()
+        assert trace.startswith(start)
+        assert start.startswith("<think>")
+        assert "</think>" not in start
+        assert answer[-2:] == ["</answer>", "<eos>"]
+        assert trace.endswith("<answer> " + completion)
+        kept.add(len(start.split()) / trace.split().index("</think>"))
+    assert min(kept) < 0.1
+    assert max(kept) == 1.0
+    assert WORLD.lessons(400, 0.0) == whole
+
+
+@pytest.mark.parametrize("cut", [-0.1, 1.5])
+def test_the_share_of_cut_lessons_is_a_share(cut):
+    with pytest.raises(UserError, match="a share from 0 to 1"):
+        TaughtSFT(cut=cut)

@@ -23,7 +23,7 @@ from iapo_bench.machine.resume import is_sound, kept, resuming, seal
 from iapo_bench.train.base import make_base
 from iapo_bench.worlds.prepare import prepare
 
-SMALL = {"model": {"sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
+SMALL = {"model": {"source": "taught", "sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 RUN = (sys.executable, "-m", "iapo_bench")
 DAMAGES = {
     "empty": lambda content: b"",

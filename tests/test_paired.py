@@ -31,7 +31,7 @@ def test_changes_from_the_base_with_their_intervals(rows):
     bars = [path.vertices[:, 0].tolist() for group in passes.collections for path in group.get_paths()]
     assert bars == [pytest.approx([100 * end for end in found.interval]) for found in wanted]
     assert passes.get_xlabel().startswith("Pass@1, points\n(base 4")
-    assert lengths.get_xlabel() == "Length, tokens\n(base 60.0; left is shorter)"
+    assert lengths.get_xlabel() == "Length, tokens\n(base 60.0;\nleft is shorter)"
     title = " ".join(figure.get_suptitle().split())
     assert "200 problems \N{MULTIPLICATION SIGN} 64 samples, 2 training seeds; bars: 95%, paired" in title
 

@@ -83,7 +83,7 @@ SHARDED = {
 }
 CASES |= SHARDED
 ROUNDED = Case("iapo", METHODS["iapo"], sharded=True, dtype=torch.bfloat16)
-SMALL_BASE = {"model": {"sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
+SMALL_BASE = {"model": {"source": "taught", "sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 RESUMED = "gfpo"  # has a state of its own
 KINDS = ("", ", sharded")
 STEP = SETTINGS.model_copy(update={"completions": SETTINGS.prompts_per_step * SETTINGS.group_size})

@@ -116,6 +116,9 @@ def test_tables_and_figure_are_the_same_each_time(made, tmp_path):
     assert removed.loc[("base", "all"), "tokens"] == pytest.approx(lengths.mean(), rel=1e-5)
     assert removed.loc["base", "tokens"].drop("all").sum() == pytest.approx(lengths.mean(), rel=1e-5)
     assert removed.loc["iapo", "change"].notna().all()
+    for name, heading in (("informativeness", "needed against redundant tokens"), ("roles", "Change against the base")):
+        for form in ("md", "tex", "html"):
+            assert heading in (tmp_path / "a" / f"{name}.{form}").read_text()
 
 
 def bad_input(made: Path, tmp: Path, mistake: str) -> tuple[dict, str, str]:

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.text import Text
 from project_copy import copy_project, snakemake
 
+from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.tokens.roles import (
     ROLES,
@@ -196,8 +197,10 @@ def test_the_workflow_makes_them_for_the_micro_world_only(tmp_path):
         return shown.stdout + shown.stderr
 
     micro = dry_run()
-    assert re.search(r"token_roles +6\n", micro)
-    assert "results/informativeness.csv, results/roles.csv, results/figures/informativeness.png" in micro
+    runs = 1 + 5 * len(read_tier("micro").train.seeds)
+    assert re.search(rf"token_roles +{runs}\n", micro), "the base, and five methods"
+    for name in ("informativeness.tex", "roles.csv", "roles.html", "figures/informativeness.png"):
+        assert f"results/{name}" in micro
     other = dry_run("--configfile", "configs/smollm2.yaml")
     assert "wallclock" in other
     assert "roles" not in other

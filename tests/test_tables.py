@@ -1,12 +1,15 @@
 """The tables: columns, markdown, wall-clock rows, and files written whole or not at all."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Cell, Summary, Tally
 from iapo_bench.report import wallclock
@@ -15,7 +18,7 @@ from iapo_bench.report.comparisons import compare, comparison_blocks
 from iapo_bench.report.document import latex, markdown, page, write_document
 from iapo_bench.report.rows import Row, read_rows, split_run
 from iapo_bench.report.table1 import best_rows, differing_environments, table_blocks, table_frame
-from iapo_bench.report.wallclock import wallclock_row, write_wallclock
+from iapo_bench.report.wallclock import make_wallclock, wallclock_row
 from iapo_bench.train.trainer import PHASES
 
 PUBLISHED_COLUMNS = [
@@ -287,10 +290,18 @@ def test_wallclock(tmp_path):
     timing, log = tmp_path / "timing.json", tmp_path / "train.jsonl"
     timing.write_text(json.dumps(TIMING))
     log.write_text(2 * (json.dumps(STEP) + "\n"))
-    labels = {"dataset": "micro", "model": "small"}
-    rows = [wallclock_row(path, timing, run=name, **labels) for path, name in ((None, "base"), (log, "iapo/3"))]
-    write_wallclock(rows, tmp_path / "wallclock.csv")
+    runs = {}
+    for name in ("base", "iapo/3"):
+        runs[name] = tmp_path / name
+        (runs[name] / "test").mkdir(parents=True)
+        shutil.copy(timing, runs[name] / "test")
+        shutil.copy(log, runs[name])
+    labels = Labels(tier="smoke", dataset="micro", model="small")
+    make_wallclock(labels, runs, out=tmp_path / "wallclock.csv", figure=tmp_path / "bars.png")
     frame = pd.read_csv(tmp_path / "wallclock.csv")
+    text = (tmp_path / "wallclock.md").read_text()
+    assert "numbers mean nothing" in text
+    assert re.search(r"\| iapo +\| 2.0 +\| 4.0 ", text), text
     assert list(frame.columns) == [
         *("method", "train_seed", "dataset", "model", "engine", "hardware", "threads", "train_seconds_total"),
         *("train_seconds_rollout", "train_seconds_grade", "train_seconds_signals"),

@@ -176,7 +176,7 @@ def test_jobs_of_two_tiers_in_one_run_read_their_own_settings(copy):
     }
     assert lines == {
         ("smoke", "test"): 8,
-        ("micro", "test"): 200,
+        ("micro", "test"): 300,
         ("smoke", "validation"): 5,
         ("micro", "validation"): 5,
     }

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from iapo_bench.config.tier import read_tier
-from iapo_bench.evaluate import timing
+from iapo_bench.report import timing
 
 
 def test_every_row_in_every_round_and_nobody_always_first(tmp_path, monkeypatch):
@@ -27,6 +27,8 @@ def test_every_row_in_every_round_and_nobody_always_first(tmp_path, monkeypatch)
     assert table.loc["base", "sample_ms_per_completion_lo"] < 5 < table.loc["base", "sample_ms_per_completion_hi"]
     assert table["train_ms_per_completion"].isna().tolist() == [True, False, False]
     assert len(pd.read_csv(tmp_path / "time.rounds.csv")) == 9
+    assert "| grpo/0 | 5.00 [\N{MINUS SIGN}3.96, 14.0]  | 2.00 [2.00, 2.00] |" in (tmp_path / "time.md").read_text()
+    assert "numbers mean nothing" in (tmp_path / "time.html").read_text(), "it is the smoke tier's"
 
 
 def test_what_is_timed_is_short():

@@ -26,7 +26,7 @@ SEEDS, SAMPLES, PROBLEMS, STEPS = [42, 142], 4, 8, 3
 def tier() -> TierConfig:
     """The default tier, its model and its sampling rule, with little of everything and one method."""
     shrunk = {
-        "model": {"sft": {"steps": 60}},
+        "model": {"source": "taught", "sft": {"steps": 60}},
         "world": {"options": {"n_train": 64, "n_validation": 8, "n_test": PROBLEMS}},
         "train": {
             **{"engine": "vllm", "importance_cap": 2.0, "max_tokens": 64, "checkpoint_every": 1},

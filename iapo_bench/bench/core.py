@@ -52,6 +52,7 @@ def _compare(
             "group_size": GROUP_SIZE,
             "micro_batch": micro_batch,
             "max_tokens": max_tokens,
+            "micro_batch_tokens": tier.train.micro_batch_tokens,
             "to_the_cap": to_the_cap,
             "lr": 1e-9,  # the policy stays what it is, so that every step generates alike
             "steps": pairs + WARMUP,

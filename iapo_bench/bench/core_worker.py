@@ -26,6 +26,7 @@ def main() -> None:
         prompts_per_step=job["completions"] // job["group_size"],
         group_size=job["group_size"],
         max_tokens=job["max_tokens"],
+        micro_batch_tokens=job["micro_batch_tokens"],
         lr=job["lr"],
     )
     task = Task(

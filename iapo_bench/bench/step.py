@@ -1,6 +1,7 @@
 """A training step of IAPO against one of GRPO, by phase: of the micro tier, or at the size of a real model."""
 
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from iapo_bench.bench.informativeness import synchronise
 from iapo_bench.config.tier import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.machine.provenance import hardware
-from iapo_bench.method import Signal, load_method
+from iapo_bench.method import Method, Signal, load_method
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer
 from iapo_bench.plan.costs import DEVICES, Lengths, Work, flops
+from iapo_bench.plan.show import architecture
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.train.run import answer_reading
 from iapo_bench.train.trainer import PHASES, Task, Trainer
@@ -29,7 +31,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # method, and changes to th
     "iapo, not in the answer": ("iapo", {"skip_answer": True}),
     "iapo, every 4th prefix": ("iapo", {"answer_stride": 4}),
 }
-TARGET = 1.5
+TARGET = 1.35
 WORKED = ("signals", "update")  # phases of large passes, whose share of the peak says something
 
 
@@ -43,7 +45,8 @@ class _WaitingEngine(TransformersEngine):
 
 def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
     """Medians over interleaved steps of the micro tier's size, on the GPU if there is one; `ratio` is to the GRPO step
-    taken next to it."""
+    taken next to it, `floor_*` the seconds that a phase's multiply-adds alone would take at the rate of a plain matrix
+    product of the model's shapes, timed between the steps."""
     tier = read_tier("micro")
     world = load_world(tier.world, tier.seed)
     tokenizer = load_tokenizer(base)
@@ -75,30 +78,79 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
 
     trainers = {name: trainer(name) for name in VARIANTS}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    works = {name: [] for name in VARIANTS}
+    prompt = statistics.mean(map(len, prompts))
+    rates = []
+    size = architecture(tier)
     for pair in trange(pairs + 1, desc="step", unit="pair"):
+        rates.append(_product_rate(trainers["grpo"].model, tier.train.micro_batch_tokens))
         for name, run in trainers.items():
             row = run.step()
             if pair:
                 rows[name].append({phase: row[f"seconds_{phase}"] for phase in PHASES})
+                works[name].append(_step_work(run, Lengths(prompt, row["length"], len(run.task.postfix_ids))))
     totals = {name: [sum(row.values()) for row in steps] for name, steps in rows.items()}
     table = []
     for name, steps in rows.items():
         ratios = [mine / grpo for mine, grpo in zip(totals[name], totals["grpo"], strict=True)]
+        counted = [flops(size, work) for work in works[name]]
+        one, rate = works[name][0], statistics.median(rates)
+        floors = {phase: one.completions * statistics.median(c[phase] for c in counted) / rate for phase in counted[0]}
+        exact = name in ("grpo", "iapo")  # the other variants read fewer prefixes than are counted
         table.append(
             {
                 "step": name,
                 **{f"seconds_{phase}": round(statistics.median(s[phase] for s in steps), 4) for phase in PHASES},
+                **{f"floor_{phase}": round(floor, 4) if exact else None for phase, floor in floors.items()},
                 "seconds": round(statistics.median(totals[name]), 4),
                 "ratio": round(statistics.median(ratios), 3),
                 "ratio_min": round(min(ratios), 3),
                 "ratio_max": round(max(ratios), 3),
                 "target": TARGET if name == "iapo" else None,
                 "pairs": pairs,
+                "gflops": round(rate / 1e9, 1),
                 "threads": torch.get_num_threads(),
                 "device": hardware(),
             }
         )
     return table
+
+
+def _step_work(run: Trainer, lengths: Lengths) -> Work:
+    """What a trainer's step does to a completion of these mean lengths."""
+    step = run.config.prompts_per_step * run.config.group_size
+    return Work(
+        completions=step,
+        step=step,
+        batch=step,
+        group=run.config.group_size,
+        lengths=lengths,
+        max_tokens=run.config.max_tokens,
+        **_passes(run.method),
+    )
+
+
+def _passes(method: Method) -> dict[str, bool]:
+    """The pass that answers are read from is among the K + 1 of the answers, and serves the other signals."""
+    answer = Signal.ANSWER_ENTROPY in method.needs
+    return {
+        "answer": answer,
+        "policy": bool(method.needs) and not answer,
+        "reference": bool(method.loss.kl_coef),
+    }
+
+
+def _product_rate(model: PreTrainedModel, tokens: int) -> float:
+    """FLOP/s of the product of `tokens` states with the weights of the model's first MLP, the best of twenty."""
+    weight = next(w for name, w in model.named_parameters() if "mlp" in name and w.dim() == 2).detach()
+    states = torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        torch.nn.functional.linear(states, weight)
+        synchronise(model.device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * tokens * weight.numel() / best
 
 
 def bench_step_at_size(
@@ -149,19 +201,7 @@ def bench_step_at_size(
         taken = [trainer.step() for _ in trange(steps + 1, desc=name, unit="step")][1:]
         seconds = {phase: statistics.median(row[f"seconds_{phase}"] for row in taken) for phase in PHASES}
         number = prompts_per_step * group_size
-        answer = Signal.ANSWER_ENTROPY in method.needs
-        work = Work(
-            completions=number,
-            step=number,
-            batch=number,
-            group=group_size,
-            lengths=lengths,
-            max_tokens=completion,
-            answer=answer,
-            # The pass that the answers are read from is among the K + 1 of the answers, and serves the other signals.
-            policy=bool(method.needs) and not answer,
-            reference=bool(method.loss.kl_coef),
-        )
+        work = _step_work(trainer, lengths)
         rate = {
             phase: number * flops(size, work)[phase] / seconds[phase] / 1e12
             for phase in WORKED

@@ -92,6 +92,17 @@ def bench_metrics_command(sizes: tuple[int, ...], out: Path | None) -> None:
     _show(bench_metrics(sizes or SIZES), out)
 
 
+@bench.command("power")
+@click.option("--work", type=FILE, default=Path("results/micro"), show_default=True, help="A tier's working directory.")
+@click.option("--problems", type=click.IntRange(2), multiple=True, help="Test problems; repeat. By default 100 to 800.")
+@_CSV
+def bench_power_command(work: Path, problems: tuple[int, ...], out: Path | None) -> None:
+    """The smallest difference that other numbers of problems, samples and training seeds could detect."""
+    from iapo_bench.plan.power import PROBLEMS, power
+
+    _show(power(sorted((work / "summaries").glob("*.json")), problems or PROBLEMS), out)
+
+
 @bench.command("step")
 @_BASE
 @_PAIRS

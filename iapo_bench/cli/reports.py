@@ -14,6 +14,7 @@ from iapo_bench.errors import UserError
 SUMMARIES = click.option(
     "--summary", "summaries", type=FILE, multiple=True, required=True, help="Summary of `metrics`; repeat, in order."
 )
+_FORMS = "Markdown, LaTeX and HTML are written beside it"
 
 
 def _base_job(tier: TierConfig) -> RowJob:
@@ -54,7 +55,7 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
 @click.command()
 @SUMMARIES
 @click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown and provenance are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}, and provenance.")
 @click.option(
     "--figure", type=FILE, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
 )
@@ -67,7 +68,7 @@ def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure
 
 @click.command()
 @SUMMARIES
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 @click.option(
     "--figure", type=FILE, required=True, help="Matrix of differences: a PNG file; the SVG is written beside it."
 )
@@ -80,7 +81,7 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
 
 @click.command()
 @SUMMARIES
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX, HTML, provenance are beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}, and provenance.")
 @click.option(
     "--figure", type=FILE, required=True, help="Changes from what is varied: a PNG file; the SVG is written beside it."
 )
@@ -117,7 +118,7 @@ def controls(job: RowJob, grades: Path, out: Path) -> None:
 @click.command()
 @SUMMARIES
 @click.option("--base", type=FILE, required=True, help="The base's grades.")
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 @click.option(
     "--figure", type=FILE, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
 )
@@ -142,7 +143,7 @@ def page(table: Path, out: Path) -> None:
 @with_job(CostsJob, TierConfig.costs_job)
 @SUMMARIES
 @RUNS
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out: Path) -> None:
     """Say what each row cost and how it answered."""
     from iapo_bench.report.costs import make_costs
@@ -153,7 +154,7 @@ def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out
 @click.command()
 @with_job(Labels, _labels)
 @RUNS
-@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 @click.option("--figure", type=FILE, required=True, help="Bars by phase: a PNG file; the SVG is written beside it.")
 def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> None:
     """Say where each method's time went: training by phase, and sampling the test problems."""
@@ -163,6 +164,7 @@ def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> No
 
 
 @click.command()
+@with_job(Labels, _labels)
 @RUNS
 @click.option(
     "--figure",
@@ -170,11 +172,11 @@ def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> No
     required=True,
     help="Accuracy and length during training: a PNG file; the SVG is written beside it.",
 )
-def curves(runs: tuple[str, ...], figure: Path) -> None:
+def curves(job: Labels, runs: tuple[str, ...], figure: Path) -> None:
     """Draw the training curves of runs."""
     from iapo_bench.report.curves import make_curves
 
-    make_curves(named(runs), figure)
+    make_curves(job, named(runs), figure)
 
 
 @click.command()
@@ -193,7 +195,7 @@ def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
 @with_job(SensitivityJob, TierConfig.sensitivity_job)
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
 @click.option("--grades", type=FILE, multiple=True, required=True, help="Grades of each point, in order; repeat.")
-@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 @click.option("--figure", type=FILE, required=True, help="Heat maps: a PNG file; the SVG is written beside it.")
 def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: Path, figure: Path) -> None:
     """Show how two options of a method, on the tier's grid, move accuracy and length on the validation split."""
@@ -203,20 +205,21 @@ def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: 
 
 
 @click.command("lm-eval-table")
+@with_job(Labels, _labels)
 @RUNS
-@click.option("--out", type=FILE, required=True, help="CSV file: a row for each run, task and metric.")
-def lm_eval_table(runs: tuple[str, ...], out: Path) -> None:
+@click.option("--out", type=FILE, required=True, help=f"CSV file: a row for each run, task and metric; {_FORMS}.")
+def lm_eval_table(job: Labels, runs: tuple[str, ...], out: Path) -> None:
     """Join the scores that `lm-eval` wrote to DIR/lm_eval."""
     from iapo_bench.report.lm_eval import make_lm_eval_table
 
-    make_lm_eval_table(named(runs), out)
+    make_lm_eval_table(job, named(runs), out)
 
 
 @click.command("role-tables")
 @with_job(RolesJob, TierConfig.roles_job)
 @RUNS
-@click.option("--out", type=FILE, required=True, help="CSV file: how well each score tells needed from redundant.")
-@click.option("--roles", type=FILE, required=True, help="CSV file: tokens a completion by role.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file: how well each score tells needed tokens; {_FORMS}.")
+@click.option("--roles", type=FILE, required=True, help=f"CSV file: tokens a completion by role; {_FORMS}.")
 @click.option("--figure", type=FILE, required=True, help="Both: a PNG file; the SVG is written beside it.")
 def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, figure: Path) -> None:
     """Say which scores know a needed token, and which roles each method removed. Micro world only."""
@@ -236,7 +239,7 @@ def _fidelity_job(tier: TierConfig) -> FidelityJob:
 @click.option("--base", type=FILE, required=True, help="Directory of the model whose rollouts are credited.")
 @click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
 @click.option("--summary", "summaries", type=FILE, multiple=True, help="Summary of a method or variant; repeat.")
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ...], out: Path) -> None:
     """Say what each departure of the released code does to credit and to trained models."""
     from iapo_bench.report.fidelity import make_fidelity
@@ -248,7 +251,7 @@ def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ..
 @with_job(ProtocolJob, TierConfig.protocol_job)
 @RUNS
 @click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> None:
     """Measure the same completions by the released protocol and by ours, part by part."""
     from iapo_bench.report.protocol import make_protocol
@@ -263,7 +266,7 @@ def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> 
 @click.option("--summary", "summaries", type=FILE, multiple=True, help="Summary of any tier; repeat.")
 @click.option("--wallclock", "wallclocks", type=FILE, multiple=True, help="CSV of `wallclock`; repeat.")
 @click.option("--bench", type=FILE, help="CSV of `bench informativeness`.")
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
 def claims(
     ledger: Path,
     published: Path,

@@ -158,13 +158,27 @@ def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--completions", default=400, type=click.IntRange(1), help="At most so many.")
+@click.option("--completions", default=600, type=click.IntRange(1), help="At most so many.")
 @click.option("--out", type=FILE, required=True, help="Parquet file, a row for each token.")
 def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completions: int, out: Path) -> None:
     """Score the tokens of a run's own completions, beside what each is for. Micro world only."""
     from iapo_bench.tokens.scores import score_tokens
 
     score_tokens(job, model=model, samples=samples, data=data, out=out, completions=completions)
+
+
+@click.command()
+@with_job(TokensJob, TierConfig.tokens_job)
+@_MODEL
+@click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
+@_DATA
+@click.option("--out", type=FILE, required=True, help="CSV file.")
+@click.option("--figure", type=FILE, required=True, help="PNG file; the SVG is written beside it.")
+def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
+    """Say whether the entropy of an early answer is the true uncertainty. Micro world only."""
+    from iapo_bench.tokens.calibration import make_calibration
+
+    make_calibration(job, model=model, samples=samples, data=data, out=out, figure=figure)
 
 
 @click.command("time")
@@ -175,9 +189,9 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
 @click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
 def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
     """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
-    from iapo_bench.evaluate.timing import time_rows
+    from iapo_bench.report.timing import time_rows
 
     time_rows(job, named(runs), base=base, data=data, out=out)
 
 
-COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles, time_command)
+COMMANDS = (prepare, base, checkpoint, train, sample, grade, lm_eval, token_roles, calibration, time_command)

@@ -178,18 +178,29 @@ def verify(results: Path, against: Path, points: float, share: float, out: Path 
         with whole_file(out) as partial:
             cells.to_csv(partial, index=False, float_format="%.6g")
     click.echo(verifying.report(cells, margins))
+    if status and (told := verifying.surroundings(results, against)):
+        click.echo(told)
     sys.exit(status)
 
 
 @click.command()
 @click.argument("results", type=FILE)
-@click.option("--out", type=FILE, required=True, help="Archive to write, such as micro.tar.gz.")
+@click.option("--out", type=FILE, required=True, help="Archive to write, such as micro.tar.gz, or a folder.")
 def bundle(results: Path, out: Path) -> None:
-    """Pack tables, provenance and grades of a folder of results into one archive, for `verify`."""
+    """Keep a folder of results for `verify`: tables, figures, provenance, counts by problem.
+
+    An archive holds every graded sample with its text too, for `explain` and `compare`. A folder leaves them out: small
+    enough for a repository.
+
+    \b
+      iapo-bench bundle results --out micro.tar.gz
+      iapo-bench bundle results --out results/reference/micro
+    """
     from iapo_bench.report.results import bundle as pack
 
     names = pack(results, out)
-    click.echo(f"{out}: {len(names)} files, {out.stat().st_size / 2**20:.1f} MiB")
+    size = out.stat().st_size if out.is_file() else sum((out / name).stat().st_size for name in names)
+    click.echo(f"{out}: {len(names)} files, {size / 2**20:.1f} MiB")
 
 
 @click.command()

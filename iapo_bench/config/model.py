@@ -1,5 +1,6 @@
 """Where the base model comes from: the `model` section."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -11,13 +12,17 @@ from iapo_bench.config.world import WorldConfig
 Dtype = Literal["float32", "bfloat16"]
 Engine = Literal["transformers", "vllm"]
 
+# The micro world's base, made once: see docs/micro.md.
+SHIPPED = Path(__file__).parent.parent / "models" / "micro"
+
 
 class ModelConfig(Section):
     """Where the base model comes from."""
 
     source: str = Field(
-        description="'taught' (the micro world's own), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for "
-        "trials of size), a hub id with optional '@REVISION', or a directory"
+        description="'shipped' (the micro world's base, which comes with this package), 'taught' (another for the "
+        "micro world, made here), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for trials of size), a hub "
+        "id with optional '@REVISION', or a directory"
     )
     dtype: Dtype = Field(
         default="float32",
@@ -27,9 +32,15 @@ class ModelConfig(Section):
     name: str = Field(description="what the table calls it")
     sft: dict[str, float | int] = Field(
         default={},
-        description="supervised fine-tuning before RL: fields of TaughtModel in iapo_bench/train/sft.py for the source "
+        description="supervised fine-tuning before RL: fields of TaughtSFT in iapo_bench/train/sft.py for the source "
         "'taught', of SFT for any other, which is used as it comes without them (or with null)",
     )
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the model lies on this machine, if it does."""
+        path = SHIPPED if self.source == "shipped" else Path(self.source)
+        return path if path.is_dir() else None
 
     @field_validator("sft", mode="before")
     @classmethod

@@ -261,7 +261,7 @@ class TierConfig(Section):
     def row_job(self, name: str) -> RowJob:
         """The settings of the summary of a row: an entry, or the base."""
         if name == BASE:
-            return RowJob(labels=self.labels, method=BASE, parent=BASE, ks=self.evaluate.ks)
+            return RowJob(labels=self.labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
         if name in self.measured:
             checkpoint = identity(self.checkpoint_job(name))
             settings = {key: checkpoint[key] for key in ("source", "subfolder")}
@@ -270,7 +270,7 @@ class TierConfig(Section):
                 method=name,
                 parent=name,
                 selection="measured only",
-                settings=settings,
+                settings={**settings, **self._asked},
                 ks=self.evaluate.ks,
             )
         settings = identity(self.train_job(name, self.train.seeds[0]))
@@ -280,9 +280,15 @@ class TierConfig(Section):
             parent=self.parent(name),
             profile=self.method(name).profile,
             selection=self.selection_of(name),
-            settings={key: settings[key] for key in ("method", "train")},
+            settings={**{key: settings[key] for key in ("method", "train")}, **self._asked},
             ks=self.evaluate.ks,
         )
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What decides the samples of every row beside its training: the base, the problems, how they are asked."""
+        sections = {name: identity(getattr(self, name)) for name in ("model", "world", "prompt", "evaluate")}
+        return {**sections, "world_seed": self.seed}
 
     def fidelity_job(self, methods: list[str], departed: dict[str, str]) -> FidelityJob:
         """The settings of the comparison with the released code: of `methods`, and of variants by departure."""
@@ -321,7 +327,8 @@ class TierConfig(Section):
             name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
             for name, job in jobs.items()
         }
-        return TimingJob(sample=self.sample_job("test").model_copy(update={"evaluate": evaluate}), train=short)
+        sampled = self.sample_job("test").model_copy(update={"evaluate": evaluate})
+        return TimingJob(labels=self.labels, sample=sampled, train=short)
 
     def tokens_job(self) -> TokensJob:
         """The settings of `token-roles`."""
@@ -351,9 +358,7 @@ class TierConfig(Section):
         """The settings of the sensitivity table."""
         if self.tune is None or self.sensitivity is None:
             raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
-        return SensitivityJob(
-            tune=self.tune, sensitivity=self.sensitivity, model=self.model.name, dataset=self.world.name
-        )
+        return SensitivityJob(tune=self.tune, sensitivity=self.sensitivity, labels=self.labels)
 
 
 def folder_of(tier: str, dataset: str, datasets: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from iapo_bench.config.method import Candidate
+from iapo_bench.config.report import Labels
 from iapo_bench.config.section import Positive, Section
 
 
@@ -49,5 +50,4 @@ class SensitivityJob(Section):
 
     tune: TuneConfig = Field(description="how points are measured")
     sensitivity: SensitivityConfig = Field(description="the grid")
-    model: str = Field(description="what the table calls the model")
-    dataset: str = Field(description="what the table calls the dataset")
+    labels: Labels = Field(description="what all points share")

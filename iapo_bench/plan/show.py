@@ -157,7 +157,7 @@ def architecture(tier: TierConfig) -> Architecture:
 
     Raises UserError when none of them says.
     """
-    source = tier.model.source
+    source = str(tier.model.directory or tier.model.source)
     if source == "taught":
         known = {"hidden": TaughtSFT.hidden, "layers": TaughtSFT.layers, "heads": TaughtSFT.heads}
         chosen = {name: int(tier.model.sft.get(name, default)) for name, default in known.items()}
@@ -210,7 +210,7 @@ def jobs(tier: TierConfig) -> dict[str, int]:
         **dict.fromkeys(("table", "page", "comparisons", "paired", "frontier", "costs", "wallclock", "curves"), 1),
         "lm_eval": 1 + runs,
         "lm_eval_table": 1,
-        **({"token_roles": 1 + runs, "role_tables": 1} if tier.world.name == "micro" else {}),
+        **({"token_roles": 1 + runs, "role_tables": 1, "calibration": 1} if tier.world.name == "micro" else {}),
     }
 
 

@@ -1,6 +1,7 @@
 """Accuracy against length, a point for each row."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -10,6 +11,13 @@ from matplotlib.figure import Figure
 from iapo_bench.errors import UserError
 from iapo_bench.report.rows import Row, caution, parents
 from iapo_bench.report.style import STYLE, Style, method_styles, new_figure, plot_point
+
+
+class Cross(NamedTuple):
+    """A point with its 95% intervals: (mean, lower bound, upper bound) along each axis."""
+
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
 
 
 def accuracy_length(rows: Sequence[Row]) -> Figure:
@@ -27,40 +35,47 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
     title = f"{rows[0].model} on {rows[0].dataset}: accuracy against length, 95% intervals"
     with mpl.rc_context(STYLE):
         figure, axes = new_figure(len(shown), caution(rows[0].tier) + title, height=2.6, wide=len(shown) > 1)
-        for ax, k in zip(axes, shown, strict=True):
-            for row in rows:
-                x, y = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
-                look = styles[row.name]
-                ax.hlines(y.mean, x.lo, x.hi, color=look.colour, linewidth=0.8)
-                ax.vlines(x.mean, y.lo, y.hi, color=look.colour, linewidth=0.8)
-                plot_point(ax, x.mean, y.mean, look)
+        found = [{row.name: _cross(row, k) for row in rows} for k in shown]
+        for ax, k, crosses in zip(axes, shown, found, strict=True):
+            draw_crosses(ax, crosses, styles)
             ax.margins(0.12)
             ax.set_xlabel(f"Length@{k} (tokens)")
             ax.set_ylabel(f"Pass@{k}")
         figure.canvas.draw()
-        for ax, k in zip(axes, shown, strict=True):
-            _label_points(ax, rows, k, styles)
+        for ax, crosses in zip(axes, found, strict=True):
+            label_crosses(ax, crosses, styles)
     return figure
 
 
-def _label_points(ax: Axes, rows: Sequence[Row], k: int, styles: Mapping[str, Style]) -> None:
-    """Write each row's name near its point, where it covers no point, no other name and little of the bars.
+def _cross(row: Row, k: int) -> Cross:
+    length, passes = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
+    return Cross((length.mean, length.lo, length.hi), (passes.mean, passes.lo, passes.hi))
 
-    A name that finds no room close by stands further off, at the end of a thin line.
+
+def draw_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, Style]) -> None:
+    """Draw each point with its bars."""
+    for name, (x, y) in crosses.items():
+        ax.hlines(y[0], *x[1:], color=styles[name].colour, linewidth=0.8)
+        ax.vlines(x[0], *y[1:], color=styles[name].colour, linewidth=0.8)
+        plot_point(ax, x[0], y[0], styles[name])
+
+
+def label_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, Style]) -> None:
+    """Write each name near its point, where it covers no point, no other name and little of the bars; call it when all
+    is drawn. A name that finds no room close by stands further off, at the end of a thin line.
     """
-    points = [(row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]) for row in rows]
     pixel = ax.figure.dpi / 72  # a point in pixels
-    at = [np.array(ax.transData.transform((x.mean, y.mean))) for x, y in points]
+    at = [np.array(ax.transData.transform((x[0], y[0]))) for x, y in crosses.values()]
     bars = []
-    for x, y in points:
-        for ends in (((x.lo, y.mean), (x.hi, y.mean)), ((x.mean, y.lo), (x.mean, y.hi))):
+    for x, y in crosses.values():
+        for ends in (((x[1], y[0]), (x[2], y[0])), ((x[0], y[1]), (x[0], y[2]))):
             bars.append(ax.transData.transform(ends) + np.array([[-pixel], [pixel]]))
     markers = [_box(centre, 10 * pixel) for centre in at]
     frame = [ax.bbox.get_points()]
     labels: list[np.ndarray] = []
 
-    for row, centre, (x, y) in zip(rows, at, points, strict=True):
-        text = ax.text(0, 0, row.name, fontsize=7)
+    for (name, (x, y)), centre in zip(crosses.items(), at, strict=True):
+        text = ax.text(0, 0, name, fontsize=7)
         size = np.array(text.get_window_extent().size)
         text.remove()
         best = float("inf")
@@ -75,10 +90,10 @@ def _label_points(ax: Axes, rows: Sequence[Row], k: int, styles: Mapping[str, St
                 if cost < best:
                     best, offset, label, far = cost, shift, box, radius > 12
         labels.append(label)
-        colour = styles[row.name].colour
+        colour = styles[name].colour
         ax.annotate(
-            row.name,
-            (x.mean, y.mean),
+            name,
+            (x[0], y[0]),
             xytext=tuple(offset / pixel),
             textcoords="offset points",
             ha="center",

@@ -15,14 +15,14 @@ import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import Row, caution, read_rows
-from iapo_bench.report.style import INK, STYLE, new_figure, save_figure
+from iapo_bench.report.rows import Row, caution, opening, read_rows
+from iapo_bench.report.style import INK, MANY, STYLE, new_figure, save_figure
 
 _UNITS = {"pass": (100, "points"), "length": (1, "tokens"), "ratio": (1000, "\N{MULTIPLICATION SIGN} 10³")}
-_MOST_NUMBERS = 9  # rows, beyond which numbers of a legible size do not fit the squares
 STATEMENTS = ("checkpoints", "methods")
 NOT_KNOWN, UNDECIDED = "not known", "not told apart"
 
@@ -141,12 +141,8 @@ def number(measure: str, value: float, *, signed: bool = False) -> str:
 
 def comparison_blocks(table: pd.DataFrame) -> list[Block]:
     """The comparisons for readers: a part for each measure."""
-    first = table.iloc[0]
-    blocks: list[Block] = [
-        f"# {first['model']} on {first['dataset']}: every pair, paired by problem",
-        *([f"**{caution(first['tier']).strip()}**"] if caution(first["tier"]) else []),
-        _HOW_TO_READ,
-    ]
+    shown = Labels(**table.iloc[0][["tier", "model", "dataset"]])
+    blocks: list[Block] = [*opening(shown, "every pair, paired by problem"), _HOW_TO_READ]
     for measure, pairs in table.groupby("measure", sort=False):
         measure = str(measure)
         columns = {
@@ -184,9 +180,10 @@ def comparisons_figure(table: pd.DataFrame) -> Figure:
         first = table.iloc[0]
         title = (
             f"{caution(first['tier'])}{first['model']} on {first['dataset']}, {first['n_problems']} problems: row less "
-            "column; blue: the row is better, vermilion: worse, a point: not told apart (these checkpoints)"
+            f"column; blue: the row is better, vermilion{', dash' if len(names) > MANY else ''}: worse, a point: not "
+            "told apart (these checkpoints)"
         )
-        figure, axes = new_figure(len(shown), title, height=1.2 + 0.3 * len(names), wide=True)
+        figure, axes = new_figure(len(shown), title, height=1.2 + 0.3 * min(len(names), 8))
         for ax, measure in zip(axes, shown, strict=True):
             _draw_matrix(ax, table[table["measure"] == measure], measure, names)
             if ax is not axes[0]:
@@ -204,10 +201,15 @@ def _draw_matrix(ax: Any, pairs: pd.DataFrame, measure: str, names: list[str]) -
     reach = max(float(np.nanmax(np.abs(values), initial=0)), 1e-9)
     ax.imshow(np.where(decided, sign * values, np.nan), cmap="RdBu", norm=TwoSlopeNorm(0, -reach, reach), alpha=0.85)
     for (i, j), value in np.ndenumerate(values):
-        if not np.isnan(value) and (len(names) <= _MOST_NUMBERS or not decided[i, j]):
-            strong = decided[i, j] and abs(value) > 0.6 * reach
-            text = _short(measure, value) if decided[i, j] else "·"
-            ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if strong else INK)
+        if np.isnan(value):
+            continue
+        colour = "white" if decided[i, j] and abs(value) > 0.6 * reach else INK
+        if not decided[i, j]:
+            ax.plot(j, i, ".", color=INK, markersize=1.5)
+        elif len(names) <= MANY:
+            ax.text(j, i, _short(measure, value), ha="center", va="center", fontsize=7, color=colour)
+        elif sign * value < 0:
+            ax.plot(j, i, "_", color=colour, markersize=3)
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(names)), names)
     ax.set_title(f"{label(measure)} ({_UNITS[measure.partition('@')[0]][1]})")

@@ -11,7 +11,7 @@ from iapo_bench.config.report import CostsJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, Row, caution, read_rows, split_run
+from iapo_bench.report.rows import BASE, Row, opening, read_rows, split_run
 from iapo_bench.report.steps import read_steps
 from iapo_bench.worlds.grading import Outcome
 
@@ -135,8 +135,7 @@ def cost_blocks(rows: Sequence[Row], frame: pd.DataFrame) -> list[Block]:
         "OckScore": _texts(frame["ockscore"], "{:.2f}"),
     }
     blocks: list[Block] = [
-        f"# {first.model} on {first.dataset}: what each row cost and how it answered",
-        *([f"**{caution(first.tier).strip()}**"] if caution(first.tier) else []),
+        *opening(first, "what each row cost and how it answered"),
         Table(answers, "How rows answered. Lenient: correct by the grader that forgives the format."),
         Table(scores, _SCORES),
     ]

@@ -1,65 +1,103 @@
 """Accuracy and length while training."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iapo_bench.report.rows import split_run
+from iapo_bench.config.report import Labels
+from iapo_bench.report.rows import caution, split_run
 from iapo_bench.report.steps import read_steps
-from iapo_bench.report.style import STYLE, label_ends, method_styles, new_figure, save_figure
+from iapo_bench.report.style import LIGHT, MANY, STYLE, Style, label_ends, method_styles, new_figure, save_figure
 
 SMOOTHING = 5
+COLUMNS = 6  # of panels, where every method has one
+PANELS = {"correct": "share correct", "length": "mean length (tokens)"}
 
 
-def make_curves(runs: dict[str, Path], figure: Path) -> None:
+def make_curves(labels: Labels, runs: dict[str, Path], figure: Path) -> None:
     """Draw accuracy and length of the training completions of each run, named METHOD/SEED; a method's look alike."""
     logs: dict[str, list[Path]] = {}
     for name, folder in runs.items():
         logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
-    save_figure(training_curves(logs), figure)
+    save_figure(training_curves(labels, logs), figure)
 
 
-def training_curves(runs: Mapping[str, Sequence[Path]]) -> Figure:
+class Curve(NamedTuple):
+    """A measure while training, smoothed: over X steps the mean, lowest and highest of all training seeds."""
+
+    places_X: np.ndarray  # completions generated
+    mean_X: np.ndarray
+    low_X: np.ndarray
+    high_X: np.ndarray
+
+
+def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
-    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Raises UserError for a
-    file that cannot be read.
+    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Many methods have a
+    panel each, in which the others are grey. Raises UserError for a file that cannot be read.
     """
     steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
-    styles = method_styles(runs)
-    panels = (("correct", "share correct"), ("length", "mean length (tokens)"))
+    several = any(len(frames) > 1 for frames in steps.values())
+    title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
+    title += f"{SMOOTHING} steps"
+    title += "; lines: mean over training seeds, bands: their range" if several else ""
+    found = {label: {method: _curve(frames, key) for method, frames in steps.items()} for key, label in PANELS.items()}
     with mpl.rc_context(STYLE):
-        several = any(len(frames) > 1 for frames in steps.values())
-        title = f"Training, centred running mean over {SMOOTHING} steps"
-        title += "; lines: mean over training seeds, bands: their range" if several else ""
-        figure, axes = new_figure(2, title, height=2.6)
-        for ax, (key, label) in zip(axes, panels, strict=True):
-            for method, frames in steps.items():
-                style = styles[method]
-                smooth = [frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean() for frame in frames]
-                # Steps of a run that draws again for dropped groups lie elsewhere than another's.
-                places = frames[0]["completions_total"]
-                runs_SX = np.array(
-                    [np.interp(places, f["completions_total"], y) for f, y in zip(frames, smooth, strict=True)]
-                )
-                ax.plot(
-                    places,
-                    runs_SX.mean(axis=0),
-                    color=style.colour,
-                    linestyle=style.dashes,
-                    linewidth=1.4,
-                    label=method,
-                )
-                if len(frames) > 1:
-                    low, high = runs_SX.min(axis=0), runs_SX.max(axis=0)
-                    ax.fill_between(places, low, high, color=style.colour, alpha=0.13, linewidth=0)
-            ax.set_xlabel("completions generated")
-            ax.set_ylabel(label)
-            ends = {str(line.get_label()): tuple(np.asarray(line.get_xydata())[-1]) for line in ax.lines}
-            ax.set_xlim(0, 1.2 * max(x for x, _ in ends.values()))
-            label_ends(ax, ends, styles)
+        return _small_multiples(found, title) if len(runs) > MANY else _overlaid(found, title)
+
+
+def _curve(frames: Sequence[pd.DataFrame], key: str) -> Curve:
+    smooth = [frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean() for frame in frames]
+    # Steps of a run that draws again for dropped groups lie elsewhere than another's.
+    places = frames[0]["completions_total"].to_numpy()
+    runs_SX = np.array([np.interp(places, f["completions_total"], y) for f, y in zip(frames, smooth, strict=True)])
+    return Curve(places, runs_SX.mean(axis=0), runs_SX.min(axis=0), runs_SX.max(axis=0))
+
+
+def _overlaid(found: Mapping[str, Mapping[str, Curve]], title: str) -> Figure:
+    figure, axes = new_figure(2, title, height=2.6)
+    for ax, (label, curves) in zip(axes, found.items(), strict=True):
+        styles = method_styles(curves)
+        for method, curve in curves.items():
+            _draw(ax, curve, styles[method], method)
+        ax.set_xlabel("completions generated")
+        ax.set_ylabel(label)
+        ends = {method: (curve.places_X[-1], curve.mean_X[-1]) for method, curve in curves.items()}
+        ax.set_xlim(0, 1.2 * max(x for x, _ in ends.values()))
+        label_ends(ax, ends, styles)
     return figure
+
+
+def _small_multiples(found: Mapping[str, Mapping[str, Curve]], title: str) -> Figure:
+    rows = -(-len(next(iter(found.values()))) // COLUMNS)
+    figure, axes = new_figure(COLUMNS, title, height=0.5 + 2 * rows * 0.85, heights=[1] * (2 * rows))
+    for part, (label, curves) in enumerate(found.items()):
+        styles, mine = method_styles(curves), axes[part * rows * COLUMNS : (part + 1) * rows * COLUMNS]
+        for place, (ax, method) in enumerate(itertools.zip_longest(mine, curves)):
+            if method is None:
+                ax.remove()
+                continue
+            for other in curves.values():
+                ax.plot(other.places_X, other.mean_X, color=LIGHT, linewidth=0.6)
+            _draw(ax, curves[method], styles[method], method)
+            ax.sharey(mine[0])
+            ax.set_title(method, color=styles[method].colour, pad=2)
+            ax.locator_params(nbins=3)
+            ax.tick_params(labelleft=place % COLUMNS == 0, labelbottom=place + COLUMNS >= len(curves))
+        mine[COLUMNS * (rows // 2)].set_ylabel(label)
+    figure.supxlabel("completions generated", fontsize=STYLE["axes.labelsize"])
+    return figure
+
+
+def _draw(ax: Axes, curve: Curve, look: Style, method: str) -> None:
+    ax.plot(curve.places_X, curve.mean_X, color=look.colour, linestyle=look.dashes, linewidth=1.4, label=method)
+    if (curve.high_X > curve.low_X).any():
+        ax.fill_between(curve.places_X, curve.low_X, curve.high_X, color=look.colour, alpha=0.13, linewidth=0)

@@ -47,6 +47,14 @@ Block = str | Table
 """A paragraph (a heading if it opens with `# ` or `## `; `**`, `*` mark bold and italics), or a table."""
 
 
+def ranged(value: float, lo: float, hi: float, form: str = ".3g") -> str:
+    """A value with its interval, `.58 [.55, .61]`-like; empty where there is none."""
+    if pd.isna(value):
+        return ""
+    text = f"{value:{form}}" if pd.isna(lo) else f"{value:{form}} [{lo:{form}}, {hi:{form}}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def write_document(out: Path, frame: pd.DataFrame, blocks: Sequence[Block]) -> None:
     """Write `frame` to the CSV file `out`, and `blocks` to `.md`, `.tex` and `.html` beside it, all whole or none."""
     texts = {".md": markdown(blocks), ".tex": latex(blocks), ".html": page(blocks)}

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, estimate, holm
 from iapo_bench.evaluate.metrics import Samples, read_grades
+from iapo_bench.report.accuracy_length import Cross, draw_crosses, label_crosses
 from iapo_bench.report.comparisons import NOT_KNOWN
 from iapo_bench.report.controls import cut_values, shortest_values
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, Row, caution, parents, read_rows
-from iapo_bench.report.style import GREY, INK, STYLE, method_styles, new_figure, plot_point, save_figure
+from iapo_bench.report.rows import BASE, Row, caution, opening, parents, read_rows
+from iapo_bench.report.style import GREY, MANY, STYLE, method_styles, new_figure, save_figure
 
 CUTS = 40  # points of the curve
 
@@ -93,10 +94,8 @@ def frontier_blocks(rows: Sequence[Row], table: pd.DataFrame) -> list[Block]:
         "difference": [_difference(line) for _, line in table.iterrows()],
         "verdict": table["verdict"].tolist(),
     }
-    first = rows[0]
     return [
-        f"# {first.model} on {first.dataset}: methods against early stopping of the base",
-        *([f"**{caution(first.tier).strip()}**"] if caution(first.tier) else []),
+        *opening(rows[0], "methods against early stopping of the base"),
         Table(columns, "Difference in Pass@1, paired by problem, with its 95% interval; p corrected by Holm, 5%."),
         "Controls are made of the base's own samples. Cut: a completion of more than L tokens stops there, unanswered "
         "and so wrong. Shortest: of n samples the shortest is taken; all n have to be started, so its length is what a "
@@ -110,7 +109,8 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
     first = rows[0]
     with mpl.rc_context(STYLE):
         title = f"{caution(first.tier)}{first.model} on {first.dataset}: can early stopping of the base do it?"
-        figure, (ax,) = new_figure(1, title, height=2.9, wide=False)
+        many = len(rows) > MANY
+        figure, (ax,) = new_figure(1, title, height=3.4 if many else 2.6, wide=many)
         for kind, dashes, marker in (("cut", "-", ""), ("shortest", (0, (4, 2)), ".")):
             line = curve[curve["kind"] == kind].sort_values("length")
             ax.plot(line["length"], line["pass@1"], color=GREY, linestyle=dashes, marker=marker, linewidth=1)
@@ -118,14 +118,14 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
         ax.annotate(
             f"shortest of n = {shortest['parameter']:.0f}, ..., 1",
             (shortest["length"], shortest["pass@1"]),
-            xytext=(-4, -2),
-            ha="right",
+            xytext=(-2, -5),
+            va="top",
             textcoords="offset points",
             fontsize=7,
             color=GREY,
         )
         cut = curve[curve["kind"] == "cut"]
-        place = cut.iloc[(cut["pass@1"] - cut["pass@1"].max() / 4).abs().argmin()]
+        place = cut.iloc[(cut["pass@1"] - cut["pass@1"].max() / 2).abs().argmin()]
         ax.annotate(
             "cut after L",
             (place["length"], place["pass@1"]),
@@ -135,16 +135,22 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
             fontsize=7,
             color=GREY,
         )
-        for row in rows:
-            look, length_TP, passes_TP = styles[row.name], row.tally.values("length"), row.tally.values("pass@1")
-            ax.vlines(length_TP.mean(), *estimate(passes_TP, seeds=True).interval, color=look.colour, linewidth=0.8)
-            ax.hlines(passes_TP.mean(), *estimate(length_TP, seeds=True).interval, color=look.colour, linewidth=0.8)
-            plot_point(ax, length_TP.mean(), passes_TP.mean(), look, label=row.name)
+        crosses = {row.name: Cross(*(_bar(row, measure) for measure in ("length", "pass@1"))) for row in rows}
+        draw_crosses(ax, crosses, styles)
         ax.set_xlabel("Length (tokens)")
         ax.set_ylabel("Pass@1")
-        ax.set_ylim(bottom=0)
-        figure.legend(loc="outside lower center", ncols=4, labelcolor=INK)
+        # Cuts that no method comes near would only take room from the rest.
+        ends = [shortest["length"], *(end for cross in crosses.values() for end in cross.x)]
+        ax.set_xlim(min(ends) - 0.35 * np.ptp(ends), max(ends) + 0.05 * np.ptp(ends))
+        ax.set_ylim(0, 1.15 * max(cross.y[2] for cross in crosses.values()))
+        figure.canvas.draw()
+        label_crosses(ax, crosses, styles)
     return figure
+
+
+def _bar(row: Row, measure: str) -> tuple[float, float, float]:
+    found = estimate(row.tally.values(measure), seeds=True)
+    return found.value, *found.interval
 
 
 def _named(kind: str, parameter: int) -> str:

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
-from iapo_bench.files import read_json, whole_file
-from iapo_bench.report.rows import split_run
+from iapo_bench.files import read_json
+from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.rows import opening, run_names, split_run
 
 COLUMNS = ("method", "train_seed", "task", "metric", "value", "stderr", "n", "backend", "versions")
 _OF_A_SCORE = ("task", "metric", "value", "stderr", "n")
 
 
-def make_lm_eval_table(runs: dict[str, Path], out: Path) -> None:
-    """Join the scores of runs (METHOD/SEED, or `base`: directories with `lm_eval/scores.json`) into the CSV file `out`.
+def make_lm_eval_table(labels: Labels, runs: dict[str, Path], out: Path) -> None:
+    """Join the scores of runs (METHOD/SEED, or `base`: directories with `lm_eval/scores.json`) into the CSV file `out`,
+    and its other forms beside it.
 
     `value` and its standard error are in the metric's own unit, accuracies from 0 to 1; `n` counts problems. The base
     has no training seed. Raises UserError for scores that are missing or broken.
@@ -29,5 +32,26 @@ def make_lm_eval_table(runs: dict[str, Path], out: Path) -> None:
                 rows.append({"method": method, "train_seed": seed} | {key: score[key] for key in _OF_A_SCORE} | made)
         except (UserError, LookupError, TypeError) as error:
             raise UserError(f"{path} holds no scores ({error}): run `iapo-bench lm-eval` on {method}") from None
-    with whole_file(out) as partial:
-        pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(partial, index=False, float_format="%.6g")
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_document(out, frame, lm_eval_blocks(labels, frame))
+
+
+def lm_eval_blocks(labels: Labels, frame: pd.DataFrame) -> list[Block]:
+    """The scores for readers: a row for each run, a column for each task and metric."""
+    frame = frame.assign(run=run_names(frame), what=frame["task"] + ", " + frame["metric"])
+    runs, columns = list(dict.fromkeys(frame["run"])), {}
+    for what, scores in frame.groupby("what", sort=False):
+        of_run = scores.set_index("run")
+        texts = [_score(of_run.loc[run]) if run in of_run.index else "" for run in runs]
+        columns[f"{what} (n = {scores['n'].max():.0f})"] = texts
+    made = frame[["backend", "versions"]].drop_duplicates().to_numpy()
+    return [
+        *opening(labels, "the same checkpoints by lm-eval"),
+        Table({"run": runs, **columns}, "Greedy completions, judged by lm-eval: mean ± standard error over problems."),
+        "Made by " + "; ".join(f"backend {backend}, {versions}" for backend, versions in made) + ".",
+    ]
+
+
+def _score(score: pd.Series) -> str:
+    error = "" if pd.isna(score["stderr"]) else f" ±{score['stderr']:.3f}"
+    return f"{score['value']:.3f}{error}"

@@ -60,11 +60,11 @@ def paired_figure(rows: Sequence[Row]) -> Figure:
     styles = method_styles((row.name for row in rows), parents(rows))
     title = f"{caution(base.tier)}{base.model} on {base.dataset}: change from the base, {counts(base, trained)}"
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(2, title, height=1.15 + 0.19 * len(trained), wide=False)
+        figure, axes = new_figure(2, title, height=1.3 + 0.19 * len(trained), wide=False)
         for ax, panel in zip(axes, PANELS, strict=True):
             draw_changes(ax, {row.name: change(row, base, panel.measure) for row in trained}, panel, styles)
             before = panel.factor * base.tally.values(panel.measure).mean()
-            ax.set_xlabel(f"{panel.label}, {panel.unit}\n(base {before:.1f}; {panel.better})")
+            ax.set_xlabel(f"{panel.label}, {panel.unit}\n(base {before:.1f};\n{panel.better})")
         axes[1].tick_params(labelleft=False)
     return figure
 

@@ -18,16 +18,11 @@ from iapo_bench.files import read_parquet, whole_file
 from iapo_bench.report.rows import BASE, Row, read_rows
 
 TABLE = "table1.csv"
-# What a bundle holds, below the folder of the table and below the tier's own.
-_ABOVE = ("*.csv", "*.md", "*.json", "figures/*.svg")
-_WITHIN = (
-    "summaries/*",
-    "settings/ran/*",
-    "data/test.jsonl",
-    "data/provenance.json",
-    "**/provenance.json",
-    "**/test/grades.parquet",
-)
+ARCHIVES = (".tar.gz", ".tgz")
+# What a bundle holds: of the folder of the table, of the tier's own, and, in an archive, the samples.
+_TABLES = ("*.csv", "*.md", "*.provenance.json", "figures/*.png")
+_COUNTS = ("summaries/*", "base/**/provenance.json", "*/seed*/**/provenance.json")
+_SAMPLES = ("settings/ran/*", "data/test.jsonl", "data/provenance.json", "**/test/grades.parquet")
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def open_results(path: Path) -> Iterator[Results]:
 
     Raises UserError for anything else.
     """
-    if path.name.endswith((".tar.gz", ".tgz")) and path.is_file():
+    if path.name.endswith(ARCHIVES) and path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 with tarfile.open(path) as archive:
@@ -126,26 +121,46 @@ def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
 
 
 def bundle(results: Path, out: Path) -> list[str]:
-    """Write tables, provenance and grades of a folder of results to the archive `out`; return the names in it.
+    """Write tables, figures, provenance, counts by problem and graded samples of a folder of results to the archive
+    `out`, or all but the samples to the folder `out`, small enough for a repository; return the names in it.
 
-    Equal files make equal archives. Raises UserError for a folder without a table.
+    Equal files make equal bundles. A summary that `out` has and the results have not is removed. Raises UserError for
+    results without a table, and for a folder that is the results' own.
     """
-    if not out.name.endswith((".tar.gz", ".tgz")):
-        raise UserError(f"--out {out}: name a file that ends in .tar.gz")
+    packed = out.name.endswith(ARCHIVES)
     with open_results(results) as found:
-        files = {path for pattern in _ABOVE for path in found.root.glob(pattern)}
-        files |= {path for pattern in _WITHIN for path in found.work.glob(pattern)}
-        names = sorted((str(path.relative_to(found.root)), path) for path in files if path.is_file())
-        packed = io.BytesIO()
-        with (
-            gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0) as stream,
-            tarfile.open(fileobj=stream, mode="w") as archive,
-        ):
-            for name, path in names:
-                content = path.read_bytes()
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        own = out.resolve() in (found.root.resolve(), found.work.resolve())
+        if not packed and (own or out.is_file() or (out.suffix and not out.is_dir())):
+            raise UserError(f"--out {out}: name a file that ends in .tar.gz, or a folder beside the results")
+        kinds = ((found.root, _TABLES), (found.work, _COUNTS + _SAMPLES if packed else _COUNTS))
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for folder, patterns in kinds
+            for pattern in patterns
+            for path in sorted(folder.glob(pattern))
+            if path.is_file()
+        }
+    if packed:
         with whole_file(out) as partial:
-            partial.write_bytes(packed.getvalue())
-        return [name for name, _ in names]
+            partial.write_bytes(_archive(files))
+        return list(files)
+    for path in out.glob("summaries/*"):
+        if f"summaries/{path.name}" not in files:
+            path.unlink()
+    for name, content in files.items():
+        with whole_file(out / name) as partial:
+            partial.write_bytes(content)
+    return list(files)
+
+
+def _archive(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
+        for name, content in sorted(files.items()):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return packed.getvalue()

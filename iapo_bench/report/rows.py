@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from iapo_bench.config.report import RowJob
+from iapo_bench.config.report import Labels, RowJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file, write_json
@@ -37,7 +37,7 @@ class Row:
     summary: Summary
     tally: Tally
     parent: str = ""  # the method that a variant varies
-    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training, but for its seeds
+    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training and samples
     environment: dict[str, list[str]] = field(default_factory=dict)  # what its samples were made with
     updates: int = 0  # of all its training runs, where their logs were given
     updates_moved: int = 0  # those that moved the weights
@@ -139,6 +139,12 @@ def parents(rows: Iterable[Row]) -> dict[str, str]:
 def caution(tier: str) -> str:
     """What figures and tables of a tier must say first: of a smoke tier, that its numbers mean nothing."""
     return "Smoke tier: every step is real, but these numbers mean nothing. " if tier.startswith("smoke") else ""
+
+
+def opening(shown: Labels | Row, what: str) -> list[str]:
+    """The heading of a document on one model and dataset, and on the smoke tier its caution."""
+    warning = caution(shown.tier).strip()
+    return [f"# {shown.model} on {shown.dataset}: {what}", *([f"**{warning}**"] if warning else [])]
 
 
 def run_names(table: pd.DataFrame) -> pd.Series:

@@ -1,6 +1,6 @@
 """What two options of a method do, on a grid, on the validation split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from matplotlib.patches import Rectangle
 from iapo_bench.config.tune import SensitivityJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import read_grades, summarise
-from iapo_bench.files import whole_file
-from iapo_bench.report.rows import BASE
+from iapo_bench.report.comparisons import KINDS
+from iapo_bench.report.document import Block, Table, ranged, write_document
+from iapo_bench.report.rows import BASE, caution, opening
 from iapo_bench.report.style import GREY, INK, STYLE, new_figure, save_figure
 from iapo_bench.report.tuning import pick
 
@@ -23,7 +24,8 @@ _INTERVAL = (("", "mean"), ("_lo", "lo"), ("_hi", "hi"))
 
 
 def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *, out: Path, figure: Path) -> None:
-    """Write what came out at each point of the tier's grid, `grades` in its order, with intervals, and heat maps."""
+    """Write what came out at each point of the tier's grid, `grades` in its order, with intervals (`out`, CSV, and its
+    other forms beside it), and heat maps."""
     points = job.sensitivity.points()
     if len(grades) != len(points):
         raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")
@@ -45,15 +47,48 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
     frame = pd.DataFrame(rows)
     scores = [{"pass": row[f"pass@{k}"], "ratio": row[f"ratio@{k}"]} for row in rows]
     chosen = pick(scores[1:], scores[0]["pass"] - job.tune.tolerance)
+    labels = job.labels
     title = (
-        f"{job.sensitivity.method}: {job.model} on {job.dataset}, validation split, {rows[0]['n_problems']} problems "
-        f"\N{MULTIPLICATION SIGN} {rows[0]['n_samples']} samples; framed: what the tuning rule picks; hatched: lost "
-        "more than half of the base's Pass@1"
+        f"{caution(labels.tier)}{job.sensitivity.method}: {labels.model} on {labels.dataset}, {_split(frame)}; framed: "
+        "what the tuning rule picks; hatched: lost more than half of the base's Pass@1"
     )
     drawing = sensitivity_maps(frame, list(job.sensitivity.grid), measures, title=title, chosen=chosen)
-    with whole_file(out) as partial:
-        frame.to_csv(partial, index=False, float_format="%.6g")
+    write_document(out, frame, sensitivity_blocks(job, frame, measures, chosen))
     save_figure(drawing, figure)
+
+
+def sensitivity_blocks(job: SensitivityJob, frame: pd.DataFrame, measures: Sequence[str], chosen: int) -> list[Block]:
+    """The grid for readers, from the rows of `make_sensitivity`; the grid's point `chosen` is bold."""
+    bold = [i == chosen + 1 for i in range(len(frame))]
+    columns = {"point": [BASE, *(_point(line, job.sensitivity.grid) for _, line in frame.iloc[1:].iterrows())]}
+    for measure in measures:
+        ends_R3 = _scale(measure) * frame[[measure, f"{measure}_lo", f"{measure}_hi"]].to_numpy(float)
+        columns[_heading(measure)] = [ranged(*ends, KINDS[measure.partition("@")[0]].digits) for ends in ends_R3]
+    shown = {
+        name: [f"**{text}**" if strong else text for text, strong in zip(texts, bold, strict=True)]
+        for name, texts in columns.items()
+    }
+    return [
+        *opening(job.labels, f"{job.sensitivity.method} over two options"),
+        Table(shown, f"The {_split(frame)}; 95% intervals over problems. **Bold**: what the tuning rule picks."),
+    ]
+
+
+def _split(frame: pd.DataFrame) -> str:
+    first = frame.iloc[0]
+    return f"validation split, {first['n_problems']} problems \N{MULTIPLICATION SIGN} {first['n_samples']} samples"
+
+
+def _point(line: pd.Series, options: Iterable[str]) -> str:
+    return ", ".join(f"{option} {line[option]:g}" for option in options)
+
+
+def _scale(measure: str) -> int:
+    return 1000 if measure.startswith("ratio") else 1
+
+
+def _heading(measure: str) -> str:
+    return measure.capitalize() + (" \N{MULTIPLICATION SIGN} 10³" if measure.startswith("ratio") else "")
 
 
 def sensitivity_maps(
@@ -67,7 +102,7 @@ def sensitivity_maps(
     base, grid = table[table["method"] == BASE].iloc[0], table[table["method"] != BASE].reset_index(drop=True)
     collapsed = grid[measures[0]] < base[measures[0]] / 2
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(len(measures), title, height=2.5)
+        figure, axes = new_figure(len(measures), title, height=2.6)
         for ax, measure in zip(axes, measures, strict=True):
             _draw_map(ax, grid, options, measure, float(base[measure]), collapsed, chosen)
         axes[0].set_ylabel(options[0])
@@ -88,6 +123,9 @@ def _draw_map(
     image = ax.imshow(values, cmap=colours, vmin=base - reach, vmax=base + reach, origin="lower", alpha=0.85)
     key = ax.figure.colorbar(image, ax=ax, location="bottom", shrink=0.9, aspect=25, pad=0.03)
     ends = [base - reach, base, base + reach]
+    if measure.startswith("pass"):
+        ends = [max(ends[0], 0), base, min(ends[2], 1)]
+        key.ax.set_xlim(ends[0], ends[2])
     key.set_ticks(ends, labels=[_text(measure, ends[0]), "base", _text(measure, ends[2])])
     for i, (row, column) in enumerate(places):
         strong = abs(values[row, column] - base) > 0.6 * reach
@@ -103,8 +141,7 @@ def _draw_map(
     ax.set_xticks(range(len(columns)), [f"{x:g}" for x in columns])
     ax.set_yticks(range(len(rows)), [f"{y:g}" for y in rows])
     ax.set_xlabel(options[1])
-    unit = " \N{MULTIPLICATION SIGN} 10³" if measure.startswith("ratio") else ""
-    ax.set_title(f"{measure.capitalize()}{unit} (base {_text(measure, base)})")
+    ax.set_title(f"{_heading(measure)}\n(base {_text(measure, base)})")
     ax.grid(visible=False)
     ax.tick_params(length=0)
 
@@ -112,4 +149,4 @@ def _draw_map(
 def _text(measure: str, value: float) -> str:
     if measure.startswith("pass"):
         return f"{value:.3f}".removeprefix("0")
-    return f"{value * (1000 if measure.startswith('ratio') else 1):.1f}"
+    return f"{value * _scale(measure):.1f}"

@@ -9,12 +9,15 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from iapo_bench.files import whole_file
 from iapo_bench.report.rows import BASE
 
 # Widths of one and of two printed columns, in inches (8.5 and 17.5 cm).
 COLUMN, PAGE = 8.5 / 2.54, 17.5 / 2.54
+
+MANY = 9  # methods, beyond which figures that lay them over each other are drawn otherwise
 
 INK, GREY, LIGHT = "#222222", "#767676", "#E6E6E6"
 # Okabe and Ito's colours, which every kind of colour vision can tell apart; without yellow, too faint for a line.
@@ -98,7 +101,7 @@ def new_figure(
     """A figure one or, if `wide`, two printed columns wide and `height` inches high, with panels side by side, in a row
     for each of the relative `heights`."""
     width = PAGE if wide else COLUMN
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.07))
     FigureCanvasAgg(figure)
     figure.suptitle("\n".join(textwrap.wrap(title, round(16.5 * width))), x=0.01, ha="left")
     axes = figure.subplots(len(heights), panels, squeeze=False, gridspec_kw={"height_ratios": heights})

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
 from iapo_bench.report.results import Results, open_results
-from iapo_bench.report.rows import Row
+from iapo_bench.report.rows import ENVIRONMENT, Row
 
 REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced"
 MEASURES = ("pass", "length", "ratio")
@@ -66,10 +66,16 @@ def differing(ours: Results, theirs: Results) -> Iterator[str]:
         for column in ("model", "dataset", "profile", "n_problems", "n_samples"):
             if not row.empty and str(row.iloc[0][column]) != str(reference[column]):
                 yield f"{reference['method']}: {column} {row.iloc[0][column]} against {reference[column]}"
-    mine, other = (dict(_flat(results.provenance.get("config", {}))) for results in (ours, theirs))
-    for key in sorted({*mine} | {*other}):
+    settings = [results.provenance.get("config", {}) for results in (ours, theirs)]
+    mine, other = (dict(_flat({row: told for row, told in each.items() if row in settings[1]})) for each in settings)
+    rows: dict[str, list[str]] = {}
+    for key in sorted(mine.keys() | other.keys()):
+        row, _, setting = key.partition(".")
         if key.split(".")[-1] not in _FREE and mine.get(key) != other.get(key):
-            yield f"{key} {mine.get(key, 'unset')} against {other.get(key, 'unset')}"
+            words = f"{setting} {mine.get(key, 'unset')} against {other.get(key, 'unset')}"
+            rows.setdefault(words, []).append(row)
+    for words, names in rows.items():
+        yield f"{words} ({', '.join(names)})"
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -113,6 +119,27 @@ def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | Non
     halves = [(line[f"{cell}_hi"] - line[f"{cell}_lo"]) / 2 for line in (row, reference)]
     variance = sum((half / 1.96) ** 2 for half in halves)
     return Estimate(float(row[cell] - reference[cell]), ((float(variance), float(row["n_problems"] - 1)),))
+
+
+ONE_SEED = (
+    "one training seed on both sides: how far seeds move a result is not known, so other weights count as not "
+    "reproduced, be it by another seed or by another processor's rounding; give one side several seeds"
+)
+
+
+def surroundings(results: Path, against: Path) -> str:
+    """What may have moved trained models, a line each: what differs in engine, processor or versions, single seeds."""
+    with open_results(results) as ours, open_results(against) as theirs:
+        rows, others = ours.summaries(), theirs.summaries()
+    lines = []
+    for part in ENVIRONMENT:
+        found = [sorted({v for row in side.values() for v in row.environment.get(part, [])}) for side in (rows, others)]
+        if all(found) and found[0] != found[1]:
+            lines.append(f"{part.replace('_', ' ')}: {', '.join(found[0])} against {', '.join(found[1])}")
+    shared = [(row, others[name]) for name, row in rows.items() if row.trained and name in others]
+    if shared and all(len(side.tally.train_seeds) == 1 for pair in shared for side in pair):
+        lines.append(ONE_SEED)
+    return "\n".join(lines)
 
 
 def report(cells: pd.DataFrame, margins: Margins) -> str:

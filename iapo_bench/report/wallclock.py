@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
-from iapo_bench.report.rows import BASE, run_names, split_run
+from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.rows import BASE, caution, opening, run_names, split_run
 from iapo_bench.report.steps import read_json, read_steps
 from iapo_bench.report.style import INK, NEUTRAL, STYLE, new_figure, save_figure
 
@@ -20,8 +20,8 @@ PHASES = ("rollout", "grade", "signals", "update", "other")
 
 
 def make_wallclock(labels: Labels, runs: dict[str, Path], *, out: Path, figure: Path) -> None:
-    """Write seconds by phase for each run, METHOD/SEED or "base": a directory with `test/timing.json` and, but for the
-    base, `train.jsonl`."""
+    """Write seconds by phase (`out`, CSV, and its other forms beside it) and their figure for each run, METHOD/SEED or
+    "base": a directory with `test/timing.json` and, but for the base, `train.jsonl`."""
     rows = [
         wallclock_row(
             None if name == BASE else folder / "train.jsonl",
@@ -32,8 +32,10 @@ def make_wallclock(labels: Labels, runs: dict[str, Path], *, out: Path, figure: 
         )
         for name, folder in runs.items()
     ]
-    write_wallclock(rows, out)
-    save_figure(wallclock_bars(rows), figure)
+    frame = pd.DataFrame(rows)
+    drawing = wallclock_bars(labels, rows)
+    write_document(out, frame, wallclock_blocks(labels, frame))
+    save_figure(drawing, figure)
 
 
 def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, dataset: str, model: str) -> dict[str, Any]:
@@ -62,10 +64,29 @@ def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, data
         raise UserError(f"{timing_json}: a timing without {error}: sample again") from None
 
 
-def write_wallclock(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the rows of `wallclock_row`, in the order given, whole or not at all."""
-    with whole_file(path) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.6g")
+def wallclock_blocks(labels: Labels, frame: pd.DataFrame) -> list[Block]:
+    """The seconds for readers, from rows of `wallclock_row`."""
+    training = {phase: _seconds(frame[f"train_seconds_{phase}"]) for phase in (*PHASES, "total")}
+    columns = {
+        "run": run_names(frame).tolist(),
+        **training,
+        "tokens/s": _seconds(frame["train_tokens_per_second"]),
+        "sampling": _seconds(frame["inference_seconds"]),
+        "sampling, tokens/s": _seconds(frame["inference_tokens_per_second"]),
+    }
+    made = "; ".join(
+        f"{engine}, {hardware}, {threads} threads"
+        for engine, hardware, threads in frame[["engine", "hardware", "threads"]].drop_duplicates().to_numpy()
+    )
+    return [
+        *opening(labels, "where the time went"),
+        Table(columns, f"Seconds of training by phase, and of sampling the test problems ({made})."),
+        "Other jobs may have shared the machine meanwhile: rows are compared by `time`, which times them alone.",
+    ]
+
+
+def _seconds(values: pd.Series) -> list[str]:
+    return ["" if pd.isna(value) else f"{value:,.1f}" if value < 10 else f"{value:,.0f}" for value in values]
 
 
 _STEP_KEYS = (*(f"seconds_{phase}" for phase in PHASES), "completions", "tokens")
@@ -89,11 +110,12 @@ def _training_time(path: Path) -> dict[str, Any]:
     return dict(zip(_TRAINING_COLUMNS, (total, *phases.values(), *rest), strict=True))
 
 
-def wallclock_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def wallclock_bars(labels: Labels, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Training seconds by phase and sampling seconds, a bar for each row of `wallclock_row`."""
     places = range(len(rows))
+    title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}: where the time went"
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(2, "Wall-clock", height=1.4 + 0.3 * len(rows))
+        figure, axes = new_figure(2, title, height=1.3 + 0.19 * len(rows))
         left = np.zeros(len(rows))
         for phase, colour in zip(PHASES, NEUTRAL, strict=False):
             seconds = np.array([row[f"train_seconds_{phase}"] or 0.0 for row in rows])

@@ -23,8 +23,9 @@ import pandas as pd
 from iapo_bench.batch import SIGNAL_NOISE
 from iapo_bench.config.report import Labels, RolesJob, TokensJob
 from iapo_bench.errors import UserError
-from iapo_bench.files import read_parquet, whole_file
-from iapo_bench.report.rows import BASE, split_run
+from iapo_bench.files import read_parquet
+from iapo_bench.report.document import Block, Table, ranged, write_document
+from iapo_bench.report.rows import BASE, opening, run_names, split_run
 from iapo_bench.report.style import save_figure
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.tokens.roles_figure import informativeness_roles
@@ -68,10 +69,40 @@ def make_role_tables(
     ]
     frames = [pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True) for parts in (aucs, removed)]
     drawing = informativeness_roles(*frames, tier=job.labels.tier)
-    for frame, path in zip(frames, (informativeness, roles), strict=True):
-        with whole_file(path) as partial:
-            frame.to_csv(partial, index=False, float_format="%.6g")
+    write_document(informativeness, frames[0], auc_blocks(job.labels, frames[0]))
+    write_document(roles, frames[1], role_blocks(job.labels, frames[1]))
     save_figure(drawing, figure)
+
+
+def auc_blocks(labels: Labels, aucs: pd.DataFrame) -> list[Block]:
+    """The AUCs for readers: a part for each kind of token that needed ones are ranked against."""
+    aucs = aucs.assign(run=run_names(aucs))
+    blocks: list[Block] = [*opening(labels, "which scores know a needed token")]
+    for against, some in aucs.groupby("needed_against", sort=False):
+        columns = {"run": list(dict.fromkeys(some["run"]))}
+        for score, found in some.groupby("score", sort=False):
+            columns[str(score).replace("_", " ")] = _intervals(found, "auc", ".2f")
+        blocks.append(Table(columns, f"AUC of needed against {against} tokens, with its 95% interval; a coin has .5."))
+    return blocks
+
+
+def role_blocks(labels: Labels, roles: pd.DataFrame) -> list[Block]:
+    """Tokens a completion by role for readers, and what changed against the base."""
+    roles = roles.assign(run=run_names(roles))
+    columns = {"run": list(dict.fromkeys(roles["run"]))}
+    changes = dict(columns)
+    for role, found in roles.groupby("role", sort=False):
+        columns[str(role)] = _intervals(found, "tokens", ".1f")
+        changes[str(role)] = _intervals(found.assign(**found.filter(like="change") * 100), "change", "+.0f")
+    return [
+        *opening(labels, "which roles of tokens each method removed"),
+        Table(columns, "Tokens a completion by role, with 95% intervals."),
+        Table(changes, "Change against the base in percent, paired by problem, with 95% intervals."),
+    ]
+
+
+def _intervals(frame: pd.DataFrame, measure: str, form: str) -> list[str]:
+    return [ranged(*ends, form) for ends in frame[[measure, f"{measure}_lo", f"{measure}_hi"]].to_numpy()]
 
 
 def auc_table(tokens: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iapo_bench.report.rows import caution
-from iapo_bench.report.style import GREY, INK, NEUTRAL, STYLE, Style, method_styles, new_figure, plot_point
+from iapo_bench.report.style import GREY, INK, MANY, NEUTRAL, STYLE, Style, method_styles, new_figure, plot_point
 
 # Roles of tokens, apart from the methods' colours: needed dark, what could go lighter.
 ROLE_COLOURS = dict(zip(("needed", "check", "restatement", "filler"), NEUTRAL, strict=False))
@@ -34,7 +34,9 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame, *, tier: str 
     with mpl.rc_context(STYLE):
         labels = f"{aucs['model'].iloc[0]} on {aucs['dataset'].iloc[0]}, {aucs['problems'].max():.0f} problems"
         title = f"{caution(tier)}{labels}: what tokens tell, and what they are for; bars: 95%"
-        figure, axes = new_figure(3, title, height=1.9 + 0.16 * len(methods))
+        many = len(methods) > MANY
+        heights = (1.5, 1.5, 0.5 + 0.15 * len(methods)) if many else (1.9 + 0.16 * len(methods),)
+        figure, axes = new_figure(1 if many else 3, title, height=sum(heights) + many, heights=heights)
         for ax, against in zip(axes, FACETS, strict=False):
             _draw_aucs(ax, aucs[aucs["needed_against"] == against], methods, styles)
             ax.set_title(f"needed against {against}")
@@ -42,7 +44,11 @@ def informativeness_roles(aucs: pd.DataFrame, roles: pd.DataFrame, *, tier: str 
         lows, highs = zip(*(ax.get_ylim() for ax in axes[:2]), strict=True)
         for ax in axes[:2]:
             ax.set_ylim(min(lows), max(highs))
-        axes[1].tick_params(labelleft=False)
+        if many:
+            axes[0].tick_params(labelbottom=False)
+            axes[1].set_ylabel("AUC")
+        else:
+            axes[1].tick_params(labelleft=False)
         _draw_roles(axes[2], roles, methods)
         once = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
         figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=min(len(once), 8))
@@ -63,7 +69,9 @@ def _draw_aucs(ax: Axes, aucs: pd.DataFrame, methods: list[str], styles: dict[st
             plot_point(ax, x, float(mine["auc"].mean()), look, label=method)
             if len(mine) > 1:
                 ax.plot(np.full(len(mine), x + 0.05), mine["auc"], "_", color=look.colour, markersize=4)
-    ax.set_xticks(range(len(scores)), [SCORE_LABELS[score] for score in scores], rotation=90)
+    ax.set_xticks(
+        range(len(scores)), [SCORE_LABELS[score] for score in scores], rotation=0 if len(methods) > MANY else 90
+    )
     ax.grid(visible=False, axis="x")
 
 

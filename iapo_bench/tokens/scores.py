@@ -20,7 +20,7 @@ from iapo_bench.worlds import POSTFIX, read_problems
 from iapo_bench.worlds.datasets.micro import build_tokenizer
 from iapo_bench.worlds.grading import Outcome, make_grader
 
-COMPLETIONS = 400
+COMPLETIONS = 600
 
 
 def score_tokens(
@@ -35,7 +35,7 @@ def score_tokens(
     nats, at the temperature of training, as methods see them.
 
     `completions` bounds the work: of the first sampling seed, the first samples of every problem, as many of each as
-    fit. 400 are two samples of each of 200 problems: intervals of an AUC are then 0.01 to 0.05 wide, after some seconds
+    fit. 600 are two samples of each of 300 problems: intervals of an AUC are then 0.01 to 0.05 wide, after some seconds
     on one thread. More samples of a problem would narrow them little, as the bootstrap is over problems.
 
     Raises UserError for another world than micro, and for samples that are missing or not of this model's vocabulary.

@@ -1,14 +1,14 @@
-"""The model that every method starts from: taught here, fetched, or fetched and fine-tuned."""
+"""The model that every method starts from: shipped, taught here, fetched, or fetched and fine-tuned."""
 
 import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iapo_bench.config.model import BaseJob, CheckpointJob
+from iapo_bench.config.model import SHIPPED, BaseJob, CheckpointJob
 from iapo_bench.config.section import identity
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.machine.provenance import write_provenance
+from iapo_bench.machine.provenance import checksum, write_provenance
 from iapo_bench.models.checkpoints import (
     accelerator,
     context_length,
@@ -33,9 +33,11 @@ Settings = TypeVar("Settings", bound=SFT)
 
 
 def make_base(job: BaseJob, out: Path) -> None:
-    """Write the model that every method starts from to `out`: taught here (micro), or fetched, and then schooled on the
-    training split's worked solutions if the tier has a `model.sft`."""
-    if job.model.source == "taught":
+    """Write the model that every method starts from to `out`: shipped or taught here (micro), or fetched, and then
+    schooled on the training split's worked solutions if the tier has a `model.sft`."""
+    if job.model.source == "shipped":
+        _copy_shipped(job, out)
+    elif job.model.source == "taught":
         _teach_micro(job, out)
     elif job.model.sft:
         _tune_fetched(job, out)
@@ -61,13 +63,32 @@ def _fetch(job: BaseJob | CheckpointJob, source: str, world: World, out: Path, *
     )
 
 
+def _copy_shipped(job: BaseJob, out: Path) -> None:
+    """Raises UserError for another world than micro, settings of fine-tuning, and files that are not as released."""
+    if job.world.name != "micro" or job.model.sft:
+        raise UserError("model.source 'shipped' is the micro world's finished base: set it to 'taught' to make another")
+    for line in (SHIPPED / "SHA256SUMS").read_text().splitlines():
+        expected, name = line.split()
+        if checksum(SHIPPED / name) != expected:
+            raise UserError(f"{SHIPPED / name} is not the file that was released: install the package again")
+    _fetch(job, str(SHIPPED), load_world(job.world, job.seed), out)
+
+
 def _teach_micro(job: BaseJob, out: Path) -> None:
     world = load_world(job.world, job.seed)
     if not isinstance(world, MicroWorld):
         raise UserError("model.source 'taught' is for the micro world: name a hub id, a wheel or a directory")
     tokenizer = build_tokenizer()
-    model, log = teach_micro(world, tokenizer, _sft_settings(job, TaughtSFT))
-    save_model(model, tokenizer, out, notes={"sft": job.model.sft, "loss": log})
+    settings = _sft_settings(job, TaughtSFT)
+    model, log = teach_micro(world, tokenizer, settings)
+    save_model(model, tokenizer, out, notes={"sft": dataclasses.asdict(settings), "loss": log})
+    write_provenance(
+        out / "provenance.json",
+        config=identity(job),
+        inputs=[],
+        seeds={"sft": settings.seed},
+        extra={"weights": weights_checksum(out)},
+    )
 
 
 def _tune_fetched(job: BaseJob, out: Path) -> None:

@@ -39,22 +39,30 @@ class SFT:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, whole = getattr(self, field.name), field.name != "lr"
-            if not math.isfinite(value) or (whole and value != int(value)) or (value <= 0 and field.name != "seed"):
+            value, whole = getattr(self, field.name), field.name not in ("lr", "cut")
+            positive = field.name not in ("seed", "cut")
+            if not math.isfinite(value) or (whole and value != int(value)) or (positive and value <= 0):
                 raise UserError(f"model.sft.{field.name} must be a {'whole ' * whole}number above 0, is {value}")
 
 
 @dataclass(frozen=True)
 class TaughtSFT(SFT):
-    """The fine-tuning of the micro world's own model, and that model's size."""
+    """The fine-tuning of the micro world's own model, and that model's size; `cut`: the share of lessons that are a
+    trace broken off, with the answer given at once. The defaults made the shipped base."""
 
-    steps: int = 500
+    steps: int = 1000
     batch_size: int = 64
     lr: float = 3e-3
     micro_batch_tokens: int = 16_384
     hidden: int = 128
     layers: int = 3
     heads: int = 4
+    cut: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.cut <= 1:
+            raise UserError(f"model.sft.cut is a share from 0 to 1, not {self.cut}")
 
 
 def teach_micro(
@@ -65,8 +73,8 @@ def teach_micro(
         tokenizer, hidden=settings.hidden, layers=settings.layers, heads=settings.heads, seed=settings.seed
     )
     examples = [
-        (tokenizer(question).input_ids, tokenizer(trace).input_ids)
-        for question, trace in world.traces(settings.steps * settings.batch_size)
+        (tokenizer(prompt).input_ids, tokenizer(completion).input_ids)
+        for prompt, completion in world.lessons(settings.steps * settings.batch_size, settings.cut)
     ]
     return model, fine_tune(model, examples, settings, pad_id=tokenizer.pad_token_id)
 

@@ -9,6 +9,7 @@ slipping pays for the tokens that it saves with accuracy.
 import dataclasses
 import enum
 import random
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -106,7 +107,7 @@ class MicroWorld:
             while len(problems) < size:
                 terms = _draw_chain(rng, rng.randint(self.min_terms, self.max_terms))
                 question = _question(terms)
-                if question in seen:
+                if question in seen or not _is_problem(question):
                     misses += 1
                     if misses > 1000 + 20 * size:
                         raise UserError(f"micro world: fewer than {size} problems of {self.max_terms} terms exist")
@@ -164,15 +165,24 @@ class MicroWorld:
         return words
 
     def traces(self, count: int) -> list[tuple[str, str]]:
-        """`count` (question, trace) pairs for the warm start, of questions that appear in no split."""
-        held_out = {problem.question for split in SPLITS for problem in self.load(split)}
+        """`count` (question, trace) pairs for the warm start, of questions that no split of any micro world has."""
         rng = random.Random(stream_seed(self.seed, "micro-traces"))
         pairs: list[tuple[str, str]] = []
         while len(pairs) < count:
             question = _question(_draw_chain(rng, rng.randint(self.min_terms, self.taught_terms)))
-            if question not in held_out:
+            if not _is_problem(question):
                 pairs.append((question, " ".join(word for word, _ in self.write_trace(question, rng))))
         return pairs
+
+    def lessons(self, count: int, cut: float) -> list[tuple[str, str]]:
+        """`count` (prompt, completion) pairs of the warm start: a question and its trace or, with chance `cut`, a
+        question with a trace broken off after a random word, the tags, and the answer of that trace.
+
+        The second kind teaches to answer early. Completions alone are learnt, so nobody is taught to stop thinking.
+        """
+        rng = random.Random(stream_seed(self.seed, "micro-cuts"))
+        pairs = self.traces(count)
+        return [_cut(question, trace, rng) if rng.random() < cut else (question, trace) for question, trace in pairs]
 
 
 def token_roles(words: list[str]) -> list[Role]:
@@ -215,6 +225,21 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+
+
+def _is_problem(question: str) -> bool:
+    """Whether a question may stand in a split, as every other may; the rest are for lessons.
+
+    The question alone decides, so that a base once taught knows no problem of any seed or size of the world.
+    """
+    return zlib.crc32(question.encode()) % 2 == 0
+
+
+def _cut(question: str, trace: str, rng: random.Random) -> tuple[str, str]:
+    words = trace.split()
+    kept = words[: rng.randint(words.index(THINK_OPEN) + 1, words.index(THINK_CLOSE))]
+    prompt = " ".join([question, *kept, THINK_CLOSE, ANSWER_OPEN])
+    return prompt, " ".join(words[words.index(ANSWER_OPEN) + 1 :])
 
 
 def _draw_chain(rng: random.Random, n_terms: int) -> tuple[int, list[tuple[str, int]]]:

@@ -13,13 +13,14 @@ from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.files import read_json, read_jsonl, whole_file
 from iapo_bench.machine.provenance import write_provenance
+from iapo_bench.report.document import Block, Table, ranged, write_document
+from iapo_bench.report.rows import BASE, opening
 from iapo_bench.train.run import train
-
-BASE = "base"
 
 
 def time_rows(job: TimingJob, runs: Mapping[str, Path], *, base: Path, data: Path, out: Path) -> None:
-    """Time a short sampling, and of trained rows a short training, of every run, and write seconds to `out` (CSV).
+    """Time a short sampling, and of trained rows a short training, of every run, and write what they took (`out`, CSV,
+    and its other forms beside it).
 
     `runs`: run folders with `model/`, named METHOD/SEED or base. Rounds start with another row each time, so that a
     machine that slows down slows no row more than another. Seconds are those of the engine and of the training steps
@@ -32,8 +33,9 @@ def time_rows(job: TimingJob, runs: Mapping[str, Path], *, base: Path, data: Pat
             measured.append({"run": name, "round": round_} | _time(job, name, runs[name], base, data))
     frame = pd.DataFrame(measured)
     rows = [{"run": name, "rounds": job.rounds} | _summary(frame[frame["run"] == name]) for name in names]
-    with whole_file(out) as table, whole_file(out.with_suffix(".rounds.csv")) as rounds:
-        pd.DataFrame(rows).to_csv(table, index=False, float_format="%.6g")
+    table = pd.DataFrame(rows)
+    write_document(out, table, timing_blocks(job, table))
+    with whole_file(out.with_suffix(".rounds.csv")) as rounds:
         frame.to_csv(rounds, index=False, float_format="%.6g")
     write_provenance(
         out.with_suffix(".provenance.json"),
@@ -58,6 +60,21 @@ def _time(job: TimingJob, name: str, run: Path, base: Path, data: Path) -> dict[
                 each = 1000 * phases[phase].sum() / steps["completions"].sum()
                 found[f"train_{str(phase).removeprefix('seconds_')}_ms"] = each
     return found
+
+
+def timing_blocks(job: TimingJob, table: pd.DataFrame) -> list[Block]:
+    """The times for readers, from the means of `time_rows`."""
+    shown = {"sample_ms_per_completion": "sampling", "train_ms_per_completion": "training"}
+    phases = [name for name in table if str(name).startswith("train_") and str(name).endswith("_ms")]
+    shown |= {str(name): str(name).removeprefix("train_").removesuffix("_ms") for name in phases}
+    columns = {"run": table["run"].tolist()}
+    for name, heading in shown.items():
+        if name in table:
+            columns[heading] = [ranged(*ends, "#.3g") for ends in table[[name, f"{name}_lo", f"{name}_hi"]].to_numpy()]
+    return [
+        *opening(job.labels, "every row timed alone, in turn"),
+        Table(columns, f"Milliseconds a completion, mean of {job.rounds} rounds and its 95% interval."),
+    ]
 
 
 def _summary(rounds: pd.DataFrame) -> dict[str, float]:

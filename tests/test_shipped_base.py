@@ -1,0 +1,63 @@
+"""The micro world's base, which comes with the package: whole, small, recorded, and what its recipe makes."""
+
+import json
+import shutil
+
+import pytest
+
+from iapo_bench.config import model as config
+from iapo_bench.config.tier import read_tier
+from iapo_bench.errors import UserError
+from iapo_bench.machine.provenance import checksum, instruction_set
+from iapo_bench.models.checkpoints import weights_checksum
+from iapo_bench.train import base
+from iapo_bench.train.base import make_base
+
+
+def test_the_default_tier_starts_from_the_shipped_weights(tmp_path):
+    make_base(read_tier("micro").base_job(), tmp_path / "base")
+    assert weights_checksum(tmp_path / "base") == weights_checksum(config.SHIPPED)
+    provenance = json.loads((tmp_path / "base" / "provenance.json").read_text())
+    assert provenance["instruction_set"] == instruction_set()
+
+
+def test_it_is_small_and_its_record_says_how_it_was_made():
+    assert sum(path.stat().st_size for path in config.SHIPPED.iterdir()) < 3e6
+    sums = dict(reversed(line.split()) for line in (config.SHIPPED / "SHA256SUMS").read_text().splitlines())
+    assert {"model.safetensors", "config.json", "training.json", "provenance.json"} <= set(sums)
+    record = json.loads((config.SHIPPED / "training.json").read_text())
+    assert record["loss"][-1]["loss"] < record["loss"][0]["loss"] / 3
+    provenance = json.loads((config.SHIPPED / "provenance.json").read_text())
+    assert provenance["instruction_set"]
+    assert provenance["packages"]["torch"]
+
+
+def test_a_damaged_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    folder = tmp_path / "micro"
+    shutil.copytree(config.SHIPPED, folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr(base, "SHIPPED", folder)
+    with pytest.raises(UserError, match="not the file that was released"):
+        make_base(read_tier("micro").base_job(), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("tier", "changes"),
+    [("micro", {"model": {"sft": {"steps": 1}}}), ("smollm2", {"model": {"source": "shipped", "sft": None}})],
+)
+def test_it_is_the_micro_worlds_and_finished(tmp_path, tier, changes):
+    with pytest.raises(UserError, match="'taught' to make another"):
+        make_base(read_tier(tier, changes).base_job(), tmp_path / "base")
+
+
+@pytest.mark.slow
+def test_its_recipe_makes_it_again(tmp_path):
+    made_with = json.loads((config.SHIPPED / "provenance.json").read_text())["instruction_set"]
+    if made_with != instruction_set():
+        pytest.skip(f"digits of trained models differ between {made_with} and {instruction_set()}")
+    make_base(read_tier("micro", {"model": {"source": "taught"}}).base_job(), tmp_path / "base")
+    assert checksum(tmp_path / "base" / "model.safetensors") == checksum(config.SHIPPED / "model.safetensors")
