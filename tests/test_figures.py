@@ -159,7 +159,7 @@ def test_training_curves_of_several_seeds(tmp_path):
 
 def test_training_curves_of_many_methods_have_a_panel_each(logs):
     """Eighteen lines over each other say nothing: every method stands alone, before the others in grey."""
-    runs = {name: logs[METHODS[1 + i % 8]] for i, name in enumerate(list(METHODS[1:]) + ["x", "y", "z"])}
+    runs = {name: logs[METHODS[1 + i % 8]] for i, name in enumerate([*METHODS[1:], "x", "y", "z"])}
     figure = training_curves(LABELS, runs)
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == [*runs, *runs], "first shares correct, then lengths"

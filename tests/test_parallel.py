@@ -39,7 +39,7 @@ from iapo_bench.worlds.prepare import prepare
 
 # Steps so small that Adam does not blow up rounding where a gradient is almost 0.
 SETTINGS = TRAINER_SETTINGS.model_copy(update={"lr": 3e-4})
-SECONDS = 240  # for everything that the two processes do, on a busy machine
+SECONDS = 600  # for everything that the two processes do, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def test_a_run_of_one_process_is_resumed_by_two(two, kind):
 
 def test_each_process_writes_its_part_of_a_sharded_state(two):
     """None gathers the whole; every file ends with its checksum."""
-    state = two["folder"] / f"of-two{KINDS[1]}.pt"
+    state = two["folder"] / "whole" / "state"
     files = {path.name: path for path in state.iterdir()}
     assert files.keys() == {".metadata", "rest.pt", "__0_0.distcp", "__1_0.distcp"}
     assert all(map(is_sound, files.values()))

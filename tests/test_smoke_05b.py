@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from test_text_worlds import gsm8k_row, write_rows
 
-from iapo_bench.config.tier import parse_tier, read_tier
+from iapo_bench.config.tier import read_tier
 from iapo_bench.models.checkpoints import load_tokenizer
 from iapo_bench.worlds import read_problems
 from iapo_bench.worlds.load import load_world
@@ -43,9 +42,9 @@ def hub_answers() -> bool:
 
 def run(settings: Path, *arguments: str | Path) -> None:
     """A command of the suite with one thread, its seconds and peak memory printed."""
-    command = [sys.executable, "-m", "iapo_bench", "--threads", "1", *map(str, arguments)]
+    command = [sys.executable, "-m", "iapo_bench", "--threads", "1", *map(str, arguments), "--config", str(settings)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env={**ONLINE, "IAPO_BENCH_CONFIG": str(settings)})
+    process = subprocess.Popen(command, cwd=ROOT, env=ONLINE)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     gib = usage.ru_maxrss / 2**20
@@ -93,7 +92,7 @@ def test_a_round_of_sampling(work):
 
 def test_the_prompts_are_those_of_gsm8k(work):
     """ChatML from the tokenizer's own template around the dataset's system text, example and question."""
-    tier = parse_tier(json.loads((work / "tier.json").read_text()), {}, source="test")
+    tier = read_tier(work / "tier.json")
     dialogue = load_world(tier.world, tier.seed).dialogue(load_tokenizer(work / "base"), tier.prompt)
     (problem, _) = read_problems(work / "data" / "test.jsonl")
     turns = dialogue.render(problem.question).split("<|im_start|>")

@@ -6,6 +6,7 @@ It is there whole or not at all, every file of it ends with its checksum, and th
 
 import errno
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -67,7 +68,8 @@ def load_state(path: Path, model: PreTrainedModel) -> dict[str, Any]:
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     parts = {name: sharding.room(model, kind.size, kind.properties.dtype) for name, kind in stored.items()}
-    with _together():
+    with _together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process reads as well
         dcp.load(parts, storage_reader=dcp.FileSystemReader(path), no_dist=parallel.size() == 1)
     return sharding.join(torch.load(path / _REST, weights_only=True, map_location="cpu"), parts)
 
