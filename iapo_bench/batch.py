@@ -28,6 +28,9 @@ def as_mask(mask: torch.Tensor, name: str, like: torch.Tensor | None = None) -> 
 
     Raises ValueError for anything else, which indexing would take for row numbers, and for another shape than `like`'s.
     """
+    for value, role in ((mask, name), (mask if like is None else like, f"what {name} masks")):
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{role} must be a tensor, is {type(value).__name__}")
     if mask.is_floating_point() or mask.is_complex():
         raise ValueError(f"{name} must be bool or integers of 0 and 1, is {mask.dtype}")
     if like is not None and mask.shape != like.shape:
@@ -39,9 +42,10 @@ def as_mask(mask: torch.Tensor, name: str, like: torch.Tensor | None = None) -> 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One rollout. Masks are bool: 1 on real tokens, the end-of-sequence token included.
+    """One rollout. Masks are bool, or become it: 1 on real tokens, the end-of-sequence token included.
 
-    Signals that no method asked for are None. Everything here is detached.
+    Signals that no method asked for are None. Everything here is detached. Raises ValueError for a mask of anything but
+    bool or integers of 0 and 1: as an index it would choose rows.
     """
 
     prompt_ids_BP: torch.Tensor  # int64, left-padded
@@ -60,6 +64,10 @@ class RolloutBatch:
     ref_logp_BT: torch.Tensor | None = None  # float32: the same under the reference model
     token_entropy_BT: torch.Tensor | None = None  # float32: full-vocabulary entropy of pi_old at t, nats
     answer_entropy_BS: torch.Tensor | None = None  # float32: entropy of the answer after each prefix, nats
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_mask_BP", "completion_mask_BT"):
+            object.__setattr__(self, name, as_mask(getattr(self, name), name))
 
     @property
     def lengths_B(self) -> torch.Tensor:
@@ -108,4 +116,4 @@ class RolloutBatch:
         return self
 
 
-_BOOLEAN = {"prompt_mask", "completion_mask", "correct", "truncated", "formatted"}
+_BOOLEAN = {"correct", "truncated", "formatted"}

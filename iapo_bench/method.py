@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from iapo_bench.batch import RolloutBatch
+from iapo_bench.batch import RolloutBatch, as_mask
 from iapo_bench.errors import UserError, blamed, unknown
 from iapo_bench.files import first_infinite
 from iapo_bench.plugins import METHOD_DIRS, find_files, load_class
@@ -326,8 +326,10 @@ def masked_moments(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each row's real entries, float64 (R, 1).
 
-    The standard deviation is exactly 0 where max - min is at most `noise` * max(1, largest magnitude).
+    The standard deviation is exactly 0 where max - min is at most `noise` * max(1, largest magnitude). The mask is bool
+    or integers of 0 and 1; raises ValueError for any other.
     """
+    mask_RM = as_mask(mask_RM, "mask_RM", values_RM)
     values_RM = torch.where(mask_RM, values_RM.double(), 0.0)
     count_R1 = mask_RM.sum(dim=1, keepdim=True)
     mean_R1 = values_RM.sum(dim=1, keepdim=True) / count_R1.clamp(min=1)
@@ -344,8 +346,9 @@ def masked_normalise(
 ) -> torch.Tensor:
     """(value - mean) / (std + eps) over each row's real entries, float64 (R, M); 0 elsewhere and without spread.
 
-    For `ddof` and `noise` see `masked_moments`.
+    For the mask, `ddof` and `noise` see `masked_moments`.
     """
+    mask_RM = as_mask(mask_RM, "mask_RM", values_RM)
     mean_R1, std_R1 = masked_moments(values_RM, mask_RM, ddof=ddof, noise=noise)
     return torch.where(mask_RM & (std_R1 > 0), (values_RM.double() - mean_R1) / (std_R1 + eps), 0.0)
 
@@ -363,7 +366,7 @@ def group_normalise(values_B: torch.Tensor, group_size: int, *, eps: float = 1e-
 
 def padded_widths(mask_BM: torch.Tensor, group_size: int, ranks: int) -> torch.Tensor:
     """Real tokens of the longest row in each row's part, int64 (B,): `ranks` near-equal parts of whole groups."""
-    parts = mask_BM.sum(dim=1).view(-1, group_size).tensor_split(ranks)
+    parts = as_mask(mask_BM, "mask_BM").sum(dim=1).view(-1, group_size).tensor_split(ranks)
     return torch.cat([part.amax().expand(part.numel()) for part in parts if part.numel()])
 
 

@@ -137,11 +137,7 @@ rule page:
     input:
         code=lambda wildcards: FLOW.artefact("page"),
         table=f"{OUT}/table1.csv",
-        comparisons=f"{OUT}/comparisons.csv",
-        frontier=f"{OUT}/frontier.csv",
-        costs=f"{OUT}/costs.csv",
-        paired=f"{OUT}/figures/paired.png",
-        training=f"{OUT}/figures/training.png",
+        made=[path for path in ALL if path != f"{OUT}/report.html"],
     output:
         reported("report", "html", "A verdict", "report"),
     shell:

@@ -307,7 +307,7 @@ def test_an_end_of_turn_that_is_no_token_is_said():
     assert "a turn ends with '<stop>', which is no token" in dialogue.notes[-1]
 
 
-def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path):
+def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path, capsys):
     tokenizer = tokenizer_with(TURNS.replace("<|im_end|>", "<turn>") + OPEN, "<turn>", "<a>", "<b>", "<c>")
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<turn>", "<a>", "<b>", "<c>", "<|im_end|>")}
     path = save(tokenizer, tmp_path / "model", eos_token_id=ids["<a>"])
@@ -316,7 +316,10 @@ def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path):
     dialogue = open_world("gsm8k").dialogue(load_tokenizer(path))
     for model in (load_model(path), load_skeleton(path)):
         assert stop_ids(model, dialogue) == tuple(sorted(ids.values()))
+        assert model.generation_config.eos_token_id == [ids["<b>"], ids["<c>"]]
         assert set(ids.values()) - set(eos_ids(model, dialogue.tokenizer)) == {ids["<turn>"]}
+    warning = f"warning: {path}: generation_config.json ends a sequence with 1000000, which is no token of a vocabulary"
+    assert capsys.readouterr().err.count(warning) == 2
 
 
 # Generation configs
@@ -446,3 +449,4 @@ def test_doctor_knows_micro(tmp_path, monkeypatch, capsys, tokenizer):
     code, out, _ = doctor(monkeypatch, capsys, "--model", path)
     assert code == 0
     assert re.search(r"stops +1 <eos>", out)
+    assert "the bare question: no chat template is used" in out

@@ -191,6 +191,16 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
     assert (aside / "part").exists()
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_nothing_to_set_aside(tmp_path, capsys):
+    folder = tmp_path / "resume"
+    for lr in (1, 2):
+        with pytest.raises(KeyboardInterrupt), resuming(folder, {"settings": {"lr": lr}}):
+            raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["resume"]
+    assert json.loads((folder / "run.json").read_text()) == {"settings": {"lr": 2}}
+
+
 def _write(folder: Path, name: str) -> None:
     for _ in range(100):
         with whole_file(folder / "file") as partial:
@@ -300,7 +310,9 @@ def test_training_goes_on_after_every_way_to_stop_it(made, tmp_path):
 @pytest.mark.slow
 def test_the_page_of_real_models_makes_a_table_under_a_time_limit(tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "real-models.md").read_text()
-    table, loop, *_ = (block.split("```")[0] for block in page.split("```bash\n")[1:])
+    blocks = [block.split("```")[0] for block in page.split("```bash\n")[1:]]
+    table = next(block for block in blocks if block.startswith("# table.sh"))
+    loop = next(block for block in blocks if "until timeout" in block)
     (tmp_path / "table.sh").write_text(table)
     (tmp_path / "loop.sh").write_text(f"set -u\n{loop}")
     given = {"TIER": "smoke", "METHODS": "grpo", "OUT": str(tmp_path / "out"), "LIMIT": "25"}

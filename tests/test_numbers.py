@@ -22,7 +22,16 @@ from iapo_bench.config.train import LoraConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import to_json, write_json
 from iapo_bench.informativeness import answer_entropies
-from iapo_bench.method import LossSpec, Method, assign, load_method
+from iapo_bench.method import (
+    LossSpec,
+    Method,
+    Signal,
+    assign,
+    load_method,
+    masked_moments,
+    masked_normalise,
+    padded_widths,
+)
 from iapo_bench.models.checkpoints import build_micro, disable_dropout, load_model, save_model
 from iapo_bench.models.lora import add_lora, merged_weights, trainable_state
 from iapo_bench.report.rows import read_rows
@@ -193,9 +202,14 @@ def test_logits_that_overflow_are_never_sampled(model):
 
 
 def test_settings_refuse_what_is_not_finite(run, tmp_path):
-    for setting in ("train.lr=.inf", "train.temperature=.nan", "train.clip_norm=.inf", "evaluate.top_p=.nan"):
+    for setting in (
+        *("train.lr=.inf", "train.temperature=.nan", "train.clip_norm=.inf", "evaluate.top_p=.nan"),
+        *("methods.iapo.options.alpha=.nan", "methods.grpo.options.loss={kl_coef: .inf}", "model.sft.lr=.inf"),
+        *("tune={candidates: {iapo: [{options: {alpha: [0, .nan]}}]}}", "world.options.n_train=.nan"),
+    ):
         code, err = run("prepare", "--config", "smoke", "--set", setting, "--out", tmp_path / "data")
         assert code == 2, setting
+        assert f"{setting.partition('=')[0]}" in err
         assert "finite" in err
     for name, options in (
         ("iapo", {"alpha": NAN}),
@@ -312,14 +326,37 @@ def test_masks_of_integers_are_masks():
         assert [part.tolist() for part in one.completions] == [part.tolist() for part in other.completions]
     ours, theirs = left_align(*rows_of(batch)), left_align(prompt, prompt_mask.long(), ids, mask.long())
     assert torch.equal(ours[0], theirs[0])
-    for wrong in (mask.float(), mask.long() * 2, mask[:, :-1]):
+    for wrong in (mask.float(), mask.long() * 2, mask[:, :-1], mask.tolist()):
         with pytest.raises(ValueError, match="completion_mask_BT"):
             answer_entropies(model, prompt, prompt_mask, ids, wrong, postfix)
         with pytest.raises(ValueError, match="completion_mask_BT"):
             next(packed_blocks(prompt, prompt_mask, ids, wrong, 60))
     with pytest.raises(ValueError, match="right-padded"):
         answer_entropies(model, prompt, prompt_mask, ids, mask.flip(1), postfix)
+    with pytest.raises(ValueError, match="what prompt_mask_BP masks must be a tensor, is list"):
+        left_align(prompt.tolist(), prompt_mask, ids, mask)
     assert as_mask(torch.tensor([1, 0]), "mask").dtype == torch.bool
+
+
+def test_a_batch_turns_masks_of_integers_into_bool_and_refuses_what_is_none():
+    model, batch = build("llama"), ragged_batch()
+    mask = batch.completion_mask_BT
+    settings = {"temperature": 1.0, "micro_batch_tokens": 60, "postfix_ids": [4, 5]}
+    expected = compute_signals(model, batch, frozenset(Signal), **settings)
+    for dtype in (torch.long, torch.uint8):
+        other = replace(batch, completion_mask_BT=mask.to(dtype), prompt_mask_BP=batch.prompt_mask_BP.to(dtype))
+        assert other.completion_mask_BT.dtype == torch.bool
+        got = compute_signals(model, other.validate(), frozenset(Signal), **settings)
+        for signal in Signal:
+            assert torch.equal(getattr(got, signal.value), getattr(expected, signal.value))
+        values = batch.sampler_logp_BT
+        assert torch.equal(masked_normalise(values, mask.to(dtype)), masked_normalise(values, mask))
+        assert torch.equal(padded_widths(mask.to(dtype), 2, 1), padded_widths(mask, 2, 1))
+    for wrong in (mask.float(), mask.long() - 1, mask.tolist()):
+        with pytest.raises(ValueError, match="completion_mask_BT must"):
+            replace(batch, completion_mask_BT=wrong)
+        with pytest.raises(ValueError, match="mask_RM must"):
+            masked_moments(batch.sampler_logp_BT, wrong)
 
 
 def test_a_flat_signal_in_bfloat16_gets_no_credit(model):

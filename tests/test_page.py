@@ -35,6 +35,8 @@ def test_the_page_opens_with_the_verdict_and_works_offline(tmp_path):
     assert page.index("<h1>small on micro</h1>") < page.index("against the base") < page.index("<figure>")
     assert page.count("<figcaption>") == page.count("<svg") == 2
     assert "<table>" in page
+    behind = re.findall(r"(\d+) problems, \d+ samples with each sampling seed, training seeds 0\.</figcaption>", page)
+    assert behind == 2 * [str(len(rows_of()[0].tally.problems))]
     outside = re.findall(r'(?:src|href)="(?!#|data:)[^"]*"|@import', page)
     assert not outside
     ids = re.findall(r' id="([^"]+)"', page)

@@ -185,6 +185,14 @@ def test_a_model_that_says_nothing_does_not_win_by_length():
     assert bold("length@16", rows[1:]) == [False, True], "without a base there is nothing to fall below"
 
 
+def test_outcomes_that_never_occur_take_no_room():
+    """The table is read in 830 pixels: constants, and outcomes of which there are none, are no columns."""
+    row = make_row()
+    assert "TIMEOUT" in parse(table_markdown([row]))[-1]
+    clean = replace(row, summary=replace(row.summary, outcomes={**row.summary.outcomes, "TIMEOUT": 0, "ERROR": 0}))
+    assert not {"TIMEOUT", "ERROR"} & parse(table_markdown([clean]))[-1].keys()
+
+
 def test_controls_stand_in_the_table_but_never_in_bold():
     rows = [make_row("base", accuracy=0.4, length=60), make_row("iapo"), make_row("base_cut", (2,), 0.3, 20)]
     results = [row for row in parse(table_markdown(rows)) if "Length" in row or "Pass@16" in row]

@@ -1,12 +1,10 @@
 """What the table of departures reads."""
 
-from typing import Any
-
 from pydantic import Field
 
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.report import Labels
-from iapo_bench.config.section import Section
+from iapo_bench.config.section import Options, Section
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.config.world import WorldConfig
 
@@ -20,5 +18,5 @@ class FidelityJob(Section):
     prompt: PromptConfig = Field(description="how problems are put to a chat model")
     world_seed: int = Field(description="seed of the world and its splits")
     dtype: str = Field(description="of weights")
-    methods: dict[str, dict[str, Any]] = Field(description="methods to compare, each with its options under `paper`")
+    methods: dict[str, Options] = Field(description="methods to compare, each with its options under `paper`")
     departed: dict[str, str] = Field(description="variants that were trained, each with the departure that it follows")

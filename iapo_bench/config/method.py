@@ -1,11 +1,11 @@
 """What is particular to one method: an entry of `methods` or `ablations`, or a trial of the search."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from iapo_bench.config.profiles import Profile
-from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.section import Options, Positive, Section
 from iapo_bench.config.train import FormatRule, LrSchedule, TrainGrader
 
 Selection = Literal["validation", "published", "by hand", "defaults"]
@@ -28,7 +28,7 @@ class MethodConfig(Section):
     lr_schedule: LrSchedule | None = Field(default=None, description="in place of train.lr_schedule")
     grader: TrainGrader | None = Field(default=None, description="in place of train.grader")
     format_rule: FormatRule | None = Field(default=None, description="in place of train.format_rule")
-    options: dict[str, Any] = Field(default={}, description="fields of the method's class")
+    options: Options = Field(default={}, description="fields of the method's class")
     selection: Selection | None = Field(
         default=None, description="how these settings were chosen, where it is not as the tier's `selection` says"
     )
@@ -48,4 +48,4 @@ class Candidate(Section):
 
     lr_times: Annotated[float, Field(gt=0)] = Field(default=1.0, description="learning rate, times train.lr")
     updates_per_rollout: Positive | None = Field(default=None, description="in place of train.updates_per_rollout")
-    options: dict[str, Any] = Field(default={}, description="fields of the method's class")
+    options: Options = Field(default={}, description="fields of the method's class")

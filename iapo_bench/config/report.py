@@ -1,11 +1,11 @@
 """What tables and figures say of the rows that they show."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.section import Options, Positive, Section
 from iapo_bench.config.world import WorldConfig
 
 
@@ -25,7 +25,7 @@ class RowJob(Section):
     parent: str = Field(description="the method behind a variant; otherwise the row's own")
     profile: str = Field(default="", description="the method's profile; empty for the base")
     selection: str = Field(default="", description="how the row's settings were chosen; empty for the base")
-    settings: dict[str, Any] = Field(default={}, description="what decided the row, but for its training seeds")
+    settings: Options = Field(default={}, description="what decided the row, but for its training seeds")
     ks: Annotated[list[Positive], Field(min_length=1)] = Field(description="the ks of Pass@k, Length@k and Ratio@k")
 
 

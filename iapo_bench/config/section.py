@@ -4,11 +4,23 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from iapo_bench.files import first_infinite
 
 Positive = Annotated[int, Field(gt=0)]
 # Marks a setting that bounds memory, time or what is kept, and changes no result: it belongs to no run's identity.
 FREE: dict[str, Any] = {"changes_result": False}
+
+
+def _require_finite(value: Any) -> Any:
+    if first_infinite(value) is not None:
+        raise ValueError("must be a finite number")
+    return value
+
+
+# Settings that a section cannot name, such as a method's options.
+Options = dict[str, Annotated[Any, AfterValidator(_require_finite)]]
 
 
 class Section(BaseModel):

@@ -20,7 +20,7 @@ from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
 from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
-from iapo_bench.config.section import FREE, Section, identity
+from iapo_bench.config.section import FREE, Options, Section, identity
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -47,7 +47,7 @@ class TierConfig(Section):
     job: JobConfig = Field(default=JobConfig(), description="what jobs ask a cluster for")
     model: ModelConfig = Field(description="where the base model comes from")
     world: WorldConfig = Field(description="where the problems come from")
-    datasets: dict[str, dict[str, Any]] = Field(
+    datasets: dict[str, Options] = Field(
         default={},
         description="what goes with a choice of world.name, laid over the file; results are then kept by dataset",
     )
@@ -66,7 +66,7 @@ class TierConfig(Section):
     tuned: dict[str, MethodConfig] = Field(
         default={}, description="choices made on validation; read from configs/tuned, not set by hand"
     )
-    given: dict[str, Any] = Field(default={}, description="what the command line says; not set by hand")
+    given: Options = Field(default={}, description="what the command line says; not set by hand")
     _places: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")

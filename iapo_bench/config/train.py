@@ -9,7 +9,7 @@ from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.model import Dtype, Engine
 from iapo_bench.config.profiles import Profile
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import FREE, Positive, Section
+from iapo_bench.config.section import FREE, Options, Positive, Section
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import unknown
 from iapo_bench.plugins import list_methods, list_rewards
@@ -134,7 +134,7 @@ class MethodChoice(Section):
 
     name: str = Field(description="a file of methods/ or baselines/, without .py")
     profile: Profile = Field(default="paper", description="the equations, or the released code")
-    options: dict[str, Any] = Field(default={}, description="fields of the method's class")
+    options: Options = Field(default={}, description="fields of the method's class")
 
 
 class TrainJob(Section):

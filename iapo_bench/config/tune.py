@@ -1,12 +1,12 @@
 """The search on the validation split, and a grid over two options: the `tune` and `sensitivity` sections."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from iapo_bench.config.method import Candidate
 from iapo_bench.config.report import Labels
-from iapo_bench.config.section import Positive, Section
+from iapo_bench.config.section import Options, Positive, Section
 
 
 class TuneConfig(Section):
@@ -27,7 +27,7 @@ class TuneJob(Section):
     """What the choice of settings reads, beside the grades of every trial."""
 
     tune: TuneConfig = Field(description="how trials are compared")
-    trials: dict[str, list[dict[str, Any]]] = Field(description="what each trial of each method changes")
+    trials: dict[str, list[Options]] = Field(description="what each trial of each method changes")
     completions: Positive = Field(description="budget of a trial")
 
 

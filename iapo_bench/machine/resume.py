@@ -51,7 +51,7 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             claims.enter_context(claimed(folder))
-            if why := _foreign(folder, run):
+            if _has_work(folder) and (why := _foreign(folder, run)):
                 aside = folder.with_name(f"{folder.name}-{digest(why)}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
@@ -64,11 +64,17 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _has_work(folder: Path) -> bool:
+    """Whether anything lies in `folder` but the note of its run: a run that failed before its first checkpoint leaves
+    no more."""
+    return any(path.name != "run.json" and path.suffix != ".partial" for path in folder.iterdir())
+
+
 def _foreign(folder: Path, run: dict[str, Any]) -> str:
-    """Why what lies in `folder` is not this run's; empty where it is, or where there is nothing."""
+    """Why the work in `folder` is not this run's; empty where it is."""
     note = folder / "run.json"
     if not note.exists():
-        return "its checkpoint does not say of what run it is" if any(folder.iterdir()) else ""
+        return "its checkpoint does not say of what run it is"
     try:
         before = read_json(note)
     except UserError as error:

@@ -99,7 +99,7 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
             first = sorted(str(name) for name in names)[0]
             raise UserError(f"{path}: weights do not match config.json ({kind.replace('_', ' ')}: {first})")
     require_finite(model.state_dict(), str(path))
-    model.generation_config = generation or sound_generation_config(model.generation_config, path)
+    adopt_generation_config(model, generation, path)
     return model.eval()
 
 
@@ -150,7 +150,7 @@ def load_skeleton(path: Path) -> PreTrainedModel:
     generation = read_generation_config(path)
     with damaged(path, "make or fetch the checkpoint again"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
-    model.generation_config = generation or sound_generation_config(model.generation_config, path)
+    adopt_generation_config(model, generation, path)
     return model
 
 
@@ -186,6 +186,25 @@ def sound_generation_config(config: GenerationConfig, name: str | Path) -> Gener
         )
         return GenerationConfig(**{name: getattr(config, name) for name in _TOKEN_IDS})
     return config
+
+
+def adopt_generation_config(model: PreTrainedModel, stated: GenerationConfig | None, name: str | Path) -> None:
+    """Give a model the generation config that its checkpoint `name` states, or else a sound form of its own.
+
+    Ends of sequence that are no token of the model are left out of a stated one, and one line says so.
+    """
+    if stated is not None:
+        named, vocabulary = _as_list(stated.eos_token_id), model.config.get_text_config().vocab_size
+        known = [i for i in named if 0 <= i < vocabulary]
+        if known != named:
+            beyond = ", ".join(str(i) for i in named if i not in known)
+            click.echo(
+                f"warning: {name}: generation_config.json ends a sequence with {beyond}, which is no token of a "
+                f"vocabulary of {vocabulary}: left out",
+                err=True,
+            )
+            stated.eos_token_id = known or None
+    model.generation_config = stated or sound_generation_config(model.generation_config, name)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -275,6 +294,8 @@ def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.
         if getattr(model.config.get_text_config(), name, None) not in (None, 1, 1.0):
             raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
     decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is model:  # some classes misname theirs
+        decoder = getattr(model, "model", model)
     if model not in _DECODED:
         _require_same_logits(model, decoder, head)
         _DECODED.add(model)

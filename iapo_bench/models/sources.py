@@ -21,7 +21,7 @@ from transformers import (
 
 from iapo_bench.errors import UserError, first_line
 from iapo_bench.models.architectures import build_random
-from iapo_bench.models.checkpoints import read_generation_config, save_model, sound_generation_config
+from iapo_bench.models.checkpoints import adopt_generation_config, read_generation_config, save_model
 
 WHEEL_PREFIX, RANDOM_PREFIX = "wheel:", "random:"
 
@@ -161,6 +161,5 @@ def _load(
         raise UserError(f"{name} lacks weights ({min(info['missing_keys'])}): {remedy}")
     if not tokenizer("2 + 2", add_special_tokens=False).input_ids:
         raise UserError(f"{name} has no tokenizer: {remedy}")
-    generation = read_generation_config(Path(place))  # None for a hub id
-    model.generation_config = generation or sound_generation_config(model.generation_config, name)
+    adopt_generation_config(model, read_generation_config(Path(place)), name)  # read is None for a hub id
     return model, tokenizer

@@ -21,7 +21,22 @@ CAPTIONS = {
     "comparisons": "Every pair of rows. A number is a difference that paired tests tell from chance, a point one that "
     "they do not.",
     "training": "Share correct and mean length of the completions that were trained on.",
+    "wallclock": "Seconds of training by phase, and of sampling the test problems; other jobs may have run meanwhile.",
+    "informativeness": "How well scores rank needed tokens above others (AUC; a coin has .5), and what each method's "
+    "completions are made of.",
+    "calibration": "The entropy of the base's early answers against that of answers which continuations reach.",
 }
+TABLES = (
+    "table1",
+    "frontier",
+    "costs",
+    "comparisons",
+    "wallclock",
+    "lm_eval",
+    "informativeness",
+    "roles",
+    "calibration",
+)
 
 
 def make_page(table: Path, out: Path) -> None:
@@ -33,22 +48,33 @@ def make_page(table: Path, out: Path) -> None:
     compared = folder / "comparisons.csv"
     if not compared.is_file():
         raise UserError(f"{compared} does not exist: make the comparisons first")
-    pairs = pd.read_csv(compared)
+    pairs = pd.read_csv(compared, dtype={"train_seeds_a": str, "train_seeds_b": str})
     first = pairs.iloc[0]
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
+    behind = html.escape(_behind(pairs))
     for name, caption in CAPTIONS.items():
         if (drawing := folder / "figures" / f"{name}.svg").is_file():
             # Several drawings in one page: without its own prefix, one's clip paths would cut another.
             svg = drawing.read_text()[drawing.read_text().index("<svg") :]
             svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-            parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
-    for name in ("table1", "frontier", "costs", "comparisons"):
+            parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)} {behind}</figcaption></figure>")
+    for name in TABLES:
         if (document := folder / f"{name}.html").is_file():
             parts.append(document.read_text().partition("</style>\n")[2].removesuffix("</html>\n"))
     title = html.escape(f"{first['model']} on {first['dataset']}")
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>\n{CSS}</style>'
     with whole_file(out) as partial:
         partial.write_text("\n".join([head, *parts, "</html>\n"]), encoding="utf-8")
+
+
+def _behind(pairs: pd.DataFrame) -> str:
+    """What stands behind every figure: problems, samples, and training seeds of the methods."""
+    first = pairs.iloc[0]
+    seeds = {str(value) for side in ("a", "b") for value in pairs[f"train_seeds_{side}"].dropna() if str(value)}
+    return (
+        f"{first['n_problems']} problems, {first['n_samples']} samples with each sampling seed, training seeds "
+        f"{'; '.join(sorted(seeds))}."
+    )
 
 
 def verdict_blocks(pairs: pd.DataFrame) -> list[Block]:

@@ -14,7 +14,7 @@ from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.report.accuracy_length import accuracy_length
 from iapo_bench.report.comparisons import KINDS, compare, detectable_sentence, undecided_with, worse_than
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, ENVIRONMENT, LABELS, Row, caution, read_rows
+from iapo_bench.report.rows import BASE, CONTROLS, ENVIRONMENT, LABELS, Row, caution, read_rows
 from iapo_bench.report.style import save_figure
 from iapo_bench.worlds.grading import Outcome
 
@@ -186,14 +186,15 @@ def _constants(rows: list[Row]) -> str:
         text += f"; training seeds {', '.join(seeds.pop().split())}"
     if trained and len(chosen) == 1:
         text += f"; settings chosen by {chosen.pop()}"
+    told = [f"{row.name}: {row.selection}" for row in rows if row.method in CONTROLS]
     idle = [f"**{row.name}: {row.idleness}**" for row in rows if row.idleness]
-    return ". ".join([text, *idle]) + "."
+    return ". ".join([text, *told, *idle]) + "."
 
 
 def _answers(rows: list[Row]) -> dict[str, list[str]]:
     totals = [sum(row.summary.outcomes.values()) for row in rows]
     columns = {"method": [row.name for row in rows]}
-    for outcome in Outcome:
+    for outcome in [outcome for outcome in Outcome if any(row.summary.outcomes[outcome] for row in rows)]:
         shares = [row.summary.outcomes[outcome] / total for row, total in zip(rows, totals, strict=True)]
         columns[outcome] = [f"{share:.1%}" for share in shares]
     columns["truncated"] = [f"{row.summary.truncated:.1%}" for row in rows]
@@ -202,9 +203,8 @@ def _answers(rows: list[Row]) -> dict[str, list[str]]:
         columns["format"] = ["" if rate is None else f"{rate:.1%}" for rate in rates]
     differ = {"training seeds": [_train_seeds(row) for row in rows]}
     differ["settings chosen by"] = [row.selection for row in rows]
-    trained = [i for i, row in enumerate(rows) if row.trained]
     for name, texts in differ.items():
-        if len({texts[i] for i in trained}) > 1 or any(texts[i] for i in set(range(len(rows))) - set(trained)):
+        if len({text for text, row in zip(texts, rows, strict=True) if row.trained}) > 1:
             columns[name] = texts
     return columns
 
@@ -236,6 +236,6 @@ there are several; with one training seed it says nothing about what another tra
 best of a column together with every row that paired tests (Holm's correction at 5%, see the comparisons) cannot tell
 from it; in length and ratio only rows whose accuracy is not below the base's can be bold; where it would be every row,
 none is. The tests are about these methods where every row was trained with several seeds, else about these checkpoints.
-TIMEOUT and ERROR are completions that grading could not judge; they count as not correct. Every k, the standard
-deviations and the intervals' bounds are in the CSV file beside this one.
+TIMEOUT and ERROR, shown where they occur, are completions that grading could not judge; they count as not correct.
+Every k, the standard deviations and the intervals' bounds are in the CSV file beside this one.
 """

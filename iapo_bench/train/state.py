@@ -7,7 +7,7 @@ It is there whole or not at all, every file of it ends with its checksum, and th
 import errno
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, 
 
     Every rank must call it. Raises UserError when not all of them see the same.
     """
-    damaged = []
+    damaged: list[Path] = []
     for candidate in (path, _before(path)):
         if not _all_see(candidate):
             continue
@@ -66,7 +66,7 @@ def load_state(path: Path, model: PreTrainedModel) -> dict[str, Any]:
     if path.is_file():
         # Mapped: of what is sharded now each rank reads its own part, and no rank holds the file in memory.
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    stored = _tensors(dcp.FileSystemReader(path).read_metadata())
     parts = {name: sharding.room(model, kind.size, kind.properties.dtype) for name, kind in stored.items()}
     with _together(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process reads as well
@@ -74,12 +74,12 @@ def load_state(path: Path, model: PreTrainedModel) -> dict[str, Any]:
     return sharding.join(torch.load(path / _REST, weights_only=True, map_location="cpu"), parts)
 
 
-def _save_directory(rest: dict[str, Any], parts: dict[str, torch.Tensor], path: Path) -> None:
+def _save_directory(rest: dict[str, Any], parts: Mapping[str, torch.Tensor], path: Path) -> None:
     with whole_directory(path) if parallel.is_main() else nullcontext() as made:
         folder = Path(parallel.gather([str(made)])[0])
         _all_see(folder)
         with _together():
-            dcp.save(parts, storage_writer=dcp.FileSystemWriter(folder))
+            dcp.save(dict(parts), storage_writer=dcp.FileSystemWriter(folder))
         for part in folder.glob(f"__{parallel.rank()}_*.distcp"):
             seal(part)
         if parallel.is_main():
@@ -108,8 +108,13 @@ def _shapes(path: Path) -> dict[str, torch.Size] | None:
     metadata = dcp.FileSystemReader(path).read_metadata()
     if any(not (path / place.relative_path).exists() for place in metadata.storage_data.values()):
         return None
-    stored = metadata.state_dict_metadata.items()
+    stored = _tensors(metadata).items()
     return {name.removeprefix("model."): kind.size for name, kind in stored if name.startswith("model.")}
+
+
+def _tensors(metadata: dcp.Metadata) -> dict[str, dcp.TensorStorageMetadata]:
+    described = metadata.state_dict_metadata.items()
+    return {name: kind for name, kind in described if isinstance(kind, dcp.TensorStorageMetadata)}
 
 
 def _before(path: Path) -> Path:

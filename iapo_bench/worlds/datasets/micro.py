@@ -126,7 +126,9 @@ class MicroWorld:
         """The bare question. Raises UserError for settings of a prompt."""
         if prompt not in (None, PromptConfig()):
             raise UserError("the micro world asks the bare question: leave 'prompt' out")
-        return Dialogue(tokenizer, render=str)
+        return Dialogue(
+            tokenizer, render=str, notes=("the micro world asks the bare question: no chat template is used",)
+        )
 
     def perfect_reply(self, problem: Problem) -> str:
         """A completion that is right and well formed."""

@@ -51,6 +51,8 @@ def same(answer: str, gold: str) -> bool:
 
 def _same(found: Answer, wanted: Answer) -> bool:
     """Whether two answers are the same; a name, a unit or `=` that only one of them has makes no difference."""
+    if found.kind == "rounded":
+        return _same(found.parts[0], wanted) and _is_near(found.label, wanted)
     if found.kind == "chain" or (found.kind == "equation" and wanted.kind not in ("named", "equation")):
         sides = found.parts[1:] if found.label == "quantity" else found.parts
         return all(_same(side, wanted) for side in sides)
@@ -60,11 +62,12 @@ def _same(found: Answer, wanted: Answer) -> bool:
         found = found.parts[0]
     elif wanted.kind == "named" != found.kind:
         wanted = wanted.parts[0]
-    if wanted.kind == "words":
-        # A choice's letter is a scalar.
-        return (
-            found.label if found.kind == "words" else "".join(map(str, found.parts)).strip("( )").lower()
-        ) == wanted.label
+    if wanted.kind == "words" and found.kind == "scalar":  # a choice's letter
+        return str(found.parts[0]).strip("( )").lower() == wanted.label
+    if found.kind == "set" and (wanted.kind, wanted.label) == ("tuple", "()"):
+        found = _in_order_of_names(found)
+    if _is_letter(wanted) and found.kind == "words":
+        return found.label == wanted.parts[0].lower()
     if found.kind != wanted.kind:
         return False
     if wanted.kind == "scalar":
@@ -76,6 +79,28 @@ def _same(found: Answer, wanted: Answer) -> bool:
     if wanted.kind in ("set", "union") and not any(part.kind == "dots" for part in wanted.parts):
         return _same_in_any_order(list(found.parts), wanted.parts)
     return all(map(_same, found.parts, wanted.parts))
+
+
+def _in_order_of_names(values: Answer) -> Answer:
+    """The tuple that the values of different names make, `x = 3, y = 4`; any other set as it is."""
+    names = {part.label for part in values.parts if part.kind == "named"}
+    if len(names) < len(values.parts) or not values.parts:
+        return values
+    return Answer("tuple", "()", tuple(part.parts[0] for part in sorted(values.parts, key=lambda part: part.label)))
+
+
+def _is_near(decimal: str, wanted: Answer) -> bool:
+    """Whether a decimal is the gold's value, rounded."""
+    scalar = wanted.parts[0] if wanted.kind == "named" else wanted
+    number, decimals = read_number(decimal), len(decimal.partition(".")[2])
+    if scalar.kind != "scalar" or number is None or _expression(scalar.parts[0]).free_symbols:
+        return False
+    return bool(2 * abs(_expression(scalar.parts[0]) - _rational(number)).evalf(DIGITS) * 10**decimals <= 1)
+
+
+def _is_letter(answer: Answer) -> bool:
+    """Whether a scalar is one capital letter, which may be a choice's."""
+    return answer.kind == "scalar" and re.fullmatch("[A-Z]", str(answer.parts[0]).strip()) is not None
 
 
 def _same_in_any_order(found: list[Answer], wanted: Sequence[Answer]) -> bool:
@@ -118,16 +143,16 @@ def _difference(equation: Answer) -> Any:
 
 
 def _same_scalars(found: Answer, wanted: Answer) -> bool:
-    """Whether two scalars have the same value and units that agree; `50%` is 50 as well as a half."""
+    """Whether two scalars have the same value and units that agree; `50%` is 50 as well as a half, no `.5%`."""
     units = (found.label, wanted.label)
     percent = units.count("%") == 1
     if all(units) and units[0] != units[1] and not percent:
         return False
     expected = _expression(wanted.parts[0])
-    if not expected.free_symbols and _approximates(found.parts[0], expected):
+    if not percent and not expected.free_symbols and _approximates(found.parts[0], expected):
         return True
     value = _expression(found.parts[0])
-    if _equal(value, expected):
+    if _equal(value, expected) and (units != ("%", "") or not expected.is_number or abs(expected) >= 1):
         return True
     return percent and (_equal(value / 100, expected) if units[0] == "%" else _equal(value, expected / 100))
 

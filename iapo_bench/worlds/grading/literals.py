@@ -9,25 +9,24 @@ from fractions import Fraction
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_SYMBOLS = {
-    **dict.fromkeys("−–—‐‑﹣", "-"),
-    **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "∞": r"\infty "},
-    **{
-        "√": r"\sqrt ",
-        "±": r"\pm ",
-        "∓": r"\mp ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "∈": r"\in ",
-        "∪": r"\cup ",
-    },
-    **{"º": "°", "’": "'", "‘": "'", "“": '"', "”": '"', "…": r"\ldots ", "。": ".", "\u200b": "", "\ufeff": ""},
-    **{
-        letter: rf"\{name} "
-        for letter, name in zip("θαβγλφ", ["theta", "alpha", "beta", "gamma", "lambda", "phi"], strict=True)
-    },
+_WORDS = {
+    **{"×": "times", "·": "cdot", "⋅": "cdot", "π": "pi", "∞": "infty", "√": "sqrt", "±": "pm", "∓": "mp"},
+    **{"≤": "le", "≥": "ge", "≠": "ne", "≈": "approx", "∈": "in", "∪": "cup", "∅": "emptyset", "∠": "angle"},
+    **{"…": "ldots", "→": "to", "⇒": "to", "∴": "to", "\u2062": "cdot"},
+    **{"θ": "theta", "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "φ": "phi"},
 }
+_SYMBOLS = {
+    **{symbol: rf"\{word} " for symbol, word in _WORDS.items()},
+    **dict.fromkeys("−–—‐‑﹣", "-"),
+    **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("’‘", "'"),
+    **dict.fromkeys("“”«»", '"'),
+    **dict.fromkeys("✓✔✅☑\ufe0e\ufe0f", " "),
+    **{"º": "°", "。": ".", "、": ",", "\u2063": ",", "\u2064": "+", "∛": r"\sqrt[3]"},
+}
+# A unit above or below a fraction's bar: in `\text`, or letters that are no product of variables.
+_UNIT = r"((?:\\text\s*\{[^{}]*\}|[a-z]{4,}|[kcm]?m|mi|ft|in|k?g|mL|lb|oz|h|hr|min|s|sec)\s*(?:\^\s*(?:\d|\{\d\}))?)"
+_ABOVE_UNIT = rf"\\frac\s*\{{\s*{_UNIT}\s*\}}\s*\{{\s*{_UNIT}\s*\}}"
 # In order. Separators that can be nothing else vanish between digits; what only spaces or sizes becomes a space.
 _TYPOGRAPHY = [
     (re.compile(pattern), replacement)
@@ -42,7 +41,19 @@ _TYPOGRAPHY = [
             r"\\text",
         ),
         (r"\{\s*\\(?:rm|bf|it)\s", r"\\text{"),
-        (r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", " "),
+        (r"\\(?:rm|bf|it|mathbf|mathrm|boldsymbol|large|Large|LARGE|huge)(?![A-Za-z])(?!\s*\{)", " "),
+        (r"\\boxed\s*([^\s{\\$]+)", r"\\boxed{\1}"),
+        (r"\\text\s*\{[\s.,]*\}", " "),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"(\.\d*)\\(?:bar|dot|overline)\s*(?:\{(\d+)\}|(\d))", r"\1\\overline{\2\3}"),
+        (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "),
+        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\bUSD ?(?=\d)", "¤"),
+        (r"\bRs\. ?(?=\d)", "₹"),
+        (rf"(?<=[\d}}])\s*{_ABOVE_UNIT}", r" \1/\2"),
+        (r"(?<=\d)( (?:k?[gNW]|[km]?m)|k[gm]|ft) ?\\cdot ?(?=[mhs](?![A-Za-z]))", r"\1 "),
         (r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
         (r"\\(?:dots|cdots|dotsc)(?![A-Za-z])", r"\\ldots "),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le "),
@@ -50,16 +61,21 @@ _TYPOGRAPHY = [
         (r"\\(?:neq|not\s*=)", r"\\ne "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\l(?:brace|vert)(?![A-Za-z])", r"\\{"),
-        (r"\\r(?:brace|vert)(?![A-Za-z])", r"\\}"),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degrees?(?![A-Za-z])", "°"),
         (r"\\%", "%"),
     )
 ]
-_WRAPPER = re.compile(r"\\(?:boxed|fbox|underline|bm)\s*\{")
+_WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|underline|bm|boldsymbol)\s*\{")
 
+# What an answer may open with and end in that adds nothing: arrows, bullets, an equals sign; `is the answer`.
+_OPENING = re.compile(r"^(\$? ?)(?:\\(?:to|implies|[rR]ightarrow|therefore)(?![A-Za-z])|[•:]|\*(?= )|=(?![=>])) ?")
+_VERDICT = re.compile(
+    r"(?<=[\w)}$]) is (?:the )?(?:(?:final|correct|right) )?(?:answer|choice|option|correct|right)$", re.IGNORECASE
+)
 # A minus sign, or the word for it; money before the digits, or after.
-_MONEY = "¤€£¥₹₩¢"
+_MONEY = "¤€£¥₹₩¢₱₪฿₫₽₺₴₦"
 _GROUPED = (
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:[.,]\d+)?"
     r"|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:\.\d{3})+,\d+"
@@ -73,26 +89,40 @@ _LITERAL = re.compile(
 _PLAIN = re.compile(rf"(?P<sign>[-+]? ?)(?P<number>{NUMBER})")
 _LEAD = re.compile(r"#*\s*(?:[^\W\d_][\w\s,.:'()*+-]*)?")
 _EQUATED = re.compile(r"[^\W\d_(][\w\s,'()*+-]*(?:=|:=)\s*")
+_TERM = r"\d* ?[A-Za-z](?:_\w+)?(?:\^\d)?"
+_QUANTITY = re.compile(rf"\s*(?:{_TERM}(?: ?[+-] ?{_TERM})+|[A-Za-z](?:_\w+|\(-?\d+\)|\([a-z]\(-?\d+\)\)))\s*")
+_CALLED = re.compile(r"[^+-]*|[A-Za-z]\(.*")
 # What may follow a number: a percent or degree sign, money, and words or units, `cm^2` and `km/h` among them.
 _TAIL = re.compile(
-    rf"\s*(?:US|CA|AU)?[%°{_MONEY}]?(?:[\s,;()'\"/-]*+[^\W\d_]++(?:\^-?[1-3])?+(?:[.](?=\s|$))?+)*+[\s)]*"
+    rf"\s*(?:US|CA|AU)?[%°{_MONEY}]?(?:[.](?=\s))?(?:[\s,;()'\"/-]*+[^\W\d_]++(?:\^-?[1-3])?+(?:[.](?=\s|$))?+)*+[\s)]*"
 )
 _EXPONENT = re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*(-?[1-3])\s*\}?")
 _LETTER_UNITS = frozenset("mgshlLCFVNJW")
-# Words beside a number that make it another number, or none.
-_TWISTS = (
-    r"no|not|never|nor|neither|cannot|wrong|incorrect|false|except|or|maybe|perhaps|unless|half|halves|twice|thrice|double"
-    r"|unlike(?:ly)?|but|triple|plus|minus|negative|times|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp|choose"
+# Words beside a number that leave in doubt whether it is the answer, and words that make it another number.
+_DOUBTS = (
+    r"no|not|never|nor|neither|cannot|none|nan|null|wrong|incorrect|false|invalid|impossible|mistaken?|except|or|but|vs"
+    r"|versus|unknown|undefined|maybe|perhaps|probably|possibly|guess\w*|un(?:sure|certain|like|likely|less)"
 )
+_OPERATORS = (
+    r"half|halves|twice|thrice|double|triple|plus|minus|negative|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp"
+    r"|choose"
+)
+# Before a number an operator stands at its side: `the area under the curve is 5`, but not `under 5`.
 _BEFORE = re.compile(
-    rf"\b(?:{_TWISTS}|than|least|most|about|approx\w*|around|roughly|nearly|almost|over|under|above|below|beyond|between"
-    r"|exceeds?|up to|thirds?|quarters?)\b|n't\b|[不非约負负半~]|大于|小于|至少|至多|超过",
+    rf"\b(?:{_DOUBTS})\b|n't\b|[不非约負负半~]|大于|小于|至少|至多|超过"
+    rf"|\b(?:{_OPERATORS}|times|than|least|most|about|approx\w*|around|roughly|nearly|almost|hardly|barely|over|under"
+    r"|above|below|beyond|between|exceed(?:s|ing)?|up to|close to|near|circa|ca|without|(?:might|could|may) be"
+    r"|(?:opposite|inverse|reciprocal|square|cube|complement|multiple|factor|divisor|power|sum|product|thirds?|quarters?)"
+    r" of)\b(?: (?:of|to|by|equal|the|an?))*\W*$",
     re.IGNORECASE,
 )
 _AFTER = re.compile(
-    rf"\b(?:{_TWISTS}|at least|at most|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
-    r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille"
-    r"|(?:ten|hundred|thousand|third|quarter|fif|six|seven|eigh|nin)(?:th)?s?)\b"
+    rf"\b(?:{_DOUBTS}|{_OPERATORS}|times (?:an?|the|that|itself|one|two|three|four|five|six|ten)|at least|at most"
+    r"|and (?:above|over|up|below|under|beyond)|too (?:high|low|big|small|large|many|much|few)"
+    r"|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
+    r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille|mill?|thou|grand|below zero|under par"
+    r"|(?:ten|hundred|thousand|[mbtr]+illion|third|quarter|fif|six|seven|eigh|nin|eleven|twelf|\w+teen|\w+tie)(?:th)?s?)\b"
+    r"|^-?ish\b|^ scores?\b"
     r"|(?<![A-Za-z])(?:bn|mn|mln)\b|n't\b|[不非万萬亿億千百半]",
     re.IGNORECASE,
 )
@@ -101,22 +131,27 @@ _AFTER = re.compile(
 def tidy(text: str) -> str:
     r"""The same text in one spelling: plain digits and signs, no spacing commands, no boxes, `$` around mathematics and
     `¤` for dollars."""
+    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀-₉]+)", _fraction, text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: "^{" + found[0].translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub("[₀-₉]+", lambda found: "_{" + found[0].translate(_SUBSCRIPTS) + "}", text)
     text = "".join(_SYMBOLS.get(character, character) for character in map(_spell, text))
-    text = unicodedata.normalize("NFKC", text)
+    text = "".join(_SYMBOLS.get(character, character) for character in unicodedata.normalize("NFKC", text))
+    # Without characters of no width, such as joiners and marks of direction.
+    text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     for pattern, replacement in _TYPOGRAPHY:
         text = pattern.sub(replacement, text)
     # A display of one line is no more than its contents; one with `&` or a line break is several things.
     text = re.sub(r"\\begin\{(align|equation|gather)(\*?)\}([^&\\]*(?:\\[A-Za-z][^&\\]*)*)\\end\{\1\2\}", r"$\3$", text)
     text = re.sub(r"(?<=\d)( ?)([ap])\.m\.", r"\1\2m", text, flags=re.IGNORECASE)
-    text = re.sub(r"\\[()\[\]]|\$\$", "$", text.replace(r"\$", "¤"))
+    text = re.sub(r"(?<!\\)\\[()\[\]]|\$\$", "$", text.replace(r"\$", "¤"))
     text = _unwrap(text)
     if text.count("$") % 2:
         text = text.replace("$", "¤")
     text = re.sub(r"(?<![\w)}])\*\*(.+?)\*\*(?!\w)", r"\1", " ".join(text.split()))
-    text = text.strip('*`" ').removeprefix("= ")
-    return re.sub(r"(?<![.\s]) ?\.( ?\$)?$", r"\1", text).strip('*`" ')
+    text = _OPENING.sub(r"\1", _undress(text))
+    text = _VERDICT.sub("", re.sub(r"(?<![.,;\s]) ?[.,;]( ?\$)?$", r"\1", text))
+    text = re.sub(r"^([A-Z])\)$", r"(\1)", text)
+    return _undress(text)
 
 
 def read_number(text: str) -> Fraction | None:
@@ -133,11 +168,11 @@ def read_literal(text: str) -> Fraction | None:
     """
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text.replace("$", " "))
     text = _EXPONENT.sub(r"^\1", text).replace("{", "").replace("}", "")
-    text = " ".join(text.split()).strip("*`\"' ")
+    text = _valued(_undress(" ".join(text.split())))
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
     found = _LITERAL.fullmatch(text)
-    if not found:
+    if not found or text.count("(") != text.count(")"):
         return None
     lead, tail = found["lead"], found["tail"] or ""
     if found["sign"] and found["gap"] and lead.rstrip()[-1:].isalnum() and len(found["sign"]) == 1:
@@ -152,6 +187,20 @@ def read_literal(text: str) -> Fraction | None:
     return _value(found["number"], negative=(found["sign"] or found["inner"] or "+")[0] in "-mn")
 
 
+def _valued(text: str) -> str:
+    """What `f(2)`, `a_7`, `100m + n` or `x^2 + y^2` is said to equal; any other text as it is.
+
+    What is said of one name alone, `2x = 36`, is an equation to solve.
+    """
+    if reversed_ := re.fullmatch(r"([^=]*\d) ?= ?[A-Za-z]", text):
+        return reversed_[1]
+    quantity, equals, value = text.partition("=")
+    if not equals or "=" in value or not _QUANTITY.fullmatch(quantity):
+        return text
+    several = len(set(re.findall(r"[A-Za-z]+", quantity))) > 1
+    return value.strip() if several or _CALLED.fullmatch(quantity) else text
+
+
 def is_harmless(prose: str) -> bool:
     """Whether words beside a mathematical answer leave it what it is: no negation, comparison or multiplier."""
     return not (_BEFORE.search(prose) or _AFTER.search(prose)) and not re.search(r"[\\\d=<>|+*/^_-]", prose)
@@ -159,10 +208,14 @@ def is_harmless(prose: str) -> bool:
 
 def _is_unit(tail: str) -> bool:
     """Whether the first word after a number is a word or a unit, not a variable: `18 m` but not `18x`."""
-    first = re.match(r"\s*([A-Za-z]+)", tail)
-    if not first or len(first[1]) > 1:
+    first = re.match(r"\s*([A-Za-z])(?![^\W\d_])", tail)
+    if not first:
         return True
-    return first[1] in _LETTER_UNITS or (first[1] == "a" and tail.startswith(" "))
+    return first[1] in _LETTER_UNITS or tail.startswith((" a", " o'clock"))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    return rf"\frac{{{found[1].translate(_SUPERSCRIPTS)}}}{{{found[2].translate(_SUBSCRIPTS)}}}"
 
 
 def _spell(character: str) -> str:
@@ -172,6 +225,14 @@ def _spell(character: str) -> str:
         return character
     above, _, below = name.partition("\u2044")
     return rf"\frac{{{above}}}{{{below}}}"
+
+
+def _undress(text: str) -> str:
+    """A text without quotes and marks of emphasis around it; a mark at one end alone stays."""
+    text = text.strip()
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"'":
+        text = text[1:-1].strip()
+    return text
 
 
 def _unwrap(text: str) -> str:

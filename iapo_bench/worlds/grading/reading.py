@@ -26,7 +26,8 @@ class Answer:
 
     Kinds: `scalar` (its LaTeX; label: its unit), `words`, `based` (digits; label: the base), `dots`, `tuple` (label:
     both brackets), `set` and `union` (in any order), `matrix` (label: its number of columns), `named` (a value; label:
-    its name), `equation` (two sides), `chain` (sides that should all be equal).
+    its name), `equation` (two sides), `chain` (sides that should all be equal), `rounded` (an answer; label: a decimal
+    that is said to be near it).
     """
 
     kind: str
@@ -47,18 +48,25 @@ _COMMANDS = frozenset(
 )
 _SCALAR = re.compile(r"(?:[0-9A-Za-z+*/^_(){}!. \[\]-]|\\[A-Za-z]+)+")
 _NAME = re.compile(
-    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?: ?\([A-Za-z](?:,[A-Za-z])*\))?|\\(?:angle|overline|triangle) ?\{?[A-Z]+\}?"
+    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?: ?\([A-Za-z](?:,[A-Za-z])*\))?"
+    r"|\\text ?\{[A-Za-z ]+\}|\\(?:angle|overline|triangle|vec|overrightarrow) ?\{?[A-Za-z]+\}?"
 )
 _TERM = r"(?:(?:\\(?!frac|sqrt))?[A-Za-z]++ ?)+(?:_\{?\w+\}?)?(?:\([^()]*\))? ?"
 # What an answer may give the value of, besides a name: `f(2)`, `\sin \theta`, `a + b`, `(x, y)`.
 _QUANTITY = re.compile(rf"{_TERM}(?:[+-] ?{_TERM})*|\((?: ?\\?[A-Za-z]+ ?,?)+\)")
 _LEAD = re.compile(
-    r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice)\b:?|[A-Za-z ]+:"
+    r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice|answer)\b:?|[A-Za-z ]+:"
+    r"|(?:the )?(?:point|interval|set|pair|line|vector|matrix)(?= )"
     r"|(?:so|thus|hence|therefore),?(?= )) ?(?=\S)(?!$)",
     re.IGNORECASE,
 )
 _OPEN, _CLOSE = "([{", ")]}"
 _RELATION = re.compile(r"(\\(?:le|ge|ne|in)(?![a-z])|<=|>=|!=|[<>=]|\\(?:approx|equiv|sim)(?![a-z]))")
+# `\{x \mid x > 2\}` is `x > 2`.
+_DESCRIBED = re.compile(
+    r"\\\{ ?(?P<name>[a-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid(?![a-z])|[|:]) ?"
+    r"(?P<condition>(?=[^|:]*(?P=name))[^|:]+)\\\}"
+)
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _JOINTS = ("", ",", ";", "and", "or", ", and", ", or")
 _CUP = re.compile(r"\\cup(?![a-z])")
@@ -73,7 +81,7 @@ def read(text: str) -> Answer:
     if _depth(text) > MAX_DEPTH:
         raise Unreadable(text)
     core, unit = _separate(text)
-    answer = _read(core)
+    answer = _read_based(text) or _read(core)
     if unit and answer.kind == "words":
         raise Unreadable(text)
     if unit and answer.kind == "scalar" and not answer.label:
@@ -139,6 +147,8 @@ def _read(text: str) -> Answer:
         return Answer("words", words)
     if text in (r"\ldots", "..."):
         return Answer("dots", "")
+    if text == r"\emptyset":
+        return Answer("set", "")
     elements = _elements(text)
     relations = [part.strip() for part in _split(text, _RELATION)]
     if len(relations) > 1 and not (elements and all(len(_split(part, _RELATION)) > 1 for part in elements)):
@@ -146,7 +156,7 @@ def _read(text: str) -> Answer:
     if len(joined := _split(text, _CUP)[::2]) > 1:
         return Answer("union", "", tuple(_flatten(map(_read, joined), "union")))
     if elements:
-        return _read_list(elements)
+        return _read_list(elements, both=re.fullmatch(r".*[^,]\band\b.*", text) is not None)
     structured = _read_based(text) or _read_bracketed(text) or _read_matrix(text)
     return structured or (_read_plus_minus(text) if _PLUS_MINUS.search(text) else _read_scalar(text))
 
@@ -157,12 +167,25 @@ def _elements(text: str) -> list[str]:
     return parts if len(parts) > 1 else []
 
 
-def _read_list(elements: list[str]) -> Answer:
-    """A set; of named intervals (`x < 2 or x > 3`) their union, named."""
+def _read_list(elements: list[str], *, both: bool) -> Answer:
+    """A set; of named intervals (`x < 2 or x > 3`) their union, or the interval between two (`x > 2 and x < 3`)."""
     parts = list(map(_read, elements))
+    if both and all(part.kind == "named" and part.parts[0].kind == "tuple" for part in parts):
+        return _between(parts)
     if all(part.kind == "named" and part.parts[0].kind in ("tuple", "union") for part in parts):
         return Answer("named", parts[0].label, (Answer("union", "", tuple(part.parts[0] for part in parts)),))
-    return Answer("set", "", tuple(_flatten(parts, "set")))
+    held = (part.parts[0] if part.kind == "named" and part.parts[0].kind == "set" else part for part in parts)
+    return Answer("set", "", tuple(_flatten(held, "set")))
+
+
+def _between(bounds: list[Answer]) -> Answer:
+    """The interval of one name that a lower and an upper bound leave."""
+    lower = [bound.parts[0] for bound in bounds if bound.parts[0].parts[1].parts == (r"\infty",)]
+    upper = [bound.parts[0] for bound in bounds if bound.parts[0].parts[0].parts == (r"-\infty",)]
+    if len(bounds) != 2 or len(lower) != 1 or len(upper) != 1 or bounds[0].label != bounds[1].label:
+        raise Unreadable(str(bounds))
+    ends = (lower[0].parts[0], upper[0].parts[1])
+    return Answer("named", bounds[0].label, (Answer("tuple", lower[0].label[0] + upper[0].label[1], ends),))
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:
@@ -203,6 +226,10 @@ def _read_relations(parts: list[str]) -> Answer:
     named = _NAME.fullmatch(sides[0])
     if not all(sides):
         raise Unreadable(" ".join(parts))
+    if signs[-1] == r"\approx" and set(signs[:-1]) <= {"="} and read_number(sides[-1]) is not None:
+        return Answer("rounded", sides[-1], (_read(" = ".join(sides[:-1])),))
+    if len(sides) == 2 and not named and re.fullmatch("[A-Za-z]", sides[1]):
+        sides, signs, named = sides[::-1], [_FLIPPED.get(signs[0], signs[0])], True
     if set(signs) == {"="}:
         if len(sides) > 2:
             return Answer("chain", "", tuple(map(_read, sides[1:] if named else sides)))
@@ -244,15 +271,18 @@ def _read_plus_minus(text: str) -> Answer:
 
 def _read_based(text: str) -> Answer | None:
     r"""A number in a base: `204_5`, `204_{\text{five}}`."""
-    found = re.fullmatch(r"(\d\w*) ?_ ?\{?(?: ?\\text ?\{)?(\d+|[a-z]{3,5})\}{0,2}", text)
+    text = " ".join(re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text.strip("$")).split())
+    found = re.fullmatch(r"\(?([\dA-Fa-f ]+)\)?(?: ?_ ?[{(]{0,2}| \(?(?:in )?base )(\d+|[a-z]{3,5})[)}]{0,2}", text)
     if not found:
         return None
     base = str(_BASES.index(found[2]) + 2) if found[2] in _BASES else found[2]
-    return Answer("based", base, (found[1].lstrip("0").lower(),)) if base.isdigit() else None
+    return Answer("based", base, (found[1].replace(" ", "").lstrip("0").lower(),)) if base.isdigit() else None
 
 
 def _read_bracketed(text: str) -> Answer | None:
     r"""A tuple or an interval, or a set in `\{ \}`."""
+    if described := _DESCRIBED.fullmatch(text):
+        return _read(described["condition"])
     if text.startswith(r"\{") and text.endswith(r"\}"):
         return Answer("set", "", tuple(_flatten(map(_read, _split(text[2:-2], _COMMA)[::2]), "set")))
     if text[0] == "{" and text[-1] == "}" and _depth(text[1:-1]) <= MAX_DEPTH:
@@ -275,10 +305,12 @@ def _depth(text: str) -> int:
 
 
 def _read_matrix(text: str) -> Answer | None:
-    found = re.fullmatch(r"\[? ?\\begin\{([pb]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\} ?\]?", text, re.DOTALL)
+    found = re.fullmatch(
+        r"[\[(]? ?\\begin\{([pb]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\} ?[\])]?", text, re.DOTALL
+    )
     if not found:
         return None
-    rows = [row.split("&") for row in found[2].strip().removesuffix(r"\\").split(r"\\")]
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2].strip().removesuffix(r"\\"))]
     if len({len(row) for row in rows}) > 1:
         raise Unreadable(text)
     return Answer("matrix", str(len(rows[0])), tuple(_read(cell) for row in rows for cell in row))
@@ -318,7 +350,8 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     for pattern, replacement in (
         (rf"(?<![A-Za-z\\])({'|'.join(_PLAIN_COMMANDS)})(?![A-Za-z])", r"\\\1 "),
         (r"\\sqrt *\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\sqrt *(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\sqrt *(\[\d+\])? *(\d+|[A-Za-z])", r"\\sqrt\1{\2}"),
+        (r"\^ ?\(([^()]*)\)", r"^{\1}"),
         (r"\\frac ?([0-9A-Za-z])", r"\\frac{\1}"),
         (r"(\\frac ?\{(?:[^{}]|\{[^{}]*\})*+\}) ?([0-9A-Za-z])", r"\1{\2}"),
         (r"\*\*", "^"),

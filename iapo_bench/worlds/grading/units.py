@@ -19,6 +19,8 @@ _SPELLINGS = {
     "¤": "dollar usd",
     "cent": "¢",
     "mi": "mile",
+    "mi/h": "mph",
+    "km/h": "kph kmph",
     "yd": "yard",
     "kg": "kilogram",
     "g": "gram",
@@ -28,10 +30,12 @@ _NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling 
 _PLURAL = re.compile(r"(?<=[a-z]{3})s$")
 _LETTERS = "mgshlLNJW"
 _WORD = (
-    rf"(?:\\text ?\{{[^{{}}]*\}}|[¤¢°%]|[A-Za-z]{{2,}}+|(?<=[ /])[{_LETTERS}]|[mgsh](?=/))"
+    rf"(?:\\text ?\{{[^{{}}]*\}}|[¤¢°%]|[A-Za-z]{{2,}}+\.?|(?<=[ /])[{_LETTERS}]|[mgsh](?=/))"
     r"(?: ?\^ ?\{?-?\d\}?)?"
 )
-_BEHIND = re.compile(rf"(?P<core>.*[\d}})\]°]) ?(?P<unit>{_WORD}(?: ?/? ?{_WORD})*)", re.DOTALL)
+_BEHIND = re.compile(
+    rf"(?P<core>.*(?:[\d}})\]°]|\\pi(?= )|[^\s/](?= ?\\text))) ?(?P<unit>{_WORD}(?: ?/? ?{_WORD})*)", re.DOTALL
+)
 _MONEY = re.compile(r"(^|= ?)(-?) ?(?:US)?¤ ?(?=[\d.-])")
 
 
@@ -43,6 +47,8 @@ def split_unit(text: str, commands: frozenset[str]) -> tuple[str, str] | None:
     text, money = _MONEY.subn(r"\1\2", text)
     if money:
         return text, "¤"
+    text = re.sub(r"(?<=[\d/ ])sec$", "s", text)
+    text = re.sub(r"(\\text ?\{[^{}]*\}) ?\\cdot ?(?=\\text| ?[mhs](?![A-Za-z]))", r"\1 ", text)
     unit = ""
     # The core takes what it can, so the front of a unit may still stand at its end.
     while (found := _BEHIND.fullmatch(text)) and commands.isdisjoint(re.findall(r"(?<!\\)[A-Za-z]+", found["unit"])):
@@ -55,7 +61,7 @@ def unit_name(text: str) -> str:
     text = re.sub(r"\\text|[{} .,]", " ", text)
     text = re.sub(r"\b(?:sq|square|squared)\b(.*)", r"\1^2", text)
     text = re.sub(r"\b(?:cu|cubic|cubed)\b(.*)", r"\1^3", text)
-    text = re.sub(r"\bper\b", "/", text)
+    text = re.sub(r"\b([a-z]+) *\^ *-1", r"/\1", re.sub(r"\bper\b", "/", text))
     words = [_PLURAL.sub("", word.lower()) for word in re.findall(r"[^\W\d_]+|[°¤¢%/]|\^ *-?\d", text)]
     return "".join(_NAMES.get(word, word) for word in words).replace(" ", "")
 
