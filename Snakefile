@@ -7,6 +7,7 @@
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
 #   snakemake --cores all fidelity protocol claims                        the released code and protocol, the claims
+#   snakemake --cores all zoo                                             every method there is, equal budgets
 #   snakemake --cores all tune                                            search on validation, equal budgets
 #   snakemake --list                                                      every rule and what it does
 import os
@@ -33,7 +34,7 @@ if "tier" not in config and TIER.tier != "micro":
     workflow.config_settings.config_args = [
         *(workflow.config_settings.config_args or []),
         f"tier={TIER.tier}",
-        f"world={{name: {TIER.world.name}}}",
+        *([] if TIER.world.file else [f"world={{name: {TIER.world.name}}}"]),
     ]
 
 # Jobs of one machine share its memory and its GPUs: no more run at once than it holds of what they ask for. A profile
@@ -44,8 +45,9 @@ for resource, there_is in suite.machine().items():
 
 suite.prepare_environment()
 FLOW = suite.Workflow(TIER)
+TIER = FLOW.tier
 WORK = FLOW.work  # what jobs make
-OUT = "results" if TIER.tier == "micro" else WORK  # what people read
+OUT = FLOW.out  # what people read
 RUNS = FLOW.runs
 REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
 # The environment of jobs that generate, for --sdm conda.
@@ -85,7 +87,10 @@ report: "rules/captions/overview.rst"
 
 wildcard_constraints:
     run=r"base|tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
-    split="train|validation|test",
+    split="|".join(
+        ["train", "validation", "test", *(f"{name}/test" for name in TIER.also)]
+    ),
+    dataset="|".join(TIER.also) or "(?!)",
     row="[^/]+",
 
 
@@ -117,6 +122,7 @@ if ROLES:
 
 
 include: "rules/search.smk"
+include: "rules/zoo.smk"
 
 
 # Said once for all rules that run a command: where each logs, what is measured of it, and its environment.

@@ -64,7 +64,7 @@ def examine_model(tier: TierConfig, path: Path, dataset: str | None) -> tuple[st
     skeleton, tokenizer = load_skeleton(path), load_tokenizer(path)
     config = _world_config(tier, dataset)
     world = load_world(config, tier.seed)
-    local = config.name == "micro" or config.data_dir is not None
+    local = config.name == "micro" or bool(config.file or config.data_dir)
     problem = world.load("test")[0] if local else STAND_IN
     dialogue = world.dialogue(tokenizer, tier.prompt)
     stops = stop_ids(skeleton, dialogue)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import resource
 import signal
 import traceback
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     reason = first_line(error)
-    if _short_of_memory(error):
+    if short_of_memory(error):
         return f"out of memory ({reason}): give it more, or smaller batches; {_GOES_ON}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or reason}; when that is mended, {_GOES_ON}"
@@ -49,13 +50,19 @@ def explain(error: BaseException) -> str | None:
 
 def first_line(error: BaseException) -> str:
     """What an error says in its first line, or else its kind."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
-def _short_of_memory(error: BaseException) -> bool:
-    # Without memory CPython itself can fail to say so: that is a SystemError.
-    return isinstance(error, MemoryError | SystemError) or (
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, in the words of Python or of a library."""
+    if isinstance(error, SystemError):
+        # Where an allocation fails, an extension can lose the MemoryError. Allocations fail under a limit; without one
+        # the kernel ends processes instead, and a SystemError is a mistake of an extension.
+        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError | ImportError) and bool(_MEMORY.search(str(error)))
     )
 
@@ -68,7 +75,7 @@ def damaged(file: str | Path, hint: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if _short_of_memory(error):
+        if short_of_memory(error):
             raise
         raise UserError(f"{file} cannot be read ({first_line(error)}): {hint}") from None
 

@@ -42,11 +42,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill; it replaces `path` when the block ends without an error. Of two writers the later one
-    stays."""
+    stays. Raises UserError where `path` is a file, or a directory of things that are none of this writer's."""
     with _workplace(path) as folder:
         partial = folder / path.name
         partial.mkdir()
         yield partial
+        if (there := _names(path)) and there.isdisjoint(_names(partial)):
+            raise UserError(f"{path} holds other things ({min(there)}): they would be lost: choose another output")
+        if path.is_file():
+            raise UserError(f"{path} is a file, which would be lost: choose another output")
         for part in [*partial.rglob("*"), partial]:
             _flush(part)
         while True:
@@ -59,6 +63,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # those: another writer was faster
                     raise
         _flush(path.parent)
+
+
+def _names(folder: Path) -> set[str]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return {path.name for path in folder.iterdir()}
+    return set()
 
 
 @contextmanager
@@ -174,8 +184,8 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
 
 
 def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it again") -> "pd.DataFrame":
-    """The table of a parquet file that has at least `columns`. Raises UserError for a file that is missing, broken,
-    empty or without one of them.
+    """The table of a parquet file that has at least `columns`, and rows. Raises UserError for a file that is missing,
+    broken, empty or without one of them.
 
     Arrow opens the file itself. Given a file of Python's, as pandas would, its threads may still hold that when the
     interpreter ends, and a thread that then asks for the interpreter's lock takes the process down.
@@ -193,15 +203,19 @@ def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it a
     return frame
 
 
-def read_csv(path: Path, hint: str = "make it again") -> "pd.DataFrame":
-    """The table of a CSV file. Raises UserError for a file that is missing or broken."""
+def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "make it again", **options: Any) -> "pd.DataFrame":
+    """The table of a CSV file that has at least `columns`; `options` are those of pandas. Raises UserError for a file
+    that is missing, broken, or without one of them."""
     import io
 
     import pandas as pd
 
     text = read_text(path)
     with damaged(path, hint):
-        return pd.read_csv(io.StringIO(text))
+        frame = pd.read_csv(io.StringIO(text), **options)
+    if missing := [column for column in columns if column not in frame]:
+        raise UserError(f"{path} has no column '{missing[0]}': {hint}")
+    return frame
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

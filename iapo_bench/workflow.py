@@ -1,6 +1,5 @@
 """What the Snakefile asks of the package: the tier of a run, its jobs' settings, and what makes a job stale."""
 
-import csv
 import json
 import os
 import re
@@ -16,16 +15,19 @@ import yaml
 from pydantic import BaseModel
 
 from iapo_bench.config.job import Kind
+from iapo_bench.config.method import MethodConfig
 from iapo_bench.config.reading import merge, read_yaml, typed
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
+from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import whole_file, write_json
+from iapo_bench.files import read_csv, read_json, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.plugins import list_datasets, list_methods
+from iapo_bench.plugins import list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
+from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
 
 # Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
@@ -57,8 +59,9 @@ def read_workflow_tier(
     `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. Raises
     UserError for targets of several tiers, or of a tier that does not exist.
     """
-    config, given = typed(config), typed(given)
-    if {"model", "world", "train", "evaluate", "methods"} <= config.keys():
+    config, given = typed(config), typed(given or {})
+    whole = ("model", "world", "train", "evaluate", "methods")
+    if all(section in config for section in whole) and any(config[section] != given.get(section) for section in whole):
         return parse_tier(config, given, source="the --configfile")
     if "tier" not in config:
         config = merge(_tier_of(targets), config)
@@ -154,8 +157,10 @@ class Workflow:
     """
 
     def __init__(self, tier: TierConfig) -> None:
-        self.tier = tier
-        self.work = f"results/{tier.folder}"
+        evaluate = tier.evaluate.model_copy(update={"also": [stated(world) for world in tier.evaluate.also]})
+        self.tier = tier = tier.model_copy(update={"world": stated(tier.world), "evaluate": evaluate})
+        self.work = f"results/{tier.folder}"  # what jobs make
+        self.out = "results" if tier.tier == "micro" else f"results/{tier.shown}"  # what people read
         self.methods = list(tier.methods)
         self.seeds = tier.train.seeds
         self._told: set[str] = set()
@@ -179,8 +184,34 @@ class Workflow:
     @property
     def trials(self) -> list[str]:
         """Runs of the search."""
-        names = self.tier.trained if self.tier.tune else []
+        return self.trials_of(self.tier.trained if self.tier.tune else [])
+
+    def trials_of(self, names: Iterable[str]) -> list[str]:
+        """Runs of the search among the settings of some methods."""
         return [f"tune/{name}/trial{trial}" for name in names for trial in range(len(self.tier.trials(name)))]
+
+    @property
+    def zoo(self) -> list[str]:
+        """The table's methods, and every other one that there is."""
+        return list(dict.fromkeys([*self.tier.trained, *list_methods()]))
+
+    @property
+    def untuned(self) -> list[str]:
+        """Those of the zoo whose settings it has to choose itself: all beyond the table, where the tier can tune."""
+        known = {*self.tier.methods, *self.tier.ablations, *self.tier.tuned}
+        return [name for name in self.zoo if name not in known] if self.tier.tune else []
+
+    @property
+    def choices(self) -> str:
+        """The file of the zoo's own choices."""
+        return f"{self.work}/zoo/tuned.yaml"
+
+    def _tier_for(self, row: str) -> TierConfig:
+        """The tier as a row's job sees it: a method of the zoo goes by the zoo's choice, as soon as that is made."""
+        if row not in self.untuned or not Path(self.choices).is_file():
+            return self.tier
+        chosen = MethodConfig(**read_yaml(Path(self.choices))[0][row])
+        return self.tier.model_copy(update={"tuned": {**self.tier.tuned, row: chosen}})
 
     @property
     def points(self) -> list[str]:
@@ -196,9 +227,11 @@ class Workflow:
 
     # What each job reads.
 
-    def prepare(self) -> str:
-        """Settings file of `prepare`."""
-        return self._write("prepare", self._prepare_job, "iapo_bench.worlds.prepare", self._dataset_files)
+    def prepare(self, dataset: str = "") -> str:
+        """Settings file of `prepare`: for the tier's problems, or for another dataset's that is measured too."""
+        job = self._prepare_job(dataset)
+        name = f"prepare {dataset}" if dataset else "prepare"
+        return self._write(name, job, "iapo_bench.worlds.prepare", source_files(job.world))
 
     def base(self) -> str:
         """Settings file of `base`."""
@@ -206,7 +239,7 @@ class Workflow:
         if folder := self.tier.model.directory:
             job = job.model_copy(update={"files": _checksums(folder)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
-        return self._write("base", job, "iapo_bench.train.base", self._dataset_files, problems=problems)
+        return self._write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
 
     def checkpoint(self, row: str) -> str:
         """Settings file of the fetching of a row that is measured and not trained."""
@@ -214,7 +247,7 @@ class Workflow:
         folder = Path(job.source) / (job.subfolder or "")
         if folder.is_dir():
             job = job.model_copy(update={"files": _checksums(folder)})
-        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", [self._dataset])
+        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", self._dataset)
 
     def train(self, run: str) -> str:
         """Settings file of the training of a run."""
@@ -225,33 +258,34 @@ class Workflow:
             options = tier.sensitivity.points()[int(found["point"])]
             job = tier.train_job(tier.sensitivity.method, seed, options=options)
         elif found := TRAINED.fullmatch(run):
-            job = tier.train_job(found["method"], int(found["seed"]))
+            job = self._tier_for(found["method"]).train_job(found["method"], int(found["seed"]))
         else:
             raise UserError(f"'{run}' is not a run that is trained")
-        plugins = [*job.plugins, self._dataset]
+        plugins = [*job.plugins, *self._dataset]
         return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 
     def sample(self, run: str, split: str) -> str:
         """Settings file of the sampling of a run."""
         job, questions = self.tier.sample_job(split), self._problems(split)["questions"]
         name = f"sample {run} {split}"
-        return self._write(name, job, "iapo_bench.evaluate.sample", [self._dataset], problems=questions)
+        plugins = source_files(job.world)[:1]
+        return self._write(name, job, "iapo_bench.evaluate.sample", plugins, problems=questions)
 
     def grade(self, run: str, split: str) -> str:
         """Settings file of the grading of a run."""
         job, golds = self.tier.grade_job(split), self._problems(split)["golds"]
-        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", [self._dataset], problems=golds)
+        plugins = source_files(job.world)[:1]
+        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", plugins, problems=golds)
 
     def lm_eval(self, run: str) -> str:
         """Settings file of lm-eval on a run."""
         job, problems = self.tier.lm_eval_job(), self._problems("test")
-        return self._write(
-            f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", [self._dataset], problems=problems
-        )
+        return self._write(f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", self._dataset, problems=problems)
 
-    def metrics(self, row: str) -> str:
-        """Settings file of the summary of a row."""
-        return self._write(f"metrics {row}", self.tier.row_job(row), "iapo_bench.report.rows")
+    def metrics(self, row: str, dataset: str = "") -> str:
+        """Settings file of the summary of a row, on the tier's problems or on another dataset's."""
+        name = f"metrics {row} {dataset}" if dataset else f"metrics {row}"
+        return self._write(name, self._tier_for(row).row_job(row, dataset), "iapo_bench.report.rows")
 
     def controls(self) -> str:
         """Settings file of the controls, which are made of the base's samples."""
@@ -264,8 +298,9 @@ class Workflow:
 
     def timing(self) -> str:
         """Settings file of the timing of rows alone."""
-        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, self._dataset]
-        return self._write("time", self.tier.timing_job(), "iapo_bench.report.timing", plugins)
+        job = self.tier.timing_job()
+        plugins = dict.fromkeys(path for each in job.train.values() for path in each.plugins)
+        return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset])
 
     def costs(self) -> str:
         """Settings file of the costs."""
@@ -295,28 +330,32 @@ class Workflow:
         from iapo_bench.report.departures import fidelity_job
 
         job = fidelity_job(self.tier)
-        plugins = [self._dataset, *(list_methods()[name] for name in job.methods)]
+        plugins = [*self._dataset, *(list_methods()[name] for name in job.methods)]
         return self._write("fidelity", job, "iapo_bench.report.fidelity", plugins, problems=self._problems("train"))
 
     def protocol(self) -> str:
         """Settings file of the comparison of protocols."""
-        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", [self._dataset])
+        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", self._dataset)
 
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""
-        return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", [self._dataset])
+        return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", self._dataset)
 
     def calibration(self) -> str:
         """Settings file of the base's calibration."""
-        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", [self._dataset])
+        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", self._dataset)
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""
-        return self._write("role_tables", self.tier.roles_job(), "iapo_bench.tokens.roles", [self._dataset])
+        return self._write("role_tables", self.tier.roles_job(), "iapo_bench.tokens.roles", self._dataset)
 
     def tune(self) -> str:
         """Settings file of the choice on validation."""
         return self._write("tune", self.tier.tune_job(), "iapo_bench.report.tuning")
+
+    def tune_zoo(self) -> str:
+        """Settings file of the choice for the methods beyond the table."""
+        return self._write("tune zoo", self.tier.tune_job(self.untuned), "iapo_bench.report.tuning")
 
     def sensitivity(self) -> str:
         """Settings file of the sensitivity table."""
@@ -327,29 +366,34 @@ class Workflow:
         return self._write(name, None, ARTEFACTS[name])
 
     @property
-    def _dataset(self) -> Path:
-        return list_datasets()[self.tier.world.name]
+    def _dataset(self) -> list[Path]:
+        """The dataset's file."""
+        return self._dataset_code[:1]
 
     @property
-    def _dataset_files(self) -> list[Path]:
-        return [self._dataset, *(list_datasets()[name] for name in self.tier.world.held_out)]
+    def _dataset_code(self) -> list[Path]:
+        """The dataset's file, and those of the datasets that it holds out."""
+        return source_files(self.tier.world)
 
-    @cached_property
-    def _prepare_job(self) -> Any:
-        job = self.tier.prepare_job()
-        if job.world.data_dir:
+    def _prepare_job(self, dataset: str = "") -> PrepareJob:
+        job = self.tier.prepare_job(dataset)
+        if job.world.file:
+            job = job.model_copy(update={"files": {job.world.name: _checksum(Path(job.world.file))}})
+        elif job.world.data_dir:
             job = job.model_copy(update={"files": _checksums(Path(job.world.data_dir))})
         return job
 
     def _problems(self, split: str) -> dict[str, str]:
         """What identifies the questions and golds of a split: their content where it is local, otherwise its recipe."""
-        recipe = digest([identity(self._prepare_job), code_digest("iapo_bench.worlds.prepare", self._dataset_files)])
-        if not self._prepare_job.files:
+        dataset, _, split = split.rpartition("/")
+        job = self._prepare_job(dataset)
+        recipe = digest([identity(job), code_digest("iapo_bench.worlds.prepare", source_files(job.world))])
+        if not job.files:
             return {"questions": recipe, "golds": recipe}
         known = Path(self.work) / "settings" / f"problems-{recipe}.json"
         if not known.is_file():
-            write_json(known, split_digests(self._prepare_job))
-        return json.loads(known.read_text())[split]
+            write_json(known, split_digests(job))
+        return read_json(known)[split]
 
     def _write(
         self, name: str, job: BaseModel | None, module: str, plugins: Iterable[Path] = (), **contents: Any
@@ -363,7 +407,7 @@ class Workflow:
         if not path.is_file():
             with whole_file(path) as partial:
                 partial.write_text(text)
-        elif path.read_text() != text:
+        elif path.read_bytes() != text.encode():
             _rewrite(path, text)
         self._tell(name, told)
         return str(path)
@@ -406,7 +450,7 @@ def _checksum(path: Path) -> str:
 def report_texts(flow: Workflow, out: str) -> dict[str, str]:
     """What captions of the report say beside their own words: what was measured, and the verdict."""
     tier, problems = flow.tier, Path(flow.work) / "data" / "test.jsonl"
-    known = sum(1 for _ in problems.open()) if problems.is_file() else tier.evaluate.problems
+    known = problems.read_bytes().count(b"\n") if problems.is_file() else tier.evaluate.problems
     count = min(known, tier.evaluate.problems or known) if known else "all"
     behind = (
         f"{tier.model.name} on {tier.world.name}: {count} test problems, {tier.evaluate.n_samples} samples each for "
@@ -417,10 +461,12 @@ def report_texts(flow: Workflow, out: str) -> dict[str, str]:
 
 def _verdict(frontier: Path) -> str:
     """Whether any method beats early stopping of the base, as reStructuredText."""
-    if not frontier.is_file():
+    try:
+        rows = read_csv(frontier, ("row", "kind", "verdict"))
+    except UserError:
         return f"There is no verdict yet: ``snakemake --cores all {frontier}`` makes it."
-    with frontier.open() as file:
-        found = {row["row"]: row["verdict"] for row in csv.DictReader(file) if row["kind"] == "method"}
+    methods = rows[rows["kind"] == "method"]
+    found = dict(zip(methods["row"], methods["verdict"], strict=True))
     best = [name for name, verdict in found.items() if verdict == "beats early stopping"]
     headline = (
         f"{', '.join(best)} beat early stopping of the base" if best else "No method beats early stopping of the base"

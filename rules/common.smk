@@ -41,6 +41,36 @@ def summaries(rows):
     }
 
 
+def transferred():
+    """Summaries of the base and all methods on the other datasets that they are measured on."""
+    return [
+        f"also/{dataset}/{row}"
+        for dataset in TIER.also
+        for row in ["base", *FLOW.methods]
+    ]
+
+
+def problems_of(wildcards):
+    """The problems that a split is one of: `test`, or `math500/test` of another dataset."""
+    dataset = wildcards.split.rpartition("/")[0]
+    return f"{WORK}/also/{dataset}/data" if dataset else f"{WORK}/data"
+
+
+def measured_logs(wildcards):
+    """The training logs behind a row; none of a row that was not trained."""
+    trained = wildcards.row not in ["base", *TIER.measured]
+    return [
+        f"{folder}/train.jsonl" for folder in FLOW.folders(wildcards.row) if trained
+    ]
+
+
+def measured_seeds(wildcards):
+    """The training seeds behind a row, in the order of its grades."""
+    base = wildcards.row == "base"
+    seeds = [0] if base else TIER.train_seeds(wildcards.row)
+    return [f"--train-seed {seed}" for seed in seeds]
+
+
 def named(runs):
     """The options of a command that say which runs there are."""
     return [f"--run {name}={folder}" for name, folder in runs.items()]

@@ -5,7 +5,7 @@ rule sample:
     """Sample completions of a run's model for every problem of a split."""
     input:
         settings=lambda wildcards: FLOW.sample(wildcards.run, wildcards.split),
-        data=ancient(rules.prepare.output),
+        data=ancient(problems_of),
         model=f"{WORK}/{{run}}/model",
     output:
         samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
@@ -29,7 +29,7 @@ rule grade:
     """Judge every sample of a run."""
     input:
         settings=lambda wildcards: FLOW.grade(wildcards.run, wildcards.split),
-        data=ancient(rules.prepare.output),
+        data=ancient(problems_of),
         samples=rules.sample.output.samples,
     output:
         f"{WORK}/{{run}}/{{split}}/grades.parquet",

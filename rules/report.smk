@@ -14,30 +14,60 @@ rule metrics:
         grades=lambda wildcards: [
             f"{folder}/test/grades.parquet" for folder in FLOW.folders(wildcards.row)
         ],
-        logs=lambda wildcards: [
-            f"{folder}/train.jsonl"
-            for folder in FLOW.folders(wildcards.row)
-            if wildcards.row not in ["base", *TIER.measured]
-        ],
+        logs=measured_logs,
     output:
         summary=f"{WORK}/summaries/{{row}}.json",
         counts=f"{WORK}/summaries/{{row}}.parquet",
     wildcard_constraints:
-        row="(?!base_).+",  # the controls have a rule of their own
+        row="(?!base_)[^/]+",  # the controls have a rule of their own
     params:
         grades=each("grades", "grades"),
-        seeds=lambda wildcards: [
-            f"--train-seed {seed}"
-            for seed in (
-                [0] if wildcards.row == "base" else TIER.train_seeds(wildcards.row)
-            )
-        ],
+        seeds=measured_seeds,
         logs=each("log", "logs"),
     shell:
         run(
             "metrics --settings {input.settings} {params.grades} {params.seeds}"
             " {params.logs} --out {output.summary}",
         )
+
+
+if TIER.also:
+
+    rule prepare_also:
+        """Write the problems of another dataset that the models are measured on."""
+        input:
+            settings=lambda wildcards: FLOW.prepare(wildcards.dataset),
+        output:
+            directory(f"{WORK}/also/{{dataset}}/data"),
+        threads: REQUESTS["prepare"].cpus
+        resources:
+            **REQUESTS["prepare"].resources,
+        shell:
+            run(
+                "prepare --settings {input.settings} --out {output}",
+            )
+
+    rule metrics_also:
+        """Measure one row on another dataset."""
+        input:
+            settings=lambda wildcards: FLOW.metrics(wildcards.row, wildcards.dataset),
+            grades=lambda wildcards: [
+                f"{folder}/{wildcards.dataset}/test/grades.parquet"
+                for folder in FLOW.folders(wildcards.row)
+            ],
+            logs=measured_logs,
+        output:
+            summary=f"{WORK}/summaries/also/{{dataset}}/{{row}}.json",
+            counts=f"{WORK}/summaries/also/{{dataset}}/{{row}}.parquet",
+        params:
+            grades=each("grades", "grades"),
+            seeds=measured_seeds,
+            logs=each("log", "logs"),
+        shell:
+            run(
+                "metrics --settings {input.settings} {params.grades} {params.seeds}"
+                " {params.logs} --out {output.summary}",
+            )
 
 
 rule controls:
@@ -62,7 +92,7 @@ rule controls:
 rule table:
     """Put all rows into one table and one figure."""
     input:
-        **summaries(["base", *FLOW.methods, *FLOW.control_rows]),
+        **summaries(["base", *FLOW.methods, *FLOW.control_rows, *transferred()]),
         code=lambda wildcards: FLOW.artefact("table"),
         published="results/published/table1.csv",
     output:
@@ -104,7 +134,7 @@ rule ablations:
 rule comparisons:
     """Compare every pair of rows, paired by problem."""
     input:
-        **summaries(["base", *FLOW.methods]),
+        **summaries(["base", *FLOW.methods, *transferred()]),
         code=lambda wildcards: FLOW.artefact("comparisons"),
     output:
         **table_files("comparisons", "Comparisons"),

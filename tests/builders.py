@@ -1,11 +1,13 @@
 """Rollout batches and grades from a few numbers, for tests of anything that reads them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -20,6 +22,7 @@ from iapo_bench.rollout.collate import collate
 from iapo_bench.worlds import TAGS, World
 from iapo_bench.worlds.load import load_world
 from iapo_bench.worlds.prepare import prepare
+from iapo_bench.worlds.text import TextWorld
 
 Rows = Sequence[Sequence[float]]
 
@@ -111,6 +114,14 @@ def write_grades(path: Path, right: int, length: int) -> Path:
     return path
 
 
+@contextmanager
+def any_problems() -> Iterator[None]:
+    """Within it a test's own problems may stand under the name of a published dataset, whose format they have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextWorld, "recognise", lambda self: None)
+        yield
+
+
 PERFECT = "1 + 1 </think><answer>4</answer>"
 
 
@@ -137,7 +148,8 @@ def perfect_base(folder: Path) -> TierConfig:
     small = {"completions": 8, "prompts_per_step": 2, "group_size": 4, "max_tokens": 40, "problems": 8}
     changes = {"train": small, "evaluate": {"max_tokens": 40, "ks": [1], "n_samples": 1, "seeds": [0]}}
     tier = parse_tier(content, changes, source="test")
-    prepare(tier.prepare_job(), folder / "data")
+    with any_problems():
+        prepare(tier.prepare_job(), folder / "data")
     world = load_world(tier.world, tier.seed)
     said = tokenizer(PERFECT + "<turn>", add_special_tokens=False).input_ids
     (length,) = {len(world.encode_prompt(p, tokenizer)) for split in ("train", "test") for p in world.load(split)}

@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import pytest
 import torch
+from builders import any_problems
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from iapo_bench.cli import main
@@ -16,6 +18,9 @@ from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 
 torch.set_num_threads(1)
+# How long a case takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +63,13 @@ def any_model(request, tokenizer) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def world() -> MicroWorld:
     return MicroWorld(n_train=40, n_validation=12, n_test=12)
+
+
+@pytest.fixture
+def small_datasets() -> Iterator[None]:
+    """A few problems may stand under the name of a published dataset."""
+    with any_problems():
+        yield
 
 
 @pytest.fixture

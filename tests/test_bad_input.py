@@ -1,8 +1,10 @@
 """Files that are damaged in thousands of ways are read, or refused in one line that names the file."""
 
+import ast
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_verify import make_results
 
 import iapo_bench
 from iapo_bench.cli.options import read_job
@@ -22,6 +25,11 @@ from iapo_bench.evaluate.metrics import Tally, read_grades
 from iapo_bench.files import read_csv, read_json, read_jsonl, read_parquet, write_json
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model
+from iapo_bench.report.comparisons import make_comparisons
+from iapo_bench.report.explain import explain
+from iapo_bench.report.page import make_page
+from iapo_bench.report.side_by_side import compare
+from iapo_bench.report.verify import Margins, verify
 from iapo_bench.train.sft import SFT, TaughtSFT
 from iapo_bench.worlds import Problem, read_problems, write_problems
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
@@ -124,6 +132,74 @@ def test_a_damaged_file_is_read_or_refused_in_one_line_that_names_it(whole, tmp_
 
 
 @pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """A folder of results, and beside it the same once more."""
+    folder = make_results(tmp_path_factory.mktemp("results") / "made", 0.2, train_seeds=(0, 1))
+    summaries = [folder / "micro" / "summaries" / f"{name}.json" for name in ("base", "iapo")]
+    make_comparisons(summaries, out=folder / "comparisons.csv", figure=folder / "figures" / "comparisons")
+    shutil.copytree(folder, folder.with_name("reference"))
+    return folder
+
+
+def read_results(folder: Path) -> None:
+    """Everything that is told of a folder of results."""
+    runs = [folder / "micro" / "iapo" / f"seed{seed}" for seed in (0, 1)]
+    explain(folder / "table1.csv", row="iapo", column="pass@8", against=None, problems=1, samples=1)
+    verify(folder, folder.with_name("reference"), Margins(0, 0))
+    verify(folder.with_name("reference"), folder, Margins(0, 0))
+    compare(*runs, problem=None, samples=1, out=None)
+    make_page(folder / "table1.csv", folder / "page.html")
+
+
+RESULTS = (
+    *("table1.csv", "table1.provenance.json", "comparisons.csv", "figures/comparisons.svg"),
+    *("micro/summaries/iapo.json", "micro/summaries/iapo.parquet"),
+    *("micro/iapo/seed0/provenance.json", "micro/iapo/seed0/test/grades.parquet"),
+)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_damaged_results_are_told_of_or_refused_in_one_line_that_names_the_file(results, name):
+    path = results / name
+    content = path.read_bytes()
+    read_results(results)
+
+    @settings(max_examples=15, **SEEDED)
+    @given(damage(content))
+    def check(damaged: bytes) -> None:
+        path.write_bytes(damaged)
+        assert str(path) in complaint(lambda: read_results(results), otherwise=str(path))
+
+    try:
+        check()
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("table1.provenance.json", b'{"config": [1]}'),
+        ("table1.provenance.json", b"[]"),
+        ("micro/iapo/seed0/provenance.json", b'{"code": [1]}'),
+        ("micro/summaries/iapo.json", b"{}"),
+        ("table1.csv", b"model,dataset,method\nm,micro,iapo\n"),
+        ("comparisons.csv", b"model\nm\n"),
+    ],
+)
+def test_results_of_another_shape_are_refused(results, name, content):
+    path = results / name
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        with pytest.raises(UserError) as error:
+            read_results(results)
+        assert str(path) in str(error.value)
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer()
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
@@ -215,6 +291,81 @@ def test_sizes_below_one_and_rates_without_end_are_refused(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert message in str(error.value)
+
+
+# What reads a file, or makes sense of what was read.
+READS = re.compile(
+    r"(json|yaml|csv|tomllib|pickle|torch|np)\.(load|loads|safe_load|reader|DictReader)|(pd|pq)\.read_\w+|pq\.ParquetFile|"
+    r".*\.(open|read_text|read_bytes|from_pretrained)|open|safe_open|load_file|load_dataset"
+)
+# Outside of `with damaged(...)`, and why that is no way for a user's file to end in a traceback.
+ELSEWHERE = {
+    "files.py": (4, "the place itself"),
+    "config/reading.py": (1, "the same for YAML"),
+    "machine/resume.py": (6, "files that carry a checksum"),
+    "train/trainer.py": (4, "files that carry a checksum"),
+    "machine/provenance.py": (2, "the kernel's file; bytes for checksums"),
+    "machine/code.py": (4, "our own source"),
+    "cli/log.py": (2, "a log that was opened to write"),
+    "train/base.py": (1, "a file of this package"),
+    "models/sources.py": (2, "any error is one line there, with the remedy"),
+    "models/checkpoints.py": (1, "what was just written"),
+    "plan/show.py": (1, "any error is one line there, with the remedy"),
+    "worlds/text.py": (1, "any error is one line there, with the remedy"),
+    "worlds/load.py": (2, "a dataset is opened there, no file"),
+    "worlds/own.py": (1, "csv.Error is one line there, with the line of the file"),
+    "worlds/grading/processes.py": (1, "the kernel's file"),
+    "workflow.py": (3, "bytes that are compared, and a round trip through JSON"),
+    "report/results.py": (2, "bytes that are packed"),
+    "bench/core.py": (1, "what its own workers answer"),
+    "bench/core_worker.py": (2, "what the benchmark wrote"),
+    "bench/trl_worker.py": (2, "what the benchmark wrote"),
+    "bench/informativeness.py": (1, "the kernel's file"),
+    "bench/metrics.py": (1, "what its own process answers"),
+}
+
+
+# What writes a file.
+WRITES = re.compile(
+    r"shutil\.copy\w*|.*\.(write_text|write_bytes|to_csv|to_parquet|savefig|save_pretrained)|torch\.save"
+)
+# Outside of a file or directory that gets its name when it is whole, and why.
+APPENDED = {
+    "bench/core.py": (1, "the benchmark's own folder"),
+    "bench/informativeness.py": (1, "the kernel's file"),
+    "evaluate/lm_evaluation.py": (2, "a temporary folder"),
+    "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
+    "train/trainer.py": (1, "to a path that the caller makes whole"),
+}
+
+
+def calls(pattern: re.Pattern[str], guard: str) -> dict[str, list[str]]:
+    """By module, the calls whose function's name `pattern` matches, outside of `with` blocks that `guard` matches."""
+    package = Path(iapo_bench.__file__).parent
+    found: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        guarded = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With) and any(re.search(guard, ast.unparse(item)) for item in block.items)
+            for node in ast.walk(block)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and id(node) not in guarded and pattern.fullmatch(ast.unparse(node.func)):
+                found.setdefault(str(path.relative_to(package)), []).append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "guard", "elsewhere"),
+    [(READS, r"\bdamaged\(", ELSEWHERE), (WRITES, r"\bwhole_(file|directory)\(|ExitStack", APPENDED)],
+    ids=["read", "written"],
+)
+def test_files_are_read_and_written_in_one_place(pattern, guard, elsewhere):
+    """Other calls stand in `with damaged(...)` or `with whole_file(...)`, or are counted above with the reason."""
+    found, known = calls(pattern, guard), {module: number for module, (number, _) in elsewhere.items()}
+    assert {module: len(each) for module, each in found.items()} == known, found
 
 
 def test_arrow_opens_every_table_itself():

@@ -220,9 +220,14 @@ def test_choices_are_kept_by_tier_and_dataset():
     assert folders == {"qwen-7b/gsm8k", "qwen-7b/math500", "qwen-7b/dapo"}
 
 
-def test_methods_without_trials_cannot_be_tuned(monkeypatch, tmp_path):
+def test_a_method_without_a_file_of_trials_has_three_rates_and_one_with_an_empty_file_is_an_error(
+    monkeypatch, tmp_path
+):
     micro = read_tier("micro", {"methods": ["grpo"]})
     monkeypatch.setattr("iapo_bench.config.tier.CONFIG_DIR", tmp_path)
+    assert [trial.lr_times for trial in micro.trials("grpo")] == [0.5, 1.0, 1.5]
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "grpo.yaml").write_text("search: []\n")
     with pytest.raises(UserError, match="lists no trials"):
         micro.trials("grpo")
 

@@ -124,6 +124,7 @@ def test_a_repetition_penalty_of_the_checkpoint_is_not_applied(tier, made, tmp_p
     assert pd.read_parquet(tmp_path / "results.parquet")["response"].tolist() == before.tolist()[:8]
 
 
+@pytest.mark.usefixtures("small_datasets")
 def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %} next"
@@ -301,7 +302,7 @@ def test_the_table_has_a_row_for_each_run_task_and_metric(made, run, tmp_path):
     assert f"| iapo  | {scores:.3f} ±" in csv.with_suffix(".md").read_text()
     assert "\\toprule" in csv.with_suffix(".tex").read_text()
     csv.unlink()
-    for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json holds no scores"), ("iapo=x", "METHOD/SEED")):
+    for name, message in (("base=nowhere", "nowhere/lm_eval/scores.json does not exist"), ("iapo=x", "METHOD/SEED")):
         code, line = run("lm-eval-table", "--run", name, "--out", csv)
         assert (code, csv.exists()) == (2, False)
         assert message in line

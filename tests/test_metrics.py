@@ -96,7 +96,7 @@ def test_counts():
 def test_summary_survives_json():
     summary = summarise({3: grades(np.eye(4)[None], seeds=(7,))}, [1, 2])
     assert Summary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
-    with pytest.raises(UserError, match="'truncated'"):
+    with pytest.raises(KeyError, match="truncated"):
         Summary.from_dict({key: value for key, value in summary.to_dict().items() if key != "truncated"})
 
 
@@ -196,7 +196,7 @@ def test_read_grades(tmp_path):
     with pytest.raises(UserError, match="no column 'seed'"):
         read_grades(path)
     path.write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(UserError, match="cannot be read as grades"):
+    with pytest.raises(UserError, match=r"cannot be read \(.*grade again"):
         read_grades(path)
 
 

@@ -1,13 +1,18 @@
 """What is left after a kill, a damaged file, a full disk, and of two writers of one path."""
 
+import ctypes
 import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,14 +21,19 @@ from test_trainer import make_trainer, untimed  # noqa: F401
 
 from iapo_bench.config.tier import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.errors import explain as explain_error
 from iapo_bench.evaluate import grade as grading
+from iapo_bench.evaluate import lm_evaluation as measuring
 from iapo_bench.evaluate import sample as sampling
 from iapo_bench.files import claimed, whole_directory, whole_file
 from iapo_bench.machine.resume import is_sound, kept, resuming, seal
+from iapo_bench.report.rows import measure
 from iapo_bench.train.base import make_base
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds.prepare import prepare
 
 SMALL = {"model": {"source": "taught", "sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
+CapabilitySets = ctypes.c_uint32 * 6  # of capget(2): effective, permitted, inheritable, twice
 RUN = (sys.executable, "-m", "iapo_bench")
 DAMAGES = {
     "empty": lambda content: b"",
@@ -118,12 +128,13 @@ def test_the_log_can_be_read_while_training_runs(make_trainer, tmp_path):  # noq
     assert [row["step"] for row in rows] == [0, 1, 2]
 
 
-def test_sampling_and_grading_go_on_after_any_part(made, tmp_path, monkeypatch):
+def test_sampling_grading_and_lm_eval_go_on_after_any_part(made, tmp_path, monkeypatch):
     """What comes out is byte for byte what an uninterrupted job writes; no part is made twice."""
     tier, model = read_tier("smoke", SMALL), made / "base" / "model"
     job = tier.sample_job("test")
     monkeypatch.setattr(sampling, "PART", 3 * job.evaluate.n_samples)
     monkeypatch.setattr(grading, "PART", 10)
+    monkeypatch.setattr(measuring, "PART", 3)
 
     def sample(out):
         sampling.sample(job, model=model, data=made / "data", out=out)
@@ -133,7 +144,14 @@ def test_sampling_and_grading_go_on_after_any_part(made, tmp_path, monkeypatch):
             tier.grade_job("test"), samples=out / "samples.parquet", data=made / "data", out=out / "g.parquet"
         )
 
-    for module, run, result in ((sampling, sample, "samples.parquet"), (grading, grade, "g.parquet")):
+    def answer(out):
+        measuring.evaluate(tier.lm_eval_job(), model=model, data=made / "data", out=out)
+
+    for module, run, result in (
+        (sampling, sample, "samples.parquet"),
+        (grading, grade, "g.parquet"),
+        (measuring, answer, "results.parquet"),
+    ):
         run(tmp_path / "whole")
         parts = []
 
@@ -157,9 +175,13 @@ def test_sampling_and_grading_go_on_after_any_part(made, tmp_path, monkeypatch):
         assert (tmp_path / "stopped" / result).read_bytes() == (tmp_path / "whole" / result).read_bytes()
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [
         "g.parquet",
+        "results.parquet",
         "samples.parquet",
+        "scores.json",
         "timing.json",
     ]
+    scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("stopped", "whole")]
+    assert scores[0] == scores[1]
 
 
 def test_a_damaged_part_is_made_again(tmp_path, capsys):
@@ -184,6 +206,10 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert capsys.readouterr().err == f"goes on with what an earlier call finished, in {folder}\n"
     with resuming(folder, {"settings": {"lr": 2}}):
         assert [path.name for path in folder.iterdir()] == ["run.json"]
     assert "starts anew" in capsys.readouterr().err
@@ -217,9 +243,27 @@ def test_of_two_writers_both_are_whole(tmp_path):
     while any(writer.is_alive() for writer in writers):
         if (tmp_path / "file").exists():
             assert (tmp_path / "file").read_text() in ("x" * 10_000, "y" * 10_000)
+        time.sleep(0.001)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "file"]
     assert len({path.read_text() for path in (tmp_path / "directory").iterdir()}) == 1
+
+
+def test_a_directory_of_other_things_is_not_replaced(run, tmp_path):
+    """`--out ~/notes` must not cost the notes."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "diary.txt").write_text("dear diary")
+    code, err = run("prepare", "--config", "smoke", "--out", notes)
+    assert code == 2
+    assert err == f"iapo-bench: {notes} holds other things (diary.txt): they would be lost: choose another output\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["notes", "diary.txt"]
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "config.json").touch()
+        (partial / "old.json").touch()
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "config.json").touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
@@ -262,6 +306,233 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path):
     assert "File too large" in line
     assert list(tmp_path.iterdir()) == []
     assert _iapo_bench(*prepared).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def done(made) -> Path:
+    """What `made` holds, and a run of each stage behind it."""
+    tier, model = read_tier("smoke", SMALL), made / "base" / "model"
+    out = made / "done"
+    for name in ("base", "grpo"):
+        sampling.sample(tier.sample_job("test"), model=model, data=made / "data", out=out / name)
+        samples, grades = out / name / "samples.parquet", out / name / "grades.parquet"
+        grading.grade(tier.grade_job("test"), samples=samples, data=made / "data", out=grades)
+        measure(tier.row_job(name), {0: grades}, out / name / "summary.json")
+    return out
+
+
+def stages(made: Path, out: Path) -> dict[str, list[object]]:
+    """The command of each stage that writes to `out`."""
+    smoke = ("--config", "smoke")
+    model, data = ("--model", made / "base" / "model"), ("--data", made / "data")
+    samples = ("--samples", made / "done" / "base" / "samples.parquet")
+    grades = ("--grades", made / "done" / "base" / "grades.parquet")
+    summaries = [part for name in ("base", "grpo") for part in ("--summary", made / "done" / name / "summary.json")]
+    figure = ("--figure", out / "figure.png")
+    return {
+        "prepare": ["prepare", *smoke, "--out", out],
+        "train": ["train", *smoke, "--method", "grpo", "--base", made / "base" / "model", *data, "--out", out],
+        "sample": ["sample", *smoke, *model, *data, "--out", out],
+        "grade": ["grade", *smoke, *samples, *data, "--out", out / "grades.parquet"],
+        "metrics": ["metrics", *smoke, "--method", "base", *grades, "--out", out / "summary.json"],
+        "lm-eval": ["lm-eval", *smoke, *model, *data, "--out", out],
+        "table": ["table", *summaries, "--out", out / "table1.csv", *figure],
+        "comparisons": ["comparisons", *summaries, "--out", out / "comparisons.csv", *figure],
+    }
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder that cannot be written to, by root neither: in this thread it loses the right to pass over modes."""
+    libc, header, before = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0), CapabilitySets()
+    assert libc.capget(header, before) == 0
+    without = CapabilitySets(*before)
+    without[0] &= ~0b110  # effective: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    folder.mkdir()
+    folder.chmod(0o555)
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+        folder.chmod(0o755)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """No file may become larger than a few bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def a_file(folder: Path) -> Iterator[None]:
+    """A file where the folder should be."""
+    folder.touch()
+    yield
+    folder.unlink()
+
+
+@pytest.mark.parametrize("trouble", [read_only, full, a_file], ids=lambda trouble: trouble.__name__)
+@pytest.mark.parametrize("stage", list(stages(Path(), Path())))
+def test_where_nothing_can_be_written_a_stage_says_so_and_goes_on_later(run, done, tmp_path, stage, trouble):
+    out = tmp_path / "out"
+    command = stages(done.parent, out)[stage]
+    with trouble(out):
+        code, err = run(*command)
+    assert (code, "Traceback" in err) == (2, False), err
+    (line,) = [line for line in err.splitlines() if line.startswith("iapo-bench: ")]
+    assert re.search("Permission denied|File too large|Not a directory|File exists|is a file|whole", line), line
+    left = {path.name for path in out.rglob("*") if path.is_file()} if out.exists() else set()
+    assert left <= {"run.json"}, "nothing but what says whose unfinished work it is"
+    code, err = run(*command)
+    assert code == 0, err
+    assert list(out.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "grade"])
+def test_a_folder_that_vanishes_is_one_line_or_none_and_the_run_goes_on(run, done, tmp_path, monkeypatch, stage):
+    """Somebody removes the folder while the stage works: it ends with all of its files, or in one line."""
+    out, vanished = tmp_path / "out", []
+
+    def vanish(function):
+        def call(*arguments, **options):
+            if not vanished:
+                shutil.rmtree(out)
+                vanished.append(True)
+            return function(*arguments, **options)
+
+        return call
+
+    command = stages(done.parent, out)[stage]
+    assert run(*command)[0] == 0
+    whole = {path.name for path in out.iterdir()}
+    shutil.rmtree(out)
+    monkeypatch.setattr(Trainer, "step", vanish(Trainer.step))
+    monkeypatch.setattr(sampling, "_draw", vanish(sampling._draw))
+    monkeypatch.setattr(grading, "extract_answer", vanish(grading.extract_answer))
+    code, err = run(*command)
+    assert vanished
+    assert "Traceback" not in err
+    if code:
+        assert code == 2
+        (line,) = [line for line in err.splitlines() if line.startswith("iapo-bench: ")]
+        assert "No such file or directory" in line
+        assert run(*command)[0] == 0
+    assert {path.name for path in out.iterdir()} == whole
+
+
+def test_a_small_file_system_that_fills_is_one_line_and_holds_nothing_afterwards(tmp_path):
+    """A tmpfs of 128 KiB in a name space of its own, which needs no root where the kernel allows that."""
+    alone = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "mount", "-t", "tmpfs", "x", tmp_path]).returncode:
+        pytest.skip("this kernel lets nobody mount a tmpfs here")
+    prepare_many = [*RUN, "prepare", "--config", "smoke", "--set", "world.options.n_train=4000", "--out", "disk/data"]
+    script = 'mount -t tmpfs -o size=128k x disk && { "$@"; code=$?; ls -A disk; exit $code; }'
+    (tmp_path / "disk").mkdir()
+    filled = subprocess.run(
+        [*alone, "sh", "-c", script, "sh", *prepare_many], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert filled.returncode == 2, filled.stderr
+    (line,) = _lines(filled)
+    assert "No space left on device" in line
+    assert filled.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_that_comes_within_a_destructor_is_not_lost(name):
+    """Python swallows what is raised there."""
+    script = f"""
+import os, signal, sys, time
+from iapo_bench import cli
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(0.1)
+@cli.cli.command()
+def hold():
+    Held()
+    time.sleep(60)
+sys.argv = ["iapo-bench", "hold"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    said = f"iapo-bench: stopped by {name}; the same command goes on where it stopped\n"
+    assert done.stderr.removeprefix("\n") == said
+    assert done.returncode == 128 + signal.Signals[name]
+
+
+def test_a_system_error_is_a_lack_of_memory_only_under_a_limit():
+    error, before = SystemError("error return without exception set"), resource.getrlimit(resource.RLIMIT_AS)
+    assert (explain_error(error) is None) == (before[0] == resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (2**60, before[1]))
+    try:
+        assert str(explain_error(error)).startswith("out of memory (error return without exception set)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.slow
+def test_too_little_memory_to_import_is_one_line(made, tmp_path):
+    files = ("--base", made / "base" / "model", "--data", made / "data", "--out", tmp_path / "out")
+    for limit in (600_000_000, 800_000_000, 1_024_000_000):
+        done = _iapo_bench("train", "--config", "smoke", "--method", "grpo", *files, limit=(resource.RLIMIT_AS, limit))
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        (line,) = _lines(done)
+        assert line.startswith("iapo-bench: out of memory ("), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sample", "grade", "lm-eval"])
+def test_a_stage_keeps_its_finished_parts_through_every_signal(made, tmp_path, stage):
+    """KILL, TERM, INT and HUP, each in the middle of a process: no finished part is made again, and the result is that
+    of an uninterrupted one."""
+    many = ("--config", "smoke", "--set", "world.options.n_test=240", "--set", "evaluate.seeds=[42]")
+    data, model = tmp_path / "data", ("--model", made / "base" / "model")
+    assert _iapo_bench("prepare", *many, "--out", data).returncode == 0
+    samples = ("--samples", tmp_path / "made" / "samples.parquet")
+    if stage == "grade":
+        assert _iapo_bench("sample", *many, *model, "--data", data, "--out", tmp_path / "made").returncode == 0
+    module = {"sample": "sample", "grade": "grade", "lm-eval": "lm_evaluation"}[stage]
+    small = (
+        f"from iapo_bench.evaluate import {module} as stage; stage.PART = 8; from iapo_bench.cli import main; main()"
+    )
+    out = tmp_path / "stopped"
+
+    def command(out: Path) -> list[str]:
+        given = (*samples, "--out", out / "results.parquet") if stage == "grade" else (*model, "--out", out)
+        return [sys.executable, "-c", small, stage, *map(str, (*many, "--data", data, *given))]
+
+    def parts() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in out.glob("*.resume/*-*.json")}
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, timeout=400)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        before = parts()
+        process = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(parts()) < len(before) + 2:
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=100)
+        name = signal.Signals(number).name
+        said = [line for line in err.splitlines() if line.startswith(("iapo-bench:", "Traceback"))]
+        told = [] if number == signal.SIGKILL else [f"iapo-bench: stopped by {name}; the same command goes on where it"]
+        assert [line.removesuffix(" stopped") for line in said] == told, err
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        assert len(parts()) >= len(before) + 2
+        assert before.items() <= parts().items(), "a finished part was made again"
+        assert [path.name for path in out.iterdir()] == [path.name for path in out.glob("*.resume")]
+    subprocess.run(command(out), check=True, capture_output=True, timeout=400)
+    whole, made_on = ({path.name: path for path in folder.iterdir()} for folder in (tmp_path / "whole", out))
+    assert whole.keys() == made_on.keys()
+    for name in whole.keys() - {"timing.json"}:
+        assert whole[name].read_bytes() == made_on[name].read_bytes(), name
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from iapo_bench.worlds.overlap import find_overlap, normalise, separate
 
 LONG = "For how many real values of $x$ is $\\sqrt{120-\\sqrt{x}}$ an integer"
 
+pytestmark = pytest.mark.usefixtures("small_datasets")
+
 
 def problems(*questions: str) -> list[Problem]:
     return [Problem(f"p{i}", question, "1") for i, question in enumerate(questions)]

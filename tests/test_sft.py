@@ -23,6 +23,8 @@ from iapo_bench.worlds.grading import is_formatted
 from iapo_bench.worlds.load import load_world
 from iapo_bench.worlds.prepare import prepare
 
+pytestmark = pytest.mark.usefixtures("small_datasets")
+
 N_TRAIN = VALIDATION + 41
 EXAMPLES = [([5, 6, 7], [8, 9]), ([5], [10, 11, 12, 13, 14, 1]), ([9, 9, 9, 9], [3]), ([7, 8], [15, 16, 1])]
 
@@ -234,20 +236,28 @@ def test_null_drops_the_sft(tmp_path, source, data_dir):
 
 
 @pytest.mark.slow
-def test_the_base_is_made_again_when_its_sft_changes(tmp_path, source, data_dir):
+def test_the_base_is_made_again_when_its_sft_changes(tmp_path, source):
+    rows = [row(n) for n in range(30)]
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text(
+        "".join(
+            json.dumps({"question": r["question"], "answer": 9 + n, "solution": r["answer"]}) + "\n"
+            for n, r in enumerate(rows)
+        )
+    )
     (tmp_path / "copy").mkdir()
     folder = copy_project(tmp_path / "copy")
     model = f"source: {source}, sft: {{steps: %s, batch_size: 2}}"
-    common = ("results/smollm2/base/model", "--configfile", "configs/smollm2.yaml")
+    common = ("results/smollm2/sums/base/model", "--configfile", "configs/smollm2.yaml")
 
     def run(steps: str, *options: str) -> str:
-        world = f"world={{data_dir: {data_dir}}}"
+        world = f"world={{file: {problems}}}"
         done = snakemake(folder, *options, *common, "--config", f"model={{{model % steps}}}", world)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
     run("1")
-    taught = json.loads((folder / "results" / "smollm2" / "base" / "model" / "training.json").read_text())
+    taught = json.loads((folder / "results" / "smollm2" / "sums" / "base" / "model" / "training.json").read_text())
     assert taught["sft"]["steps"] == 1
     assert "Nothing to be done" in run("1", "-n")
     assert "\nbase " in run("2", "-n")

@@ -9,6 +9,8 @@ from iapo_bench.errors import UserError
 from iapo_bench.worlds import SPLITS, World
 from iapo_bench.worlds.load import load_world
 
+pytestmark = pytest.mark.usefixtures("small_datasets")
+
 FILES = {"math500": "math500.jsonl", "dapo": "dapo_math_17k.jsonl"}
 ROUNDED = ["105263157894736848", "20000000000000000000000", "22099999999999998951424"]
 EXACT = ["105263157894736842", "19999999999999999999999"]

@@ -121,7 +121,7 @@ def test_rows_survive_their_files(tmp_path):
         assert all((found.tally.counts[name] == count).all() for name, count in row.tally.counts.items())
     for content in ("{", "{}", json.dumps({**rows[0].to_dict(), "tier": 1})[:-30]):
         paths[1].write_text(content)
-        with pytest.raises(UserError, match=r"iapo\.json: "):
+        with pytest.raises(UserError, match=r"iapo\.json (is not JSON|cannot be read)"):
             read_rows(paths)
     rows[1].write(paths[1])
     paths[1].with_suffix(".parquet").unlink()
@@ -337,8 +337,8 @@ def test_what_is_no_run_is_refused(name):
     [
         ("", "is empty"),
         (json.dumps(STEP)[:-2], "is not JSON"),
-        (json.dumps(STEP).replace("seconds_update", "update"), "without 'seconds_update'"),
-        (json.dumps({"tokens": 1}), "without 'seconds_rollout'"),
+        (json.dumps(STEP).replace("seconds_update", "update"), "lacks the field 'seconds_update'"),
+        (json.dumps({"tokens": 1}), "lacks the field 'seconds_rollout'"),
     ],
 )
 def test_a_broken_training_log_is_refused(tmp_path, log, message):
@@ -350,7 +350,7 @@ def test_a_broken_training_log_is_refused(tmp_path, log, message):
 
 def test_a_timing_that_lacks_a_key_is_refused(tmp_path):
     (tmp_path / "timing.json").write_text(json.dumps({k: v for k, v in TIMING.items() if k != "threads"}))
-    with pytest.raises(UserError, match=r"timing\.json: a timing without 'threads'"):
+    with pytest.raises(UserError, match=r"timing\.json cannot be read \(it lacks 'threads'\)"):
         wallclock_row(None, tmp_path / "timing.json", run="base", dataset="d", model="m")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from iapo_bench.errors import UserError
+from iapo_bench.files import read_csv
 
 
 def bench_table(work: Path) -> list[dict[str, Any]]:
@@ -14,7 +15,8 @@ def bench_table(work: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(folder.rglob("*.tsv")):
         rule = path.relative_to(folder).parts[0].removesuffix(".tsv")
-        rows.append({"rule": rule, "seconds": pd.read_csv(path, sep="\t")["s"].sum()})
+        measured = read_csv(path, ["s"], "remove it", sep="\t", dtype={"s": float})
+        rows.append({"rule": rule, "seconds": measured["s"].sum()})
     if not rows:
         raise UserError(f"{folder} holds no measurements: run the workflow first")
     table = pd.DataFrame(rows).groupby("rule")["seconds"].agg(jobs="count", seconds="sum", longest="max").reset_index()

@@ -3,11 +3,15 @@
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import click
 
-from iapo_bench.errors import Stopped, explain
+from iapo_bench.errors import Stopped, explain, short_of_memory
 
 
 class _Grouped(click.Group):
@@ -92,9 +96,11 @@ _add_commands()
 
 def main() -> None:
     """Run the command line; what the user or the machine must mend, and a signal, is one line each."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so do we
-            signal.signal(number, _stop)
+    with _stopped_by_signals():
+        _main()
+
+
+def _main() -> None:
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -109,7 +115,40 @@ def main() -> None:
         if (line := explain(error)) is None:
             raise
         error.__traceback__ = None  # which keeps alive all that the memory went to
+        if short_of_memory(error):
+            sys.unraisablehook = lambda _: None  # exit handlers of libraries have no memory either
         fail(line)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let TERM and HUP raise Stopped, and deliver them, and INT, once more where a destructor swallows the error."""
+    hook, ours = sys.unraisablehook, partial(_once_more, sys.unraisablehook)
+    # nohup ignores SIGHUP, and so do we
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _stop)
+    sys.unraisablehook = ours
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        if sys.unraisablehook is ours:
+            sys.unraisablehook = hook
+
+
+def _once_more(otherwise: Callable[[Any], object], swallowed: Any) -> None:
+    error = swallowed.exc_value
+    if not isinstance(error, Stopped | KeyboardInterrupt):
+        otherwise(swallowed)
+        return
+    number = error.number if isinstance(error, Stopped) else signal.SIGINT
+    if isinstance(error, Stopped):
+        signal.signal(number, _stop)
+    again = threading.Timer(0.1, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _stop(number: int, _: object) -> None:

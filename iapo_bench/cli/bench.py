@@ -131,4 +131,7 @@ def _show(rows: list[dict[str, Any]], out: Path | None) -> None:
     if out is not None:
         import pandas as pd
 
-        pd.DataFrame(rows).to_csv(out, index=False)
+        from iapo_bench.files import whole_file
+
+        with whole_file(out) as partial:
+            pd.DataFrame(rows).to_csv(partial, index=False)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from iapo_bench.config.reading import merge, nest, parse_yaml, read_yaml
 from iapo_bench.config.tier import TierConfig, read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.files import whole_file
 
 FILE = click.Path(path_type=Path)
 
@@ -88,9 +89,8 @@ def read_job(path: Path, kind: type[BaseModel]) -> Any:
 def note_ran(settings: Path) -> None:
     """Keep the settings of a finished job, with which the workflow says why it runs again."""
     content, _ = read_yaml(settings)
-    ran = settings.parent / "ran" / f"{content['name']}.yaml"
-    ran.parent.mkdir(exist_ok=True)
-    shutil.copy(settings, ran)
+    with whole_file(settings.parent / "ran" / f"{content['name']}.yaml") as ran:
+        shutil.copy(settings, ran)
 
 
 def named(runs: tuple[str, ...]) -> dict[str, Path]:

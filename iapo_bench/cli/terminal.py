@@ -1,6 +1,5 @@
 """What a workflow run says: about how long it takes, a line for each job, and at the end the table and its files."""
 
-import csv
 import logging
 import time
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import click
 
+from iapo_bench.errors import UserError
+from iapo_bench.files import read_csv, read_text
 from iapo_bench.workflow import Workflow
 
 _QUIET = ("job_info", "job_started", "job_finished", "progress", "group_info", "resources_info")
@@ -63,7 +64,7 @@ def estimate(jobs: list[Any], work: str, cores: int) -> str:
     for job in (job for job in jobs if job.benchmark):
         past = [Path(job.benchmark)] if Path(job.benchmark).is_file() else []
         past = past or sorted((Path(work) / "benchmarks" / job.rule.name).rglob("*.tsv"))
-        took = [_benchmark(path) for path in past]
+        took = [once for path in past if (once := _benchmark(path)) is not None]
         if took:
             seconds.append((sum(took) / len(took), min(job.threads, cores)))
         else:
@@ -74,9 +75,12 @@ def estimate(jobs: list[Any], work: str, cores: int) -> str:
     return f"about {duration(total)}" + (f", and {unknown} jobs of kinds that never ran here" if unknown else "")
 
 
-def _benchmark(path: Path) -> float:
-    with path.open() as file:
-        return float(next(csv.DictReader(file, delimiter="\t"))["s"])
+def _benchmark(path: Path) -> float | None:
+    """The seconds in a file of Snakemake's, which a kill can leave unfinished."""
+    try:
+        return float(read_csv(path, ["s"], sep="\t", dtype={"s": float})["s"].iloc[0])
+    except (UserError, IndexError):
+        return None
 
 
 def end(workflow: Any, out: str) -> None:
@@ -85,7 +89,7 @@ def end(workflow: Any, out: str) -> None:
 
     made = [str(path) for job in workflow.dag.finished_jobs for path in job.output if is_flagged(path, "report")]
     for table in [path for path in made if path == f"{out}/table1.md"]:
-        click.echo(f"\n{Path(table).read_text()}", err=True)
+        click.echo(f"\n{read_text(Path(table))}", err=True)
     click.echo("\n".join(made), err=True)
 
 

@@ -1,13 +1,14 @@
 """How checkpoints are sampled and measured: the `evaluate` section."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from iapo_bench.config.model import Dtype, Engine
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
-from iapo_bench.config.world import WorldConfig
+from iapo_bench.config.world import OWN_FORMATS, WorldConfig
 
 
 class EvalConfig(Section):
@@ -33,7 +34,24 @@ class EvalConfig(Section):
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.9, description="share of the GPU's memory that the vllm engine may take", json_schema_extra=FREE
     )
+    also: list[WorldConfig] = Field(
+        default=[],
+        description="other datasets, by name, or files of problems, on whose test splits the same models are measured: "
+        "a part of the table each",
+        json_schema_extra=FREE,  # what else is measured
+    )
     problems: Positive | None = Field(default=None, description="use only the first so many problems of the split")
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _names_and_files(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list):
+            return value
+        return [
+            {"file" if Path(name).suffix in OWN_FORMATS else "name": name} if isinstance(name, str) else name
+            for name in names
+        ]
 
     @model_validator(mode="after")
     def _consistent(self) -> "EvalConfig":

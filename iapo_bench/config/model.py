@@ -1,18 +1,20 @@
 """Where the base model comes from: the `model` section."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import Section
+from iapo_bench.config.section import FREE, Section
 from iapo_bench.config.world import WorldConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Engine = Literal["transformers", "vllm"]
 
-# The micro world's base, made once: see docs/micro.md.
+# Models of the micro world: its base, made once (docs/micro.md), and another.
+MICRO_SOURCES = ("shipped", "taught")
 SHIPPED = Path(__file__).parent.parent / "models" / "micro"
 
 
@@ -29,12 +31,24 @@ class ModelConfig(Section):
         description="of weights and gradients when training and sampling; AdamW keeps its moments, and a copy of the "
         "weights, in float32",
     )
-    name: str = Field(description="what the table calls it")
+    name: str = Field(
+        default="",
+        description="what the table calls it; by default, the last part of the source",
+        json_schema_extra=FREE,  # tables have it among their labels; the model is the same
+    )
     sft: dict[str, float | int] = Field(
         default={},
         description="supervised fine-tuning before RL: fields of TaughtSFT in iapo_bench/train/sft.py for the source "
         "'taught', of SFT for any other, which is used as it comes without them (or with null)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_names_itself(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("source"), str) and not value.get("name"):
+            place = re.sub(r"^\w+:|@[\w./-]+$", "", value["source"])
+            return {**value, "name": Path(place).resolve().name}
+        return value
 
     @property
     def directory(self) -> Path | None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from iapo_bench.config.section import Section
+from iapo_bench.errors import UserError
+from iapo_bench.files import read_text
 
 
 class ExampleConfig(Section):
@@ -41,6 +43,6 @@ class PromptConfig(Section):
         if value is None or "\n" in value or not value.endswith(".jinja"):
             return value
         try:
-            return Path(value).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{value} cannot be read ({error}): name a file of a Jinja template") from None
+            return read_text(Path(value))
+        except UserError as error:  # pydantic adds where the file is named
+            raise ValueError(f"{error}: name a file of a Jinja template") from None

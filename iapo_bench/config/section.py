@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -52,3 +53,8 @@ def _plain(value: Any) -> Any:
 def digest(value: Any) -> str:
     """A short, stable hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def slug(name: str) -> str:
+    """A name as that of a folder: small letters, digits, `-` and `_`."""
+    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") or "mine"

@@ -15,12 +15,12 @@ from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
 from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig, Selection
-from iapo_bench.config.model import BaseJob, CheckpointJob, ModelConfig
+from iapo_bench.config.model import MICRO_SOURCES, BaseJob, CheckpointJob, ModelConfig
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, typed
 from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
-from iapo_bench.config.section import FREE, Options, Section, identity
+from iapo_bench.config.section import FREE, Options, Section, identity, slug
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -77,6 +77,14 @@ class TierConfig(Section):
                 raise ValueError(str(unknown("method", name, list_methods())))
         if twice := set(self.methods) & set(self.ablations):
             raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
+        if self.model.source in MICRO_SOURCES and self.world.name != "micro":
+            raise ValueError(
+                f"the model '{self.model.source}' answers the micro world alone, not {self.world.name}: name one, "
+                "model: {source: DIR}"
+            )
+        others = [self.world.name, *(world.name for world in self.evaluate.also)]
+        if twice := {name for name in others if others.count(name) > 1}:
+            raise ValueError(f"evaluate.also: '{min(twice)}' stands twice or is the dataset itself: leave it out")
         if BASE in self._entries():
             raise ValueError(f"'{BASE}' is the row of the untrained model: give the method another name")
         return self
@@ -96,9 +104,22 @@ class TierConfig(Section):
         return [0] if name in self.measured else self.train.seeds
 
     @property
+    def shown(self) -> str:
+        """Where tables and figures of this tier lie, below `results`: by dataset where it has several."""
+        return f"{self.tier}/{self.world.name}" if self.datasets else self.tier
+
+    @property
     def folder(self) -> str:
-        """Where results and tuned choices of this tier lie, below `results` and `configs/tuned`."""
-        return folder_of(self.tier, self.world.name, self.datasets)
+        """Where the jobs of this tier work, below `results`. Problems of one's own have a folder of their own there, so
+        that what was made of the tier's stays."""
+        own = bool((self.given.get("world") or {}).get("file")) and not self.datasets
+        return f"{self.shown}/{self.world.name}" if own else self.shown
+
+    @property
+    def choices(self) -> str:
+        """Where the choices of `tune` lie, below `configs/tuned`: those for the tier's model are no other model's."""
+        own = (self.given.get("model") or {}).get("source") not in (None, *MICRO_SOURCES)
+        return f"{self.folder}/{slug(self.model.name)}" if own else self.folder
 
     def request(self, kind: Kind) -> Request:
         """What a kind of job asks of a machine or a cluster: its own wish, or what jobs of its size get."""
@@ -118,6 +139,23 @@ class TierConfig(Section):
     def labels(self) -> Labels:
         """What tables call this tier's things."""
         return Labels(tier=self.tier, model=self.model.name, dataset=self.world.name)
+
+    @property
+    def also(self) -> dict[str, WorldConfig]:
+        """The other datasets that the models are measured on, by name; one of a name lies where the tier's own does."""
+        place = {"data_dir": self.world.data_dir}
+        return {
+            world.name: world if world.file or world.data_dir else world.model_copy(update=place)
+            for world in self.evaluate.also
+        }
+
+    def world_of(self, split: str) -> tuple[WorldConfig, str]:
+        """The world and the split that `test`, or `math500/test` of another dataset, mean. Raises UserError for a
+        dataset that is not measured."""
+        dataset, _, part = split.rpartition("/")
+        if dataset and dataset not in self.also:
+            raise unknown("dataset of evaluate.also", dataset, self.also)
+        return (self.also[dataset] if dataset else self.world), part
 
     def _entries(self) -> dict[str, MethodConfig]:
         return {name: entry or MethodConfig() for name, entry in {**self.methods, **self.ablations}.items()}
@@ -201,9 +239,9 @@ class TierConfig(Section):
             world_seed=self.seed,
         )
 
-    def prepare_job(self) -> PrepareJob:
-        """The settings of `prepare`."""
-        return PrepareJob(world=self.world, seed=self.seed)
+    def prepare_job(self, dataset: str = "") -> PrepareJob:
+        """The settings of `prepare`: of the tier's problems, or of another dataset's that is measured too."""
+        return PrepareJob(world=self.also[dataset] if dataset else self.world, seed=self.seed)
 
     def base_job(self) -> BaseJob:
         """The settings of `base`."""
@@ -229,14 +267,15 @@ class TierConfig(Section):
         )
 
     def sample_job(self, split: str) -> SampleJob:
-        """The settings of `sample`: the table's on the test split, the search's on another."""
+        """The settings of `sample`: the table's on a test split, the search's on another."""
         evaluate = self.evaluate
+        world, split = self.world_of(split)
         if split != "test" and self.tune:
             changes = {"n_samples": self.tune.n_samples, "seeds": [self.tune.seed], "ks": [self.tune.k]}
             evaluate = EvalConfig(**{**evaluate.model_dump(), **changes})
         return SampleJob(
             evaluate=evaluate,
-            world=self.world,
+            world=world,
             prompt=self.prompt,
             world_seed=self.seed,
             dtype=self.model.dtype,
@@ -245,28 +284,31 @@ class TierConfig(Section):
 
     def grade_job(self, split: str) -> GradeJob:
         """The settings of `grade`."""
-        return GradeJob(world=self.world, world_seed=self.seed, split=split)
+        world, split = self.world_of(split)
+        return GradeJob(world=world, world_seed=self.seed, split=split)
 
     def lm_eval_job(self) -> LmEvalJob:
         """The settings of `lm-eval`."""
+        own = ("max_tokens", "problems", "batch_size", "engine_memory", "engine_deterministic")
         return LmEvalJob(
             lm_eval=self.lm_eval,
-            evaluate=self.evaluate,
+            **{key: getattr(self.evaluate, key) for key in own},
             world=self.world,
             prompt=self.prompt,
             world_seed=self.seed,
             dtype=self.model.dtype,
         )
 
-    def row_job(self, name: str) -> RowJob:
-        """The settings of the summary of a row: an entry, or the base."""
+    def row_job(self, name: str, dataset: str = "") -> RowJob:
+        """The settings of the summary of a row, an entry or the base; `dataset`: another one that it is measured on."""
+        labels = self.labels.model_copy(update={"dataset": dataset}) if dataset else self.labels
         if name == BASE:
-            return RowJob(labels=self.labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
+            return RowJob(labels=labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
         if name in self.measured:
             checkpoint = identity(self.checkpoint_job(name))
             settings = {key: checkpoint[key] for key in ("source", "subfolder")}
             return RowJob(
-                labels=self.labels,
+                labels=labels,
                 method=name,
                 parent=name,
                 selection="measured only",
@@ -275,7 +317,7 @@ class TierConfig(Section):
             )
         settings = identity(self.train_job(name, self.train.seeds[0]))
         return RowJob(
-            labels=self.labels,
+            labels=labels,
             method=name,
             parent=self.parent(name),
             profile=self.method(name).profile,
@@ -321,7 +363,7 @@ class TierConfig(Section):
     def timing_job(self) -> TimingJob:
         """The settings of `time`: two samples of a problem, and five steps of training."""
         evaluate = self.evaluate.model_copy(update={"seeds": self.evaluate.seeds[:1], "n_samples": 2, "ks": [1]})
-        jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.methods}
+        jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.trained}
         steps = 5 * self.train.prompts_per_step * self.train.group_size
         short = {
             name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
@@ -344,26 +386,31 @@ class TierConfig(Section):
         """The settings of `role-tables`."""
         return RolesJob(labels=self.labels, world=self.world, world_seed=self.seed)
 
-    def tune_job(self) -> TuneJob:
-        """The settings of the choice on validation. Raises UserError when methods have unequal numbers of trials."""
+    def tune_job(self, names: list[str] | None = None) -> TuneJob:
+        """The settings of the choice on validation for the methods of the table, or for `names`. Raises UserError when
+        methods have unequal numbers of trials."""
         if self.tune is None:
             raise UserError(f"tier {self.tier} has no 'tune' section")
-        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in self.trained}
+        names = self.trained if names is None else names
+        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in names}
         if len({len(each) for each in trials.values()}) > 1:
             sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
             raise UserError(f"every method must have the same number of trials, not {sizes}")
-        return TuneJob(tune=self.tune, trials=trials, completions=self.train.completions)
+        return TuneJob(
+            k=self.tune.k,
+            tolerance=self.tune.tolerance,
+            seed=self.tune.seed,
+            trials=trials,
+            completions=self.train.completions,
+        )
 
     def sensitivity_job(self) -> SensitivityJob:
         """The settings of the sensitivity table."""
         if self.tune is None or self.sensitivity is None:
             raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
-        return SensitivityJob(tune=self.tune, sensitivity=self.sensitivity, labels=self.labels)
-
-
-def folder_of(tier: str, dataset: str, datasets: dict[str, Any]) -> str:
-    """Where results of a tier lie: by dataset where it has several."""
-    return f"{tier}/{dataset}" if datasets else tier
+        return SensitivityJob(
+            k=self.tune.k, tolerance=self.tune.tolerance, sensitivity=self.sensitivity, labels=self.labels
+        )
 
 
 def round_lr(lr: float) -> float:
@@ -372,9 +419,12 @@ def round_lr(lr: float) -> float:
 
 
 def read_candidates(method: str) -> list[Candidate]:
-    """The trials of a method, from `configs/methods/<method>.yaml`. Raises UserError when there are none."""
+    """The trials of a method, from `configs/methods/<method>.yaml`; without one, three learning rates. Raises UserError
+    for a file that lists none."""
     path = CONFIG_DIR / "methods" / f"{method}.yaml"
-    content, places = read_yaml(path) if path.is_file() else ({}, {})
+    if not path.is_file():
+        return [Candidate(lr_times=times) for times in (0.5, 1.0, 1.5)]
+    content, places = read_yaml(path)
     if not content.get("search"):
         raise UserError(f"{path} lists no trials under 'search': write some, or leave {method} out of the tuning")
     try:
@@ -428,10 +478,11 @@ def parse_tier(
     """
     places = dict(places or {})
     given = typed(given or {})
-    laid = _lay_dataset(content, given)
+    laid = _lay_dataset(_make_room(content, given), given)
     rows, given = _rows(given, laid)
     _note(given, (), where, places)
     merged = merge(laid, given) | ({"methods": rows} if rows is not None else {})
+    merged["given"] = merge(content.get("given") or {}, given)
     merged["tuned"], from_file = _tuned_choices(merged)
     places |= {("tuned", *path): place for path, place in from_file.items()}
     places |= {("methods", name): where for name in rows or {}}
@@ -444,7 +495,7 @@ def parse_tier(
                     f"{places.get((section, name), source)}: {unknown('method', str(parent), list_methods())}"
                 )
     try:
-        tier = TierConfig.model_validate({**merged, "given": merge(content.get("given") or {}, given)})
+        tier = TierConfig.model_validate(merged)
     except ValidationError as error:
         raise UserError(_first_problem(error, places, source)) from None
     tier._places.update(places)
@@ -473,17 +524,29 @@ def _note(value: Any, path: tuple[str, ...], where: str, places: Places) -> None
             _note(item, (*path, str(key)), where, places)
 
 
+def _make_room(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The content without what does not fit a model or problems of one's own on the command line: the name and the
+    fine-tuning of its model, all that it says of its dataset."""
+    world, model = (given.get(section) for section in ("world", "model"))
+    kept = dict(content)
+    if isinstance(world, dict) and world.get("file"):
+        kept["world"] = {}
+    own = content.get("model")
+    theirs = (None, *MICRO_SOURCES, own.get("source") if isinstance(own, dict) else None)
+    if isinstance(model, dict) and isinstance(own, dict) and model.get("source") not in theirs:
+        kept["model"] = {key: value for key, value in own.items() if key not in ("name", "sft")}
+    return kept
+
+
 def _tuned_choices(merged: dict[str, Any]) -> tuple[dict[str, Any], Places]:
     """The choices made on validation for this tier and dataset, if there are any; `tuned: null` leaves them out."""
     if "tuned" in merged:
         return merged["tuned"] or {}, {}
-    world, datasets = merged.get("world"), merged.get("datasets")
-    folder = folder_of(
-        str(merged.get("tier")),
-        str(world.get("name")) if isinstance(world, dict) else "",
-        datasets if isinstance(datasets, dict) else {},
-    )
-    path = CONFIG_DIR / "tuned" / f"{folder}.yaml"
+    try:
+        choices = TierConfig.model_validate(merged).choices
+    except ValidationError:  # of which the caller says where it is
+        return {}, {}
+    path = CONFIG_DIR / "tuned" / f"{choices}.yaml"
     return read_yaml(path) if path.is_file() else ({}, {})
 
 
@@ -492,9 +555,9 @@ def _lay_dataset(content: dict[str, Any], given: dict[str, Any]) -> dict[str, An
     datasets, world = content.get("datasets"), merge(content, given).get("world")
     if not isinstance(datasets, dict) or not datasets or not isinstance(world, dict):
         return dict(content)
-    if (name := world.get("name")) not in datasets:
+    if (name := world.get("name")) not in datasets and not world.get("file"):
         raise unknown("dataset of this tier", str(name), map(str, datasets))
-    laid = datasets[name] or {}
+    laid = datasets.get(name) or {}
     return {**(merge(content, laid) if isinstance(laid, dict) else content), "datasets": {n: {} for n in datasets}}
 
 

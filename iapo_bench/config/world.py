@@ -1,24 +1,43 @@
 """Where the problems come from: the `world` section."""
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from iapo_bench.config.section import FREE, Section
+from iapo_bench.config.section import FREE, Section, slug
 from iapo_bench.errors import unknown
 from iapo_bench.plugins import list_datasets
+
+OWN_FORMATS = (".jsonl", ".csv", ".parquet")
 
 
 class WorldConfig(Section):
     """Where the problems come from."""
 
-    name: str = Field(description="the dataset: a file of iapo_bench/worlds/datasets, without .py")
+    file: str | None = Field(
+        default=None,
+        description="problems of one's own in place of a dataset: JSONL, CSV or parquet with the columns question, "
+        "answer and, if any, solution and split",
+        json_schema_extra=FREE,  # what it holds counts (see `files` of the jobs), not where it lies
+    )
+    name: str = Field(
+        default="",
+        description="the dataset: a file of iapo_bench/worlds/datasets, without .py; or what tables call world.file",
+    )
+    golds: Literal["integer", "math"] | None = Field(
+        default=None, description="what the answers of world.file are; by default found out"
+    )
     data_dir: str | None = Field(
         default=None,
         description="directory of local JSONL files, read by content; without it, the hub",
         json_schema_extra=FREE,  # what lies in it counts (see `files` of the jobs), not where it lies
     )
-    options: dict[str, float | int] = Field(default={}, description="options of the dataset, such as sizes of micro's")
+    options: dict[str, float | int] = Field(
+        default={},
+        description="options of the dataset, such as sizes of micro's; of world.file, the shares `test` and "
+        "`validation` and the `seed` of splits that it does not say",
+    )
     splits: Literal["honest", "published"] = Field(
         default="honest",
         description="published: the splits of the paper's code, whose validation is the test split; to compare only",
@@ -27,13 +46,41 @@ class WorldConfig(Section):
         default=[], description="datasets whose test problems are kept out of the training problems too"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _file_names_itself(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("file"), str) and not value.get("name"):
+            return {**value, "name": slug(Path(value["file"]).stem)}
+        return value
+
     @field_validator("name", "held_out")
     @classmethod
-    def _exists(cls, value: Any) -> Any:
-        for name in [value] if isinstance(value, str) else value:
+    def _exists(cls, value: Any, info: ValidationInfo) -> Any:
+        own = info.field_name == "name" and info.data.get("file")
+        for name in [] if own else [value] if isinstance(value, str) else value:
             if name not in list_datasets():
                 raise ValueError(str(unknown("dataset", name, list_datasets())))
         return value
+
+    @model_validator(mode="after")
+    def _dataset_or_file(self) -> "WorldConfig":
+        if self.file is None:
+            if not self.name:
+                raise ValueError("world: name a dataset, or a file")
+            if self.golds:
+                raise ValueError(f"golds is of world.file: {self.name} knows its own")
+            return self
+        if self.name in list_datasets():
+            raise ValueError(
+                f"{self.file} is not the dataset '{self.name}': give it another name, world: {{file: ..., name: mine}}"
+            )
+        if self.name != slug(self.name):
+            raise ValueError(f"'{self.name}' is no name of a folder: write small letters, digits, '-' or '_'")
+        if self.data_dir or self.splits != "honest":
+            raise ValueError(
+                f"{'data_dir' if self.data_dir else 'splits'} is of a dataset, not of a file: leave it out"
+            )
+        return self
 
 
 class PrepareJob(Section):
@@ -41,4 +88,4 @@ class PrepareJob(Section):
 
     world: WorldConfig = Field(description="where the problems come from")
     seed: int = Field(description="seed of problems that are made here")
-    files: dict[str, str] = Field(default={}, description="SHA-256 of each file of world.data_dir")
+    files: dict[str, str] = Field(default={}, description="SHA-256 of each local file of problems")

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.evaluate.intervals import Estimate, estimate
 from iapo_bench.files import read_parquet
 from iapo_bench.worlds.grading import Outcome
@@ -68,15 +69,13 @@ class Summary:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; other keys are ignored. Raises UserError when one is missing."""
-        if missing := [field.name for field in fields(cls) if field.name not in content]:
-            raise UserError(f"a summary without '{missing[0]}': measure again")
+        """The inverse of `to_dict`; other keys are ignored. Raises KeyError or ValueError for anything else."""
         own = {field.name: content[field.name] for field in fields(cls)}
         cells = {
             key: Cell(**{part: float("nan") if value is None else value for part, value in cell.items()})
             for key, cell in content["cells"].items()
         }
-        return cls(**{**own, "cells": cells})
+        return TypeAdapter(cls).validate_python(own | {"cells": cells})
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,14 @@ class Tally:
     @classmethod
     def from_parquet(cls, path: Path) -> Self:
         """The inverse of `to_parquet`. Raises UserError for a file that is missing or is not one."""
-        try:
-            frame = read_parquet(path)
+        frame = read_parquet(path, ("train_seed", "seed", "problem_id", "n_samples"), "measure again")
+        with damaged(path, "measure again"):
             seeds, sampling, problems = (tuple(frame[key].unique()) for key in ("train_seed", "seed", "problem_id"))
             shape = (len(seeds), len(sampling), len(problems))
             counts = {name: frame[name].to_numpy().reshape(shape) for name in COUNTS if name in frame}
             return cls(
                 tuple(map(int, seeds)), tuple(map(int, sampling)), problems, int(frame["n_samples"].iloc[0]), counts
             )
-        except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
-            raise UserError(f"{path} cannot be read as counts by problem ({error}): measure again") from None
 
 
 def pass_at_k(n: int, c: np.ndarray, k: int) -> np.ndarray:
@@ -174,7 +171,7 @@ def read_grades(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: grade first")
-    try:
+    with damaged(path, "grade again"):
         present = pq.read_schema(path).names
         if missing := [column for column in COLUMNS if column not in present]:
             raise UserError(f"{path} has no column '{missing[0]}': grade again")
@@ -183,10 +180,6 @@ def read_grades(path: Path) -> pd.DataFrame:
         for column in ("sample", "n_tokens"):
             table = table.set_column(columns.index(column), column, table[column].cast(pa.int32()))
         return table.to_pandas(split_blocks=True, self_destruct=True)
-    except UserError:
-        raise
-    except Exception as error:  # Arrow's of a damaged file are of many kinds
-        raise UserError(f"{path} cannot be read as grades ({error}): grade again") from None
 
 
 def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Estimator = "unbiased") -> Summary:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from iapo_bench.errors import UserError
 from iapo_bench.machine.gpu_lease import STARTED
@@ -46,14 +47,22 @@ def processes() -> Iterator[None]:
     if cuda:
         torch.cuda.set_device(_local_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
     with in_touch():
+        store, own, count = next(rendezvous("env://", timeout=TIMEOUT))
+        store.set_timeout(TIMEOUT)
         # Objects travel by gloo even where tensors travel by nccl.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        ranks = dist.PrefixStore("ranks", store)
+        dist.init_process_group(backends, store=ranks, rank=own, world_size=count, timeout=TIMEOUT)
     if cuda:
         require_own_gpus(gather([str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)]))
     yield
     gather([])
     # Not after an error: the others still wait, and it is the end of this process that tells them.
     dist.destroy_process_group()
+    with in_touch():
+        store.set(f"parted-{own}", "")
+        if own == 0:  # it may serve the store, and so leaves last
+            store.wait([f"parted-{rank}" for rank in range(count)])
 
 
 def is_started() -> bool:

@@ -58,6 +58,8 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
                 folder.mkdir()
                 claims.enter_context(claimed(folder))
                 click.echo(f"starts anew, {why}; the old checkpoint is set aside in {aside}", err=True)
+            elif any(not path.name.startswith((".", "run.json")) for path in folder.iterdir()):
+                click.echo(f"goes on with what an earlier call finished, in {folder}", err=True)
             write_json(folder / "run.json", run)
         yield folder
         if main:

@@ -1,6 +1,5 @@
 """Building, loading and saving the models that are trained and sampled."""
 
-import json
 import math
 import re
 from collections import OrderedDict
@@ -162,15 +161,12 @@ def read_generation_config(path: Path) -> GenerationConfig | None:
     file = path / "generation_config.json"
     if not file.is_file():
         return None
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
+    with damaged(file, "correct or remove it"):
+        read_json(file, "correct or remove it")
         config = GenerationConfig.from_pretrained(path, local_files_only=True)
         ids = [i for name in _TOKEN_IDS for i in _as_list(getattr(config, name))]
         if not all(type(i) is int for i in ids):
             raise ValueError("its token ids are not whole numbers")
-    except Exception as error:  # transformers checks no types
-        reason = first_line(error)
-        raise UserError(f"{file} cannot be used ({reason}): correct or remove it") from None
     return sound_generation_config(config, path)
 
 
@@ -211,12 +207,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory. Raises UserError when there is none or it cannot pad."""
     if not path.is_dir():
         raise UserError(f"{path} is not a checkpoint directory")
-    try:
+    with damaged(f"{path}: the tokenizer", "make or fetch the checkpoint again"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no tokenizer: {first_line(error)}") from None
-    except Exception as error:  # of a damaged file, from three libraries
-        raise UserError(f"{path}: the tokenizer cannot be read ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -259,7 +251,8 @@ def context_of(config: PretrainedConfig) -> int:
 
 def vocabulary_size(path: Path) -> int:
     """How many tokens the model at `path` has embeddings for."""
-    return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
+    with damaged(path, "make or fetch the checkpoint again"):
+        return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
 
 
 def save_model(

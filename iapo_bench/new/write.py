@@ -3,6 +3,7 @@
 import keyword
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -47,8 +48,8 @@ def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     templates = Environment(
         loader=PackageLoader("iapo_bench.new"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
-    for path, template in zip(paths, (f"{kind}.py.j2", f"test_{kind}.py.j2"), strict=True):
-        text = templates.get_template(template).render(name=name, class_name=name.title().replace("_", ""))
-        with whole_file(path) as partial:
-            partial.write_text(text)
+    with ExitStack() as both:
+        for path, template in zip(paths, (f"{kind}.py.j2", f"test_{kind}.py.j2"), strict=True):
+            text = templates.get_template(template).render(name=name, class_name=name.title().replace("_", ""))
+            both.enter_context(whole_file(path)).write_text(text)
     return paths

@@ -46,13 +46,17 @@ KINDS = {
 
 
 def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> None:
-    """Write the comparisons of all rows (`out`, CSV, and its other forms beside it) and their figure."""
+    """Write the comparisons of all rows (`out`, CSV, and its other forms beside it), each dataset's apart, and the
+    figure of the first one's."""
     rows = read_rows(summaries)
     if len(rows) < 2:
         raise UserError("comparisons need two rows: measure another method")
-    table = compare(rows)
-    write_document(out, table, comparison_blocks(table))
-    save_figure(comparisons_figure(table), figure)
+    tables = [
+        compare([row for row in rows if row.dataset == dataset])
+        for dataset in dict.fromkeys(row.dataset for row in rows)
+    ]
+    write_document(out, pd.concat(tables), [block for table in tables for block in comparison_blocks(table)])
+    save_figure(comparisons_figure(tables[0]), figure)
 
 
 def measures(rows: Sequence[Row]) -> list[str]:

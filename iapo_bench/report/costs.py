@@ -13,6 +13,7 @@ from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import BASE, Row, opening, read_rows, split_run
 from iapo_bench.report.steps import read_steps
+from iapo_bench.report.wallclock import PHASES
 from iapo_bench.worlds.grading import Outcome
 
 # AES weights: a share of the base's length saved, of its accuracy gained, of its accuracy lost.
@@ -86,7 +87,7 @@ def _training(job: CostsJob, row: Row, logs: list[Path]) -> dict[str, Any]:
         raise UserError(
             f"{row.name} has {len(row.summary.train_seeds)} training seeds, and {len(logs)} --run: give all"
         )
-    steps = pd.concat([pd.DataFrame(read_steps(path)) for path in logs])
+    steps = pd.concat([read_steps(path, _COUNTED, _LATER) for path in logs])
     completions, tokens = int(steps["completions"].sum()), int(steps["tokens"].sum())
     trials = job.trials.get(row.parent or row.method, 0)
     tuned = completions + trials * job.completions
@@ -96,11 +97,16 @@ def _training(job: CostsJob, row: Row, logs: list[Path]) -> dict[str, Any]:
         "tokens_trained": _total(steps, "tokens_trained"),
         "completions": completions,
         "tokens": tokens,
-        "seconds": float(steps.filter(regex="^seconds_").to_numpy(float).sum()),
+        "seconds": float(steps[list(_SECONDS)].to_numpy().sum()),
         "trials": trials,
         "completions_with_tuning": tuned,
         "tokens_with_tuning": round(tokens * tuned / completions),
     }
+
+
+_SECONDS = tuple(f"seconds_{phase}" for phase in PHASES)
+_COUNTED = ("completions", "tokens", *_SECONDS)
+_LATER = ("updates", "updates_moved", "tokens_trained")
 
 
 def _total(steps: pd.DataFrame, column: str) -> float:

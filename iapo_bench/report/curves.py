@@ -44,7 +44,8 @@ def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figur
     Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Many methods have a
     panel each, in which the others are grey. Raises UserError for a file that cannot be read.
     """
-    steps = {method: [pd.DataFrame(read_steps(path)) for path in paths] for method, paths in runs.items()}
+    needed = (*PANELS, "completions_total")
+    steps = {method: [read_steps(path, needed) for path in paths] for method, paths in runs.items()}
     several = any(len(frames) > 1 for frames in steps.values())
     title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
     title += f"{SMOOTHING} steps"

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from iapo_bench.config.reading import read_yaml
-from iapo_bench.errors import UserError, unknown
+from iapo_bench.errors import UserError, damaged, unknown
 from iapo_bench.machine.provenance import checksum
-from iapo_bench.report.results import Results, open_results, read_provenance
+from iapo_bench.report.results import Results, open_results
 from iapo_bench.report.rows import BASE
+from iapo_bench.report.steps import read_json
 
 WIDTH = 110
 
@@ -25,7 +26,7 @@ def explain(table: Path, *, row: str, column: str, against: str | None, problems
     """
     with open_results(table) as results:
         line = results.row(row)
-        known = [name for name in results.table.columns if f"{name}_lo" in results.table]
+        known = [name for name in results.table.columns if {f"{name}_lo", f"{name}_hi"} <= {*results.table}]
         if column not in known:
             raise unknown("column", column, known)
         other = against or (BASE if row != BASE else next(m for m in results.table["method"] if m != row))
@@ -64,7 +65,8 @@ def _run(results: Results, name: str, folder: Path) -> str:
     found = next((path for path in made if path.is_file()), None)
     if found is None:
         return "\n".join([*lines, "  no provenance is recorded of its model"])
-    lines += [f"  {found}", *(f"    {key}: {value}" for key, value in _facts(read_provenance(found)))]
+    with damaged(found, "make it again"):
+        lines += [f"  {found}", *(f"    {key}: {value}" for key, value in _facts(read_json(found)))]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from iapo_bench.config.report import Labels
-from iapo_bench.errors import UserError
+from iapo_bench.errors import damaged
 from iapo_bench.files import read_json
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import opening, run_names, split_run
@@ -25,13 +25,11 @@ def make_lm_eval_table(labels: Labels, runs: dict[str, Path], out: Path) -> None
     for name, folder in runs.items():
         path = folder / "lm_eval" / "scores.json"
         method, seed = split_run(name)
-        try:
+        with damaged(path, f"run `iapo-bench lm-eval` on {method}"):
             content = read_json(path)
             made = {"backend": content["backend"], "versions": content["versions"]}
             for score in content["scores"]:
                 rows.append({"method": method, "train_seed": seed} | {key: score[key] for key in _OF_A_SCORE} | made)
-        except (UserError, LookupError, TypeError) as error:
-            raise UserError(f"{path} holds no scores ({error}): run `iapo-bench lm-eval` on {method}") from None
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     write_document(out, frame, lm_eval_blocks(labels, frame))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_csv, read_text, whole_file
 from iapo_bench.report.comparisons import NOT_KNOWN, UNDECIDED, label
 from iapo_bench.report.document import CSS, Block, fragment
 from iapo_bench.report.rows import BASE, caution
@@ -37,6 +37,10 @@ TABLES = (
     "roles",
     "calibration",
 )
+_COLUMNS = (
+    *("model", "dataset", "tier", "measure", "a", "b", "checkpoints_verdict", "methods_verdict"),
+    *("n_problems", "n_samples", "train_seeds_a", "train_seeds_b"),
+)
 
 
 def make_page(table: Path, out: Path) -> None:
@@ -48,19 +52,23 @@ def make_page(table: Path, out: Path) -> None:
     compared = folder / "comparisons.csv"
     if not compared.is_file():
         raise UserError(f"{compared} does not exist: make the comparisons first")
-    pairs = pd.read_csv(compared, dtype={"train_seeds_a": str, "train_seeds_b": str})
+    words = dict.fromkeys(_COLUMNS, str)
+    pairs = read_csv(compared, _COLUMNS, "make the comparisons again", dtype=words).fillna(dict.fromkeys(_COLUMNS, ""))
+    if pairs.empty:
+        raise UserError(f"{compared} is empty: make the comparisons again")
     first = pairs.iloc[0]
+    pairs = pairs[pairs["dataset"] == first["dataset"]]  # not what was measured on other datasets
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
     behind = html.escape(_behind(pairs))
     for name, caption in CAPTIONS.items():
         if (drawing := folder / "figures" / f"{name}.svg").is_file():
             # Several drawings in one page: without its own prefix, one's clip paths would cut another.
-            svg = drawing.read_text()[drawing.read_text().index("<svg") :]
+            svg = "<svg" + read_text(drawing).partition("<svg")[2]
             svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
             parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)} {behind}</figcaption></figure>")
     for name in TABLES:
         if (document := folder / f"{name}.html").is_file():
-            parts.append(document.read_text().partition("</style>\n")[2].removesuffix("</html>\n"))
+            parts.append(read_text(document).partition("</style>\n")[2].removesuffix("</html>\n"))
     title = html.escape(f"{first['model']} on {first['dataset']}")
     head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>\n{CSS}</style>'
     with whole_file(out) as partial:

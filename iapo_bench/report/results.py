@@ -2,7 +2,7 @@
 
 import gzip
 import io
-import json
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -13,12 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import read_parquet, whole_file
-from iapo_bench.report.rows import BASE, Row, read_rows
+from iapo_bench.errors import UserError, damaged, unknown
+from iapo_bench.files import read_csv, read_parquet, whole_file
+from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
+from iapo_bench.report.steps import read_json
+from iapo_bench.worlds import read_problems
 
 TABLE = "table1.csv"
 ARCHIVES = (".tar.gz", ".tgz")
+_COLUMNS = (*LABELS, "train_seeds", "n_samples")
+_NUMBER = re.compile(r"\w+@\d+(_lo|_hi|_std)?")
 # What a bundle holds: of the folder of the table, of the tier's own, and, in an archive, the samples.
 _TABLES = ("*.csv", "*.md", "*.provenance.json", "figures/*.png")
 _COUNTS = ("summaries/*", "base/**/provenance.json", "*/seed*/**/provenance.json")
@@ -35,8 +39,12 @@ class Results:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is recorded of the table. Raises UserError when it is not there."""
-        return read_provenance(self.root / Path(TABLE).with_suffix(".provenance.json"))
+        """What is recorded of the table. Raises UserError when it is not there, or is something else."""
+        path = self.root / Path(TABLE).with_suffix(".provenance.json")
+        content = read_json(path)
+        if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
+            raise UserError(f"{path} does not say what code, config and inputs were: make the table again")
+        return content
 
     def row(self, name: str) -> pd.Series:
         """A line of the table. Raises UserError for a name that is not in it."""
@@ -70,11 +78,8 @@ def open_results(path: Path) -> Iterator[Results]:
     """
     if path.name.endswith(ARCHIVES) and path.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                with tarfile.open(path) as archive:
-                    archive.extractall(folder, filter="data")
-            except (tarfile.TarError, OSError, EOFError) as error:
-                raise UserError(f"{path} cannot be unpacked ({error})") from None
+            with damaged(path, "fetch or bundle it again"), tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
             yield _read(Path(folder), str(path))
     else:
         yield _read(path.parent if path.suffix == ".csv" else path, str(path))
@@ -84,22 +89,18 @@ def _read(root: Path, where: str) -> Results:
     table = root / TABLE
     if not table.is_file():
         raise UserError(f"{where} holds no {TABLE}: name a folder or a bundle of results")
-    try:
-        frame = pd.read_csv(table, dtype={"train_seeds": str}).fillna({"train_seeds": ""})
-        tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise UserError(f"{table} is not a table of results ({error})") from None
-    places = (root, root / tier, root / tier / dataset)
+    frame = read_csv(table, _COLUMNS, dtype=dict.fromkeys(_COLUMNS, str)).fillna(dict.fromkeys(_COLUMNS, ""))
+    if frame.empty:
+        raise UserError(f"{table} is empty: make it again")
+    numbers = [column for column in frame if _NUMBER.fullmatch(str(column))]
+    with damaged(table, "make it again"):
+        frame = frame.astype({"n_problems": int, **dict.fromkeys(numbers, float)})
+    tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
+    frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
+    # A dataset's own folder, or that of problems of one's own, lies below the tier's.
+    places = (root / tier / dataset, root / dataset, root / tier, root)
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
     return Results(root, work, frame)
-
-
-def read_provenance(path: Path) -> dict[str, Any]:
-    """A provenance file. Raises UserError when it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
 
 
 def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
@@ -107,16 +108,11 @@ def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
 
     Raises UserError when the file is missing or holds no texts.
     """
-    try:
-        frame = read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): grade first") from None
-    if missing := {"problem_id", "sample", "seed", "n_tokens", "outcome", "text"} - {*frame}:
-        raise UserError(f"{path} has no column '{min(missing)}': grade again")
+    frame = read_parquet(path, ("problem_id", "sample", "seed", "n_tokens", "outcome", "text"), "grade again")
     if "gold" not in frame and problems is not None and problems.is_file():
-        rows = [json.loads(line) for line in problems.read_text().splitlines()]
-        frame["gold"] = frame["problem_id"].map({row["id"]: row["answer"] for row in rows})
-        frame["question"] = frame["problem_id"].map({row["id"]: row["question"] for row in rows})
+        asked = read_problems(problems)
+        frame["gold"] = frame["problem_id"].map({problem.id: problem.answer for problem in asked})
+        frame["question"] = frame["problem_id"].map({problem.id: problem.question for problem in asked})
     return frame
 
 

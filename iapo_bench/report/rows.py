@@ -8,7 +8,7 @@ from typing import Any, Self
 import pandas as pd
 
 from iapo_bench.config.report import Labels, RowJob
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.report.steps import read_json, read_steps
@@ -20,6 +20,7 @@ CONTROLS = ("base_cut", "base_shortest")
 # What can move the last digits of a result; a table says where its rows differ in them.
 ENVIRONMENT = ("engine", "hardware", "instruction_set", "torch", "transformers")
 
+_UPDATES = ("updates", "updates_moved")
 LABELS = ("model", "dataset", "method", "tier", "profile", "selection")
 
 
@@ -61,17 +62,16 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: labels and summary on one level. The counts have a file of their own."""
-        labels = (*LABELS, "parent", "settings", "environment", "updates", "updates_moved")
+        labels = (*LABELS, "parent", "settings", "environment", *_UPDATES)
         return {label: getattr(self, label) for label in labels} | self.summary.to_dict()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], tally: Tally) -> Self:
-        """The inverse of `to_dict`. Raises UserError when a key is missing."""
-        labels = (*LABELS, "parent", "settings", "environment")
-        if missing := [label for label in labels if label not in content]:
-            raise UserError(f"a summary without '{missing[0]}': measure again")
-        moved = {label: content.get(label, 0) for label in ("updates", "updates_moved")}
-        told = {label: content[label] for label in labels} | moved
+        """The inverse of `to_dict`. Raises KeyError or ValueError for anything else."""
+        told = {label: content[label] for label in (*LABELS, "parent", "settings", "environment")}
+        told |= {name: int(content.get(name, 0)) for name in _UPDATES}
+        if not all(isinstance(told[label], str) for label in (*LABELS, "parent")):
+            raise ValueError("a label is not text")
         return cls(**told, summary=Summary.from_dict(content), tally=tally)
 
     def write(self, path: Path) -> None:
@@ -96,17 +96,17 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     """
     rows = []
     for path in paths:
-        try:
-            rows.append(Row.from_dict(read_json(path), Tally.from_parquet(path.with_suffix(".parquet"))))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        tally = Tally.from_parquet(path.with_suffix(".parquet"))
+        with damaged(path, "measure again"):
+            rows.append(Row.from_dict(read_json(path), tally))
     return rows
 
 
 def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path] = ()) -> None:
     """Write one row's summary and its counts by problem; `grades` holds its grades by training seed, `logs` are the
     `train.jsonl` of its runs."""
-    steps = [step for log in logs for step in read_steps(log)]
+    steps = [read_steps(log, (), _UPDATES) for log in logs]
+    updates, moved = (int(sum(frame[name].sum() for frame in steps if name in frame)) for name in _UPDATES)
     samples = Samples.of({seed: read_grades(path) for seed, path in grades.items()})
     timings = [timing for path in grades.values() if (timing := path.with_name("timing.json")).is_file()]
     row = Row(
@@ -119,8 +119,8 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
         parent=job.parent,
         settings=job.settings,
         environment=_environment([read_json(timing) for timing in timings]),
-        updates=sum(step.get("updates", 0) for step in steps),
-        updates_moved=sum(step.get("updates_moved", 0) for step in steps),
+        updates=updates,
+        updates_moved=moved,
     )
     row.write(out)
 

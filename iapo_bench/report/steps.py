@@ -1,15 +1,25 @@
 """JSON that earlier steps wrote."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from iapo_bench import files
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `train.jsonl`. Raises UserError when it is missing, empty or broken."""
-    return files.read_jsonl(path, (), hint="train again")
+def read_steps(path: Path, required: Iterable[str] = (), optional: Iterable[str] = ()) -> pd.DataFrame:
+    """The rows of a `train.jsonl`: the columns named are numbers; logs of an older version may lack the optional ones.
+
+    Raises UserError when it is missing, empty or broken.
+    """
+    required = list(required)
+    frame = pd.DataFrame(files.read_jsonl(path, required, hint="train again"))
+    numbers = [*required, *(name for name in optional if name in frame)]
+    with damaged(path, "train again"):
+        return frame.astype(dict.fromkeys(numbers, float))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,20 +25,25 @@ def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, 
     """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
     write_table(rows, summaries, out, published)
-    save_figure(accuracy_length([row for row in rows if row.trained or row.method == BASE] or rows), figure)
+    own = [row for row in rows if row.dataset == rows[0].dataset]  # and not what was measured on other datasets
+    save_figure(accuracy_length([row for row in own if row.trained or row.method == BASE] or own), figure)
 
 
 def write_table(rows: Sequence[Row], summaries: Sequence[Path], out: Path, published: Path | None) -> None:
     """Write rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come from."""
     write_document(out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
+    own = rows[0].dataset if rows else ""
+    named = {id(row): row.name if row.dataset == own else f"{row.name} on {row.dataset}" for row in rows}
     write_provenance(
         out.with_suffix(".provenance.json"),
-        config={row.name: row.settings for row in rows},
+        config={named[id(row)]: row.settings for row in rows},
         inputs=[file for path in summaries for file in (path, path.with_suffix(".parquet"))],
-        seeds={row.name: {"train": row.summary.train_seeds, "sampling": row.summary.sampling_seeds} for row in rows},
+        seeds={
+            named[id(row)]: {"train": row.summary.train_seeds, "sampling": row.summary.sampling_seeds} for row in rows
+        },
         extra={
-            "outcomes": {row.name: row.summary.outcomes for row in rows},
-            "truncated": {row.name: row.summary.truncated for row in rows},
+            "outcomes": {named[id(row)]: row.summary.outcomes for row in rows},
+            "truncated": {named[id(row)]: row.summary.truncated for row in rows},
         },
     )
 

@@ -104,7 +104,8 @@ def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
         row = ours.row(method)
         for cell in theirs.table.columns:
             measure, at, k = cell.partition("@")
-            if measure not in MEASURES or not at or not k.isdigit() or pd.isna(reference[cell]) or pd.isna(row[cell]):
+            values = [line.get(f"{cell}{end}", np.nan) for line in (row, reference) for end in ("", "_lo", "_hi")]
+            if measure not in MEASURES or not at or not k.isdigit() or np.isnan(values).any():
                 continue
             found = _difference(cell, row, reference, rows.get(method), others.get(method))
             lo, hi = found.interval

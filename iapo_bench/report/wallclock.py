@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from iapo_bench.config.report import Labels
-from iapo_bench.errors import UserError
+from iapo_bench.errors import damaged
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import BASE, caution, opening, run_names, split_run
 from iapo_bench.report.steps import read_json, read_steps
@@ -46,7 +46,7 @@ def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, data
     method, seed = split_run(run)
     training = _training_time(train_jsonl) if train_jsonl else dict.fromkeys(_TRAINING_COLUMNS)
     timing = read_json(timing_json)
-    try:
+    with damaged(timing_json, "sample again"):
         return {
             "method": method,
             "train_seed": seed,
@@ -60,8 +60,6 @@ def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, data
             "inference_tokens_per_second": timing["tokens"] / timing["seconds"],
             "warmup_seconds": timing["warmup_seconds"],
         }
-    except KeyError as error:
-        raise UserError(f"{timing_json}: a timing without {error}: sample again") from None
 
 
 def wallclock_blocks(labels: Labels, frame: pd.DataFrame) -> list[Block]:
@@ -101,9 +99,7 @@ _TRAINING_COLUMNS = (
 
 
 def _training_time(path: Path) -> dict[str, Any]:
-    steps = pd.DataFrame(read_steps(path))
-    if missing := [key for key in _STEP_KEYS if key not in steps]:
-        raise UserError(f"{path}: steps without '{missing[0]}': train again")
+    steps = read_steps(path, _STEP_KEYS)
     phases = {f"train_seconds_{phase}": float(steps[f"seconds_{phase}"].sum()) for phase in PHASES}
     total = sum(phases.values())
     rest = (len(steps), int(steps["completions"].sum()), float(steps["tokens"].sum() / total))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedModel
 
-from iapo_bench.errors import UserError, first_line
+from iapo_bench.errors import UserError, damaged, first_line
 from iapo_bench.machine import parallel
 from iapo_bench.models.checkpoints import evaluating
 from iapo_bench.models.lora import merged_weights
@@ -288,7 +288,8 @@ def _require_head_size(path: Path) -> None:
     """vLLM's attention for CPUs knows some sizes of a head only, and would fail in the first forward pass."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    with damaged(path, "make or fetch the checkpoint again"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     known = CPUAttentionBackend.get_supported_head_sizes()
     if size not in known:

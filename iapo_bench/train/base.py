@@ -22,9 +22,9 @@ from iapo_bench.models.sources import fetch_model
 from iapo_bench.train.sft import SFT, TaughtSFT, encode_examples, fine_tune, mean_loss, teach_micro
 from iapo_bench.worlds import SPLITS, World
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
-from iapo_bench.worlds.load import load_held_out, load_world
+from iapo_bench.worlds.load import load_held_out, load_published, load_world, local_files
 from iapo_bench.worlds.overlap import separate
-from iapo_bench.worlds.text import TextWorld
+from iapo_bench.worlds.text import ChatWorld
 
 # Validation problems on which fine-tuning is watched.
 HELD_OUT_PROBLEMS = 32
@@ -97,8 +97,8 @@ def _tune_fetched(job: BaseJob, out: Path) -> None:
     Problems that validation, test or a held-out benchmark has too are left out even of the published splits. The loss
     on some validation problems is measured before and after; the published splits have none that are not test problems.
     """
-    world = load_world(job.world, job.seed)
-    if not isinstance(world, TextWorld):
+    world = load_published(job.world, job.seed)
+    if not isinstance(world, ChatWorld):
         raise UserError("model.sft has no solutions for a fetched model in the micro world: set it to null")
     if out.exists():
         raise UserError(f"{out} exists: remove it to make the model again")
@@ -131,7 +131,7 @@ def _tune_fetched(job: BaseJob, out: Path) -> None:
     write_provenance(
         out / "provenance.json",
         config=identity(job),
-        inputs=sorted(Path(job.world.data_dir).glob("*.jsonl")) if job.world.data_dir else [],
+        inputs=local_files(job.world),
         seeds={"sft": settings.seed},
         extra={
             "revision": revision,

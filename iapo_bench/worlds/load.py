@@ -6,17 +6,53 @@ from typing import Any
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.plugins import list_datasets, load_class
 from iapo_bench.worlds import Problem, World
+from iapo_bench.worlds import own as own_module
+from iapo_bench.worlds.own import OwnWorld
+from iapo_bench.worlds.text import ChatWorld
 
 
 def load_world(config: WorldConfig, seed: int) -> World:
     """The world of a tier. Raises UserError for an option that it does not have."""
-    return _dataset(config.name).open(config, seed)
+    return (OwnWorld if config.file else _dataset(config.name)).open(config, seed)
+
+
+def stated(config: WorldConfig) -> WorldConfig:
+    """The section with the kind of golds that a file of one's own holds, so that jobs need not read it again. Raises
+    UserError for a file that is missing or damaged."""
+    if config.file is None or config.golds:
+        return config
+    return config.model_copy(update={"golds": OwnWorld.open(config, 0).grader})
+
+
+def local_files(config: WorldConfig) -> list[Path]:
+    """The files of problems that a section names; none where they come from the hub or are made here."""
+    if config.file:
+        return [Path(config.file)]
+    return sorted(Path(config.data_dir).glob("*.jsonl")) if config.data_dir else []
+
+
+def source_files(config: WorldConfig) -> list[Path]:
+    """The code of a section's dataset, and of those that it holds out."""
+    own = Path(own_module.__file__) if config.file else list_datasets()[config.name]
+    return [own, *(list_datasets()[name] for name in config.held_out)]
+
+
+def load_published(config: WorldConfig, seed: int) -> World:
+    """The same, where its problems will be trained on or measured. Raises UserError for a published dataset's name on
+    other problems."""
+    world = load_world(config, seed)
+    if isinstance(world, ChatWorld):
+        world.recognise()
+    return world
 
 
 def load_held_out(config: WorldConfig) -> dict[str, list[Problem]]:
-    """The benchmarks that a tier keeps out of its training problems, by dataset."""
+    """The benchmarks that a tier keeps out of its training problems, by dataset. Raises UserError as the above."""
     folder = Path(config.data_dir) if config.data_dir else None
-    return {name: _dataset(name)(folder).benchmark() for name in config.held_out}
+    benchmarks = {name: _dataset(name)(folder) for name in config.held_out}
+    for benchmark in benchmarks.values():
+        benchmark.recognise()
+    return {name: benchmark.benchmark() for name, benchmark in benchmarks.items()}
 
 
 def _dataset(name: str) -> Any:

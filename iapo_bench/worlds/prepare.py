@@ -9,9 +9,9 @@ from iapo_bench.config.world import PrepareJob
 from iapo_bench.files import whole_directory
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.worlds import SPLITS, Problem, write_problems
-from iapo_bench.worlds.load import load_held_out, load_world
+from iapo_bench.worlds.load import load_held_out, load_published, load_world, local_files
 from iapo_bench.worlds.overlap import separate
-from iapo_bench.worlds.text import TextWorld
+from iapo_bench.worlds.text import ChatWorld
 
 
 def prepare(job: PrepareJob, out: Path) -> None:
@@ -21,23 +21,26 @@ def prepare(job: PrepareJob, out: Path) -> None:
     are only counted), and so are problems whose golds float64 has rounded; provenance says how many.
     """
     honest = job.world.splits == "honest"
+    world = load_published(job.world, job.seed)
     splits, overlap, repeats = _split(job)
     if repeats:
         fate = "removed from training" if honest else "left in training, as published"
         click.echo(
             f"warning: {repeats} training problems are also validation, test or held-out problems: {fate}", err=True
         )
-    world = load_world(job.world, job.seed)
-    left_out = world.left_out() if isinstance(world, TextWorld) else []
+    left_out = world.left_out() if isinstance(world, ChatWorld) else []
     if left_out:
         click.echo(f"warning: {len(left_out)} problems are left out: float64 has rounded their golds", err=True)
+    if job.world.file:
+        counts = ", ".join(f"{len(problems)} {split}" for split, problems in splits.items())
+        click.echo(f"{job.world.file}: problems: {counts}; answers: {world.grader}", err=True)
     with whole_directory(out) as partial:
         for split, problems in splits.items():
             write_problems(partial / f"{split}.jsonl", problems)
         write_provenance(
             partial / "provenance.json",
             config=identity(job),
-            inputs=sorted(Path(job.world.data_dir).glob("*.jsonl")) if job.world.data_dir else [],
+            inputs=local_files(job.world),
             seeds={"seed": job.seed},
             extra={
                 "problems": {split: len(problems) for split, problems in splits.items()},

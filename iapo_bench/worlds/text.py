@@ -50,46 +50,12 @@ _EXAMPLE = ExampleConfig(
 Row = tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table of a dataset: the file it is in, its place and revision on the hub, and how to read a row."""
+class ChatWorld:
+    """Problems of text that are put to a chat model: the prompt, the grader and the worked solutions."""
 
-    file: str
-    hub: tuple[str, ...]
-    revision: str
-    hub_split: str
-    fields: tuple[str, ...]
-    read: Callable[[dict], Row]
-
-
-PUBLISHED_SEED = 42
-
-
-@dataclass(frozen=True)
-class TextWorld:
-    """A real dataset. A subclass states its tables and, where there is no official test set, its shares.
-
-    `data_dir` holds the tables' JSON lines; without it they come from the hub.
-    """
-
-    data_dir: Path | None = None
-    splits: Literal["honest", "published"] = "honest"
-
-    name: ClassVar[str]
-    tables: ClassVar[dict[str, Table]]
+    name: str
     # Whether every gold is an integer; else they are mathematics.
-    integer_golds: ClassVar[bool] = False
-    # Shares of test and validation; the rest is for training.
-    shares: ClassVar[tuple[float, float]] = (0.0, 0.0)
-    # What the published splits take: rows in all, share for training, most test problems.
-    published: ClassVar[tuple[int | None, float, int | None]] = (None, 1.0, None)
-
-    @classmethod
-    def open(cls, config: WorldConfig, seed: int) -> "TextWorld":
-        """The dataset that a configuration names; nothing of it depends on the seed. Raises UserError for options."""
-        for option in config.options:
-            raise unknown(f"option of {cls.name}", option, ())
-        return cls(Path(config.data_dir) if config.data_dir else None, config.splits)
+    integer_golds: bool = False
 
     @property
     def grader(self) -> GraderKind:
@@ -98,13 +64,18 @@ class TextWorld:
 
     def load(self, split: str) -> list[Problem]:
         """The problems of a split, golds checked. Raises UserError for data that are missing, damaged or too few."""
-        if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
-        problems = self._published(split) if self.splits == "published" else self._honest(split)
-        problems = [problem for problem in problems if not self._is_spoiled(problem)]
-        if not problems:
-            raise UserError(f"{self.name}: too few rows, the {split} split is empty: fetch the whole dataset")
-        return problems
+        raise NotImplementedError
+
+    def solutions(self) -> dict[str, str]:
+        """The worked solutions of training problems by the problem's id, empty where there is none."""
+        raise NotImplementedError
+
+    def left_out(self) -> list[str]:
+        """The problems that no split holds although the data do: id and gold of each."""
+        return []
+
+    def recognise(self) -> None:
+        """Raises UserError for a published dataset's name on other problems."""
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Token ids of the chat prompt. Raises UserError for a template that cannot carry it."""
@@ -114,7 +85,7 @@ class TextWorld:
         """The chat that asks for a solution: instructions, a worked example as an earlier turn, the problem; `prompt`
         changes parts of it. Raises UserError for a template that cannot carry it."""
         prompt = prompt or PromptConfig()
-        own = {"system": _INSTRUCTION + _INTEGER if self.integer_golds else _INSTRUCTION, "example": _EXAMPLE}
+        own = {"system": _INSTRUCTION + _INTEGER if self.grader == "integer" else _INSTRUCTION, "example": _EXAMPLE}
         return chat_dialogue(
             prompt.model_copy(update={key: text for key, text in own.items() if getattr(prompt, key) is None}),
             tokenizer,
@@ -127,16 +98,73 @@ class TextWorld:
     def write_traces(self, problems: list[Problem]) -> list[str]:
         """A completion for each of the problems: the dataset's own worked solution in the prompt's format.
 
-        A test table is not read. Raises UserError where there is no solution.
+        Raises UserError where there is no solution.
         """
-        solved = self._read_solved("train" if "train" in self.tables else "all")
-        solutions = {problem.id: solution for problem, solution in solved}
+        solutions = self.solutions()
         traces = []
         for problem in problems:
             if not (solution := solutions.get(problem.id)):
                 raise UserError(f"{self.name} has no worked solution of problem '{problem.id}': set model.sft to null")
             traces.append(f"{THINK_OPEN} {solution} {THINK_CLOSE} {ANSWER_OPEN} {problem.answer} {ANSWER_CLOSE}")
         return traces
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a dataset: the file it is in, its place and revision on the hub, and how to read a row.
+
+    `known`: how many problems it holds and their `digest_problems`, where other problems must not pass under its name.
+    """
+
+    file: str
+    hub: tuple[str, ...]
+    revision: str
+    hub_split: str
+    fields: tuple[str, ...]
+    read: Callable[[dict], Row]
+    known: tuple[int, str] | None = None
+
+
+PUBLISHED_SEED = 42
+
+
+@dataclass(frozen=True)
+class TextWorld(ChatWorld):
+    """A published dataset. A subclass states its tables and, where there is no official test set, its shares.
+
+    `data_dir` holds the tables' JSON lines; without it they come from the hub.
+    """
+
+    data_dir: Path | None = None
+    splits: Literal["honest", "published"] = "honest"
+
+    tables: ClassVar[dict[str, Table]]
+    # Shares of test and validation; the rest is for training.
+    shares: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    # What the published splits take: rows in all, share for training, most test problems.
+    published: ClassVar[tuple[int | None, float, int | None]] = (None, 1.0, None)
+
+    @classmethod
+    def open(cls, config: WorldConfig, seed: int) -> "TextWorld":
+        """The dataset that a configuration names; nothing of it depends on the seed. Raises UserError for options."""
+        for option in config.options:
+            raise unknown(f"option of {cls.name}", option, ())
+        return cls(Path(config.data_dir) if config.data_dir else None, config.splits)
+
+    def load(self, split: str) -> list[Problem]:
+        """The problems of a split, golds checked. Raises UserError for data that are missing, damaged or too few."""
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        problems = self._published(split) if self.splits == "published" else self._honest(split)
+        problems = [problem for problem in problems if not self._is_spoiled(problem)]
+        if not problems:
+            raise UserError(f"{self.name}: too few rows, the {split} split is empty: fetch the whole dataset")
+        return problems
+
+    def solutions(self) -> dict[str, str]:
+        """Those of the training table, or of the only one; a test table is not read."""
+        solved = self._read_solved("train" if "train" in self.tables else "all")
+        return {problem.id: solution for problem, solution in solved}
 
     def benchmark(self) -> list[Problem]:
         """The problems that others evaluate on and no training may see."""
@@ -146,6 +174,25 @@ class TextWorld:
         """The problems that no split holds, as float64 has rounded their golds: id and gold of each."""
         problems = [problem for name in self.tables for problem in self._read_table(name)]
         return [f"{problem.id}: {problem.answer}" for problem in problems if self._is_spoiled(problem)]
+
+    def recognise(self) -> None:
+        """Raises UserError unless the tables hold the published problems and golds."""
+        for name, table in self.tables.items():
+            if table.known is None:
+                continue
+            problems = self._read_table(name)
+            count, digest = table.known
+            if len(problems) != count:
+                held = f"{len(problems)} problems where it has {count}"
+            elif digest_problems(problems) != digest:
+                held = "some problems or answers are others"
+            else:
+                continue
+            place = self.data_dir / table.file if self.data_dir else table.hub[0]
+            raise UserError(
+                f"{place} does not hold the published {self.name} ({held}): fetch it again, or take problems of your "
+                "own with world: {file: FILE}, see docs/your-dataset.md"
+            )
 
     def _is_spoiled(self, problem: Problem) -> bool:
         return self.integer_golds and is_rounded(problem.answer)
@@ -214,3 +261,9 @@ class TextWorld:
 def digest_question(question: str) -> str:
     """SHA-256 of a problem, in hex; whitespace does not count."""
     return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()
+
+
+def digest_problems(problems: Iterable[Problem]) -> str:
+    """A digest of questions and golds, whatever their format, order and whitespace."""
+    lines = sorted(f"{digest_question(problem.question)} {problem.answer.strip()}" for problem in problems)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

@@ -36,8 +36,12 @@ class GSM8K(TextWorld):
             hub_split=split,
             fields=("question", "answer"),
             read=_read,
+            known=known,
         )
-        for split in ("train", "test")
+        for split, known in (
+            ("train", (7473, "a6ece01eff0a74e671b35a2060d5e9c9")),
+            ("test", (1319, "a97ef380ba9caddbfb81335e1a4f724b")),
+        )
     }
 
     def _honest(self, split: str) -> list[Problem]:

@@ -25,6 +25,7 @@ class Math500(TextWorld):
             hub_split="test",
             fields=("problem", "answer"),
             read=_read,
+            known=(500, "9f6a00aa5ae0b7a0c4f91d706d6fb106"),
         )
     }
     shares = (0.4, 0.1)

@@ -229,7 +229,8 @@ def _read_relations(parts: list[str]) -> Answer:
     if signs[-1] == r"\approx" and set(signs[:-1]) <= {"="} and read_number(sides[-1]) is not None:
         return Answer("rounded", sides[-1], (_read(" = ".join(sides[:-1])),))
     if len(sides) == 2 and not named and re.fullmatch("[A-Za-z]", sides[1]):
-        sides, signs, named = sides[::-1], [_FLIPPED.get(signs[0], signs[0])], True
+        sides, signs = sides[::-1], [_FLIPPED.get(signs[0], signs[0])]
+        named = _NAME.fullmatch(sides[0])
     if set(signs) == {"="}:
         if len(sides) > 2:
             return Answer("chain", "", tuple(map(_read, sides[1:] if named else sides)))

@@ -1,0 +1,194 @@
+"""Problems of one's own: one file of JSON lines, CSV or parquet, named on the command line.
+
+Columns: question, answer, and if there are any solution (worked) and split. Without a column of splits they are drawn,
+by the text of the problem and the option `seed`. Nothing is mended but the thousands separators of integers: whatever
+cannot be asked or graded is refused, with its line.
+"""
+
+import csv
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iapo_bench.config.world import OWN_FORMATS, WorldConfig
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import read_jsonl, read_parquet, read_text
+from iapo_bench.worlds import SPLITS, GraderKind, Problem
+from iapo_bench.worlds.grading import check_gold
+from iapo_bench.worlds.text import ChatWorld, digest_question
+
+FEWEST = 10
+_REQUIRED = ("question", "answer")
+_HINT = "see docs/your-dataset.md for what it should hold"
+_INTEGER = re.compile(r"-?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)")
+
+
+class Entry(NamedTuple):
+    """A problem with its worked solution and split, both empty where the file has none, and its place in the file."""
+
+    problem: Problem
+    solution: str
+    split: str
+    place: str
+
+
+@dataclass(frozen=True)
+class OwnWorld(ChatWorld):
+    """The problems of one file. `golds`: integer or math; None finds out. Options: `test` and `validation`, shares of
+    the problems, and `seed`, for splits that the file does not say."""
+
+    file: Path
+    name: str
+    golds: GraderKind | None = None
+    options: dict[str, float | int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: WorldConfig, seed: int) -> "OwnWorld":
+        """The file that a configuration names; nothing of it depends on the tier's seed. Raises UserError for options
+        that make no splits."""
+        known = {"test": 0.2, "validation": 0.1, "seed": 0}
+        for option in config.options:
+            if option not in known:
+                raise unknown("option of world.file", option, known)
+        options = {**known, **config.options}
+        if min(options["test"], options["validation"]) <= 0 or options["test"] + options["validation"] >= 1:
+            raise UserError("world.options: test and validation are shares above 0 that leave some for training")
+        assert config.file
+        return cls(Path(config.file), config.name, config.golds, options)
+
+    @property
+    def grader(self) -> GraderKind:
+        """As stated; else integers where all golds are, and mathematics where one is not."""
+        return self.golds or ("integer" if all(_INTEGER.fullmatch(gold) for gold in self._golds) else "math")
+
+    def load(self, split: str) -> list[Problem]:
+        """The problems of a split, in the order of the file. Raises UserError with file and line."""
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        splits = self._splits
+        return [entry.problem for entry in self._entries if splits[entry.problem.id] == split]
+
+    def benchmark(self) -> list[Problem]:
+        """The test problems."""
+        return self.load("test")
+
+    def solutions(self) -> dict[str, str]:
+        """The worked solutions that the file holds."""
+        return {entry.problem.id: entry.solution for entry in self._entries}
+
+    @cached_property
+    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(_read(self.file))
+
+    @cached_property
+    def _golds(self) -> list[str]:
+        """The golds as text, whatever they are."""
+        golds = []
+        for place, row in self._rows:
+            try:
+                golds.append(_text(row, "answer"))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
+        return golds
+
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        """Every problem once. Raises UserError for one that cannot be asked or graded, or is there twice, unlike."""
+        entries: dict[str, Entry] = {}
+        kind = self.grader
+        for (place, row), gold in zip(self._rows, self._golds, strict=True):
+            try:
+                question = _text(row, "question")
+                gold = gold.replace(",", "") if kind == "integer" and _INTEGER.fullmatch(gold) else gold
+                check_gold(gold, kind)
+                split = _text(row, "split", optional=True)
+                if split and split not in SPLITS:
+                    raise unknown("split", split, SPLITS)
+                problem = Problem(f"{self.name}-{digest_question(question)[:12]}", question, gold)
+                entry = Entry(problem, _text(row, "solution", optional=True), split, place)
+                first = entries.setdefault(problem.id, entry)
+                if (first.problem.answer, first.split) != (gold, split):
+                    raise UserError(f"the problem of {first.place} again, with another answer or split: keep one")
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
+        found = list(entries.values())
+        if len(found) < FEWEST:
+            raise UserError(f"{self.file} holds {len(found)} problems: {FEWEST} are the fewest that can be split")
+        if odd := [entry for entry in found if bool(entry.split) != bool(found[0].split)]:
+            lacking = next(entry for entry in (found[0], odd[0]) if not entry.split)
+            raise UserError(f"{lacking.place}: no split, which other problems have: give it to all or to none")
+        return found
+
+    @cached_property
+    def _splits(self) -> dict[str, str]:
+        """The split of every problem by its id: as the file says, or drawn; at least one problem is in each."""
+        entries = self._entries
+        splits = {entry.problem.id: entry.split or "train" for entry in entries}
+        for split in ("test", "validation"):
+            if split in splits.values():
+                continue
+            if split == "test" and entries[0].split:
+                raise UserError(f"{self.file}: no problem has the split 'test': name some, or leave the column out")
+            left = sorted((i for i in splits if splits[i] == "train"), key=self._draw)
+            for i in left[: max(1, round(self.options[split] * len(entries)))]:
+                splits[i] = split
+        if "train" not in splits.values():
+            raise UserError(f"{self.file}: no problem is left for training: name more of the split 'train'")
+        return splits
+
+    def _draw(self, problem_id: str) -> str:
+        return hashlib.sha256(f"{self.options['seed']} {problem_id}".encode()).hexdigest()
+
+
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each with its place for messages."""
+    if path.suffix == ".jsonl":
+        for number, row in enumerate(read_jsonl(path, _REQUIRED, _HINT), start=1):
+            yield f"{path}:{number}", row
+    elif path.suffix == ".csv":
+        yield from _read_csv(path)
+    elif path.suffix == ".parquet":
+        for number, row in enumerate(read_parquet(path, _REQUIRED, _HINT).to_dict("records"), start=1):
+            yield f"{path}: row {number}", {str(key): value for key, value in row.items()}
+    else:
+        raise UserError(f"{path}: name a file that ends in {', '.join(OWN_FORMATS)}")
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    line = 1
+    try:
+        if missing := [name for name in _REQUIRED if name not in (rows.fieldnames or ())]:
+            raise UserError(f"{path}:1: no column '{missing[0]}' in the header: {_HINT}")
+        line = rows.line_num + 1
+        for row in rows:
+            if None in row or None in row.values():
+                raise UserError(f"{path}:{line}: more or fewer fields than the header: quote those that hold a comma")
+            yield f"{path}:{line}", row
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{line} is not CSV ({error}): {_HINT}") from None
+
+
+def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
+    """A field as text; a number counts as the text of it. Raises UserError for anything else, or where it is empty."""
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        value = ""
+    if isinstance(value, float) and value.is_integer():
+        if abs(value) >= 2**53:
+            raise UserError(f"'{name}' is {value}, too large for a float to be exact: write it as text")
+        value = int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and name == "answer":
+        value = str(value)
+    if not isinstance(value, str):
+        raise UserError(f"'{name}' is {value!r}: write text")
+    if not value.strip() and not optional:
+        raise UserError(f"'{name}' is empty")
+    return value.strip()

@@ -1,0 +1,76 @@
+# Every method there is in one table: the budget of the tier's table, and for the methods beyond it the same search.
+
+
+checkpoint zoo_choice:
+    """Choose the settings of the methods beyond the table, with budgets equal to theirs."""
+    input:
+        settings=lambda wildcards: FLOW.tune_zoo(),
+        base=f"{WORK}/base/validation/grades.parquet",
+        trials=[
+            f"{WORK}/{trial}/validation/grades.parquet"
+            for trial in FLOW.trials_of(FLOW.untuned)
+        ],
+    output:
+        FLOW.choices,
+    params:
+        trials=lambda wildcards: f"{WORK}/tune",
+    shell:
+        run(
+            "tune --settings {input.settings} --trials {params.trials}"
+            " --base {input.base} --out {output}",
+        )
+
+
+def zoo_files(end):
+    """Summaries of the base and of every method, once their settings are chosen."""
+
+    def files(wildcards):
+        if FLOW.untuned:
+            checkpoints.zoo_choice.get()
+        return [f"{WORK}/summaries/{row}.{end}" for row in ["base", *FLOW.zoo]]
+
+    return files
+
+
+rule zoo_table:
+    """Put every method there is into one table and one figure."""
+    input:
+        summaries=zoo_files("json"),
+        counts=zoo_files("parquet"),
+        code=lambda wildcards: FLOW.artefact("table"),
+        published="results/published/table1.csv",
+    output:
+        **table_files("zoo", "Zoo"),
+        **figure_files("zoo", "Zoo"),
+        provenance=f"{OUT}/zoo.provenance.json",
+    params:
+        summaries=each("summary", "summaries"),
+    shell:
+        run(
+            "table {params.summaries} --published {input.published} --out {output.csv}"
+            " --figure {output.png}",
+        )
+
+
+rule zoo_comparisons:
+    """Compare every pair of all methods, paired by problem."""
+    input:
+        summaries=zoo_files("json"),
+        counts=zoo_files("parquet"),
+        code=lambda wildcards: FLOW.artefact("comparisons"),
+    output:
+        **table_files("zoo_comparisons", "Zoo"),
+        **figure_files("zoo_comparisons", "Zoo"),
+    params:
+        summaries=each("summary", "summaries"),
+    shell:
+        run(
+            "comparisons {params.summaries} --out {output.csv} --figure {output.png}",
+        )
+
+
+rule zoo:
+    """Every method there is, with equal budgets, in a table of its own."""
+    input:
+        rules.zoo_table.output.csv,
+        rules.zoo_comparisons.output.csv,
