@@ -289,7 +289,7 @@ class TierConfig(Section):
 
     def lm_eval_job(self) -> LmEvalJob:
         """The settings of `lm-eval`."""
-        own = ("max_tokens", "problems", "batch_size", "engine_memory")
+        own = ("max_tokens", "problems", "batch_size", "engine_memory", "engine_deterministic")
         return LmEvalJob(
             lm_eval=self.lm_eval,
             **{key: getattr(self.evaluate, key) for key in own},
