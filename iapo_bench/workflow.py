@@ -298,8 +298,9 @@ class Workflow:
 
     def timing(self) -> str:
         """Settings file of the timing of rows alone."""
-        plugins = [*self.tier.timing_job().train[self.methods[0]].plugins, *self._dataset]
-        return self._write("time", self.tier.timing_job(), "iapo_bench.report.timing", plugins)
+        job = self.tier.timing_job()
+        plugins = dict.fromkeys(path for each in job.train.values() for path in each.plugins)
+        return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset])
 
     def costs(self) -> str:
         """Settings file of the costs."""

@@ -213,11 +213,6 @@ def test_a_bad_gold_stops_the_preparation(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_help_teaches(run, capsys):
-    for arguments in ((), ("prepare",), ("train",), ("sample",), ("bench", "core")):
-        assert run(*arguments, "--help")[0] == 0
-
-
 def test_interrupted_training_goes_on(run, made, tmp_path, monkeypatch):
     """Stopped in the middle by Ctrl-C, the next call ends with the same rows as a run that was never stopped."""
     from iapo_bench.train.trainer import Trainer

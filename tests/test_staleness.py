@@ -225,7 +225,7 @@ def test_settings_that_cannot_change_a_result_leave_name_and_time_of_the_file(gs
 def test_a_settings_change_reaches_the_jobs_that_it_changes(gsm8k):
     before = names()
     assert stale(before, names(train={"temperature": 0.5})) == {"train", "metrics"}
-    assert stale(before, names(evaluate={"temperature": 0.5})) == {"sample", "lm_eval"}
+    assert stale(before, names(evaluate={"temperature": 0.5})) == {"sample", "metrics"}
     assert stale(before, names(methods={"dapo": {"lr": 0.5}})) == set()
     assert stale(before, names(methods={"iapo": {"options": {"beta": 0.5}}})) == {"train", "metrics"}
 

@@ -1,4 +1,4 @@
-"""What is handed on: options to stages, wildcards to settings, settings to the engine; and edges few inputs reach."""
+"""What is handed on: wildcards to settings, settings to what a run does; and edges few inputs reach."""
 
 import json
 import re
@@ -13,94 +13,17 @@ import yaml
 from project_copy import copy_project, snakemake
 
 from iapo_bench.cli import main
-from iapo_bench.config.evaluate import EvalConfig
-from iapo_bench.config.section import identity
 from iapo_bench.config.tier import read_tier
-from iapo_bench.config.train import TrainConfig
-from iapo_bench.evaluate import grade, lm_evaluation, sample
+from iapo_bench.evaluate import sample
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.models.checkpoints import weights_checksum
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.draw import invert_cdf
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train import run as training
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.grading.lenient import MAX_UNTAGGED_CHARS, grade_leniently, shorten
 from iapo_bench.worlds.overlap import PREFIX_WORDS, find_overlap
-
-FILES = {"model": "m", "data": "d", "base": "b", "samples": "s", "out": "o"}
-# A command, the function that does its work, an option, and what it makes of the job.
-OPTIONS = [
-    ("train", training, "train", ("--method", "iapo", "--seed", "7"), {"seed": 7}),
-    ("train", training, "train", ("--method", "iapo", "--trial", "2"), {"train.lr": 1e-3, "method.options.beta": 0.03}),
-    ("train", training, "train", ("--method", "gfpo"), {"method.name": "gfpo", "seed": 0}),
-    ("sample", sample, "sample", ("--split", "validation"), {"split": "validation"}),
-    ("sample", sample, "sample", ("--seed", "9", "--seed", "8"), {"evaluate.seeds": [9, 8]}),
-    ("sample", sample, "sample", ("--n-samples", "3"), {"evaluate.n_samples": 3}),
-    ("grade", grade, "grade", ("--split", "train"), {"split": "train"}),
-    ("lm-eval", lm_evaluation, "evaluate", ("--limit", "3"), {"lm_eval.limit": 3}),
-    ("lm-eval", lm_evaluation, "evaluate", ("--backend", "vllm"), {"lm_eval.backend": "vllm"}),
-    ("lm-eval", lm_evaluation, "evaluate", ("--task", "a", "--task", "b"), {"lm_eval.tasks": ["a", "b"]}),
-]
-NEEDS = {"train": ("base", "data"), "sample": ("model", "data"), "grade": ("samples", "data")}
-
-
-@pytest.mark.parametrize(("command", "module", "function", "options", "expected"), OPTIONS)
-def test_an_option_reaches_its_stage(run, monkeypatch, command, module, function, options, expected):
-    jobs = []
-    monkeypatch.setattr(module, function, lambda job, **paths: jobs.append((job, paths)))
-    needs = (*NEEDS.get(command, ("model", "data")), "out")
-    files = [part for name in needs for part in (f"--{name}", FILES[name])]
-    code, said = run(command, "--config", "smoke", *options, *files)
-    assert code == 0, said
-    (job, paths) = jobs[0]
-    assert paths == {name: Path(FILES[name]) for name in needs}
-    for place, value in expected.items():
-        found = job.model_dump()
-        for part in place.split("."):
-            found = found[part]
-        assert found == value, place
-
-
-# Every setting that changes a result, with another value than golden.tier's. A new field needs a line.
-TRAIN = {
-    **{"completions": 90, "prompts_per_step": 2, "group_size": 3, "max_tokens": 9, "temperature": 0.5, "lr": 0.1},
-    **{"lr_schedule": "linear", "updates_per_rollout": 1, "clip_norm": 9.0, "grader": "exact"},
-    **{"format_rule": "one_line", "max_draws": 1, "importance_cap": 0.5, "answer_stride": 2, "skip_answer": True},
-    **{"lora": {"rank": 2}, "problems": 3, "rewards": {"correct": 2.0}, "engine": "vllm"},
-    **{"engine_deterministic": True},
-}
-EVALUATE = {
-    **{"n_samples": 4, "seeds": [42], "max_tokens": 9, "temperature": 0.0, "top_p": 0.5, "engine": "vllm"},
-    **{"problems": 2},
-}
-
-
-@pytest.mark.parametrize(("kind", "values"), [(TrainConfig, TRAIN), (EvalConfig, EVALUATE)])
-def test_each_setting_has_a_case(kind, values):
-    section = read_tier(golden.TIER).train if kind is TrainConfig else read_tier(golden.TIER).evaluate
-    assert set(values) == set(identity(section))
-
-
-@pytest.mark.parametrize(
-    ("section", "key"), [*(("train", key) for key in TRAIN), *(("evaluate", key) for key in EVALUATE)]
-)
-def test_a_setting_changes_its_own_stage_and_nothing_else(section, key):
-    value = {"train": TRAIN, "evaluate": EVALUATE}[section][key]
-    needed = {"engine": "vllm"} if key == "engine_deterministic" else {}
-    before, after = (read_tier(golden.TIER, {section: {**needed, **new}}) for new in ({}, {key: value}))
-    jobs = {
-        "prepare": lambda tier: tier.prepare_job(),
-        "base": lambda tier: tier.base_job(),
-        "train": lambda tier: tier.train_job("grpo", 0),
-        "evaluate": lambda tier: tier.sample_job("test"),
-        "grade": lambda tier: tier.grade_job("test"),
-    }
-    changed = {name for name, job in jobs.items() if identity(job(before)) != identity(job(after))}
-    assert changed == {section}
-    one, other = (identity(jobs[section](tier))[section] for tier in (before, after))
-    assert {name for name in one if one[name] != other[name]} == {key}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,12 @@ class JobRequest(Section):
     cpus: Positive | None = Field(default=None, description="CPU cores, and torch's threads", json_schema_extra=FREE)
 
 
+class BaseRequest(JobRequest):
+    """What the making of the base asks for: one job, which all others wait for."""
+
+    cpus: Positive | None = Field(default=4, description="CPU cores, and torch's threads", json_schema_extra=FREE)
+
+
 class JobConfig(Section):
     """What jobs ask for, beside their GPUs. The first three: of jobs that load the model."""
 
@@ -30,7 +36,7 @@ class JobConfig(Section):
     )
     cpus: Positive = Field(default=1, description="CPU cores, and torch's threads", json_schema_extra=FREE)
     prepare: JobRequest = Field(default=JobRequest(), description="the problems")
-    base: JobRequest = Field(default=JobRequest(cpus=4), description="the base model, fetched or taught")
+    base: BaseRequest = Field(default=BaseRequest(), description="the base model, fetched or taught")
     train: JobRequest = Field(default=JobRequest(), description="training, all processes together")
     sample: JobRequest = Field(default=JobRequest(), description="sampling, and scores of tokens")
     grade: JobRequest = Field(default=JobRequest(), description="grading")

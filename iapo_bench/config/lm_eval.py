@@ -1,10 +1,9 @@
 """What is measured through lm-eval: the `lm_eval` section."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iapo_bench.config.evaluate import EvalConfig
 from iapo_bench.config.model import Dtype
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Positive, Section
@@ -28,7 +27,12 @@ class LmEvalJob(Section):
     """What `lm-eval` reads, beside a model and the test problems."""
 
     lm_eval: LmEvalConfig = Field(description="tasks and backend")
-    evaluate: EvalConfig = Field(description="limits of the tier's own task")
+    max_tokens: Positive = Field(description="limit on completion tokens of the tier's own task")
+    problems: Positive | None = Field(default=None, description="use only the first so many of the test problems")
+    batch_size: Positive = Field(description="completions of the own task under way at once", json_schema_extra=FREE)
+    engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="share of the GPU's memory that vllm may take", json_schema_extra=FREE
+    )
     world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
     world_seed: int = Field(description="seed of the world and its splits")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")

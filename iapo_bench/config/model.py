@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import Section
+from iapo_bench.config.section import FREE, Section
 from iapo_bench.config.world import WorldConfig
 
 Dtype = Literal["float32", "bfloat16"]
@@ -31,7 +31,11 @@ class ModelConfig(Section):
         description="of weights and gradients when training and sampling; AdamW keeps its moments, and a copy of the "
         "weights, in float32",
     )
-    name: str = Field(default="", description="what the table calls it; by default, the last part of the source")
+    name: str = Field(
+        default="",
+        description="what the table calls it; by default, the last part of the source",
+        json_schema_extra=FREE,  # tables have it among their labels; the model is the same
+    )
     sft: dict[str, float | int] = Field(
         default={},
         description="supervised fine-tuning before RL: fields of TaughtSFT in iapo_bench/train/sft.py for the source "

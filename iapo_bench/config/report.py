@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import Options, Positive, Section
+from iapo_bench.config.section import FREE, Options, Positive, Section
 from iapo_bench.config.world import WorldConfig
 
 
@@ -43,7 +43,7 @@ class TokensJob(Section):
     world_seed: int = Field(description="seed of the world and its splits")
     dtype: str = Field(description="of weights")
     temperature: float = Field(description="sampling temperature of rollouts")
-    micro_batch_tokens: Positive = Field(description="padded tokens of a pass")
+    micro_batch_tokens: Positive = Field(description="padded tokens of a pass", json_schema_extra=FREE)
 
 
 class RolesJob(Section):

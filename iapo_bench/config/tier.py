@@ -290,9 +290,10 @@ class TierConfig(Section):
 
     def lm_eval_job(self) -> LmEvalJob:
         """The settings of `lm-eval`."""
+        own = ("max_tokens", "problems", "batch_size", "engine_memory")
         return LmEvalJob(
             lm_eval=self.lm_eval,
-            evaluate=self.evaluate,
+            **{key: getattr(self.evaluate, key) for key in own},
             world=self.world,
             prompt=self.prompt,
             world_seed=self.seed,
@@ -363,7 +364,7 @@ class TierConfig(Section):
     def timing_job(self) -> TimingJob:
         """The settings of `time`: two samples of a problem, and five steps of training."""
         evaluate = self.evaluate.model_copy(update={"seeds": self.evaluate.seeds[:1], "n_samples": 2, "ks": [1]})
-        jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.methods}
+        jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.trained}
         steps = 5 * self.train.prompts_per_step * self.train.group_size
         short = {
             name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
@@ -396,13 +397,21 @@ class TierConfig(Section):
         if len({len(each) for each in trials.values()}) > 1:
             sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
             raise UserError(f"every method must have the same number of trials, not {sizes}")
-        return TuneJob(tune=self.tune, trials=trials, completions=self.train.completions)
+        return TuneJob(
+            k=self.tune.k,
+            tolerance=self.tune.tolerance,
+            seed=self.tune.seed,
+            trials=trials,
+            completions=self.train.completions,
+        )
 
     def sensitivity_job(self) -> SensitivityJob:
         """The settings of the sensitivity table."""
         if self.tune is None or self.sensitivity is None:
             raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
-        return SensitivityJob(tune=self.tune, sensitivity=self.sensitivity, labels=self.labels)
+        return SensitivityJob(
+            k=self.tune.k, tolerance=self.tune.tolerance, sensitivity=self.sensitivity, labels=self.labels
+        )
 
 
 def round_lr(lr: float) -> float:

@@ -26,7 +26,9 @@ class TuneConfig(Section):
 class TuneJob(Section):
     """What the choice of settings reads, beside the grades of every trial."""
 
-    tune: TuneConfig = Field(description="how trials are compared")
+    k: Positive = Field(description="trials are compared by Ratio@k")
+    tolerance: float = Field(description="how far Pass@k may fall below the base's")
+    seed: int = Field(description="seed of every trial")
     trials: dict[str, list[Options]] = Field(description="what each trial of each method changes")
     completions: Positive = Field(description="budget of a trial")
 
@@ -48,6 +50,7 @@ class SensitivityConfig(Section):
 class SensitivityJob(Section):
     """What the sensitivity table reads, beside the grades of every point."""
 
-    tune: TuneConfig = Field(description="how points are measured")
+    k: Positive = Field(description="the k of the measures")
+    tolerance: float = Field(description="how far Pass@k may fall below the base's in the point that is framed")
     sensitivity: SensitivityConfig = Field(description="the grid")
     labels: Labels = Field(description="what all points share")

@@ -85,7 +85,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     what = {
         **{"model": str(model), "data": str(data), "world": job.world.model_dump(), "seed": job.world_seed},
         "prompt": job.prompt.model_dump(),
-        **{"max_tokens": job.evaluate.max_tokens, "problems": job.evaluate.problems},
+        **{"max_tokens": job.max_tokens, "problems": job.problems},
     }
     with TemporaryDirectory() as folder:
         shutil.copy(CONFIG_DIR / "lm_eval" / "_problems", folder)
@@ -115,11 +115,11 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
                     task_manager=manager,  # or it would read the thousands of its own
                     limit=limit,
                     gen_kwargs={
-                        "max_gen_toks": job.evaluate.max_tokens,
+                        "max_gen_toks": job.max_tokens,
                         # With hf they are in the model's generation config.
                         **({"stop_token_ids": list(stops)} if backend == "vllm" else {}),
                     },
-                    batch_size=job.evaluate.batch_size,
+                    batch_size=job.batch_size,
                 )
             ]
         if standard:
@@ -283,7 +283,7 @@ def _open(job: LmEvalJob, model: Path, backend: str, tokenizer: PreTrainedTokeni
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
-            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": job.evaluate.engine_memory}
+            on_gpu = {"dtype": str(dtype).removeprefix("torch."), "gpu_memory_utilization": job.engine_memory}
             return make(str(model), batch_size="auto", **(on_gpu if device == "cuda" else on_cpu))
 
     from lm_eval.models.huggingface import HFLM
@@ -291,7 +291,7 @@ def _open(job: LmEvalJob, model: Path, backend: str, tokenizer: PreTrainedTokeni
     network.to(accelerator())
     # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
     network.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
-    return HFLM(network, tokenizer=tokenizer, batch_size=job.evaluate.batch_size)
+    return HFLM(network, tokenizer=tokenizer, batch_size=job.batch_size)
 
 
 def _vllm_class() -> type[LM]:

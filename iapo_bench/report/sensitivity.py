@@ -29,7 +29,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
     points = job.sensitivity.points()
     if len(grades) != len(points):
         raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")
-    k = job.tune.k
+    k = job.k
     ks = sorted({1, k})
     measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]
     rows: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
         )
     frame = pd.DataFrame(rows)
     scores = [{"pass": row[f"pass@{k}"], "ratio": row[f"ratio@{k}"]} for row in rows]
-    chosen = pick(scores[1:], scores[0]["pass"] - job.tune.tolerance)
+    chosen = pick(scores[1:], scores[0]["pass"] - job.tolerance)
     labels = job.labels
     title = (
         f"{caution(labels.tier)}{job.sensitivity.method}: {labels.model} on {labels.dataset}, {_split(frame)}; framed: "

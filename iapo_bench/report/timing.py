@@ -14,7 +14,7 @@ from iapo_bench.evaluate.sample import sample
 from iapo_bench.files import read_json, read_jsonl, whole_file
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.report.document import Block, Table, ranged, write_document
-from iapo_bench.report.rows import BASE, opening
+from iapo_bench.report.rows import opening
 from iapo_bench.train.run import train
 
 
@@ -51,8 +51,8 @@ def _time(job: TimingJob, name: str, run: Path, base: Path, data: Path) -> dict[
         timing = read_json(Path(folder) / "test" / "timing.json")
         found = {"sample_ms_per_completion": 1000 * timing["seconds"] / timing["completions"]}
         found["sample_tokens_per_second"] = timing["tokens"] / timing["seconds"]
-        if name != BASE:
-            train(job.train[name.partition("/")[0]], base=base, data=data, out=Path(folder) / "run")
+        if training := job.train.get(name.partition("/")[0]):
+            train(training, base=base, data=data, out=Path(folder) / "run")
             steps = pd.DataFrame(read_jsonl(Path(folder) / "run" / "train.jsonl", ())[1:])
             phases = steps.filter(regex="^seconds_")
             found["train_ms_per_completion"] = 1000 * phases.to_numpy().sum() / steps["completions"].sum()

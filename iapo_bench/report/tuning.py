@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from iapo_bench.config.tune import TuneConfig, TuneJob
+from iapo_bench.config.tune import TuneJob
 from iapo_bench.evaluate.metrics import read_grades, summarise
 from iapo_bench.files import to_json, whole_file
 
@@ -19,11 +19,11 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
     choice is the trial of highest Ratio@k among those whose Pass@k is no more than `tolerance` below the base's, or, if
     there is none, of highest Pass@k.
     """
-    floor = _score(base, job.tune)["pass"] - job.tune.tolerance
+    floor = _score(base, job.k)["pass"] - job.tolerance
     evidence, choices = [], {}
     for method, space in job.trials.items():
         scores = [
-            _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", job.tune) for i in range(len(space))
+            _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", job.k) for i in range(len(space))
         ]
         chosen = pick(scores, floor)
         choices[method] = space[chosen]
@@ -31,16 +31,16 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
             evidence.append(
                 {"method": method, "trial": i, "settings": to_json(settings), **score, "chosen": i == chosen}
             )
-    k = job.tune.k
+    k = job.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})
     budget = f"{len(next(iter(job.trials.values())))} trials of {job.completions} completions each"
     with whole_file(out.with_suffix(".csv")) as partial:
         frame.to_csv(partial, index=False, float_format="%.6g")
     with whole_file(out) as partial:
         partial.write_text(
-            f"# Chosen on the validation split: {budget} for every method, all with seed {job.tune.seed};\n"
+            f"# Chosen on the validation split: {budget} for every method, all with seed {job.seed};\n"
             f"# highest Ratio@{k} among the trials with Pass@{k} of at least {floor:.4f}, the base's less "
-            f"{job.tune.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
+            f"{job.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
             + yaml.safe_dump(choices, sort_keys=False)
         )
 
@@ -53,7 +53,7 @@ def pick(scores: Sequence[dict[str, float]], floor: float) -> int:
     return max(range(len(scores)), key=lambda i: scores[i]["pass"])
 
 
-def _score(grades: Path, config: TuneConfig) -> dict[str, Any]:
-    summary = summarise({0: read_grades(grades)}, [config.k])
-    measured = {measure: summary.cells[f"{measure}@{config.k}"].mean for measure in ("pass", "length", "ratio")}
+def _score(grades: Path, k: int) -> dict[str, Any]:
+    summary = summarise({0: read_grades(grades)}, [k])
+    measured = {measure: summary.cells[f"{measure}@{k}"].mean for measure in ("pass", "length", "ratio")}
     return {"accuracy": summary.accuracy, **measured}
