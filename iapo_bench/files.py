@@ -83,6 +83,14 @@ def claimed(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a process has claimed the directory; where the file system knows no locks, no."""
+    lock = _lock(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
     """A directory beside `path` for one writer; those of writers that were killed are removed."""

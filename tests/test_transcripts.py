@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from iapo_bench.models.checkpoints import save_model
+from iapo_bench.models.token_texts import token_texts
 from iapo_bench.signals.informativeness import answer_entropies
 from iapo_bench.tokens.heatmap import ScoredTranscript, background, colour_scale, concentration, heatmap_page, visible
-from iapo_bench.tokens.transcripts import token_texts
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import token_roles
 

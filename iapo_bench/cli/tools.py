@@ -1,5 +1,6 @@
 """Tools beside the workflow."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -47,6 +48,37 @@ def informativeness(
 
 
 @click.command()
+@click.argument("rollout", type=FILE)
+@click.option("--groups", type=click.IntRange(1), help="Only so many groups, the first of the step.")
+@click.option("--out", type=FILE, required=True, help="HTML file.")
+def credit(rollout: Path, groups: int | None, out: Path) -> None:
+    """Show what a method rewarded: the completions of a step, each token in the colour of its credit.
+
+    \b
+    ROLLOUT is a file that training kept, where it was told to:
+      iapo-bench train ... --set train.keep_rollouts='[0, 40]' --out DIR
+      iapo-bench credit DIR/rollouts/step40.parquet --out credit.html
+    """
+    from iapo_bench.tokens.credit import make_credit_page
+
+    make_credit_page(rollout, out, groups)
+
+
+@click.command()
+@click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN...")
+@click.option("--once", is_flag=True, help="Draw what there is and end.")
+def watch(runs: tuple[Path, ...], once: bool) -> None:
+    """Draw the training curves of runs in the terminal, as they grow, until they end.
+
+    RUN is a directory with a train.jsonl, that file, or a folder of such directories, such as results/micro. Through a
+    pipe, what there is is drawn once.
+    """
+    from iapo_bench.watch import watch as watch_runs
+
+    watch_runs(runs, once=once)
+
+
+@click.command()
 @tier_options
 @click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
 @click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
@@ -68,6 +100,30 @@ def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset:
         click.echo(doctor.show(rows))
     if not works:
         sys.exit(1)
+
+
+@click.command("try")
+@click.argument("method")
+@click.option("--tier", default="micro", help="Where it is tried: a tier's name.")
+@click.option(
+    "--seeds", default=1, type=click.IntRange(1), help="How many of the tier's training seeds, from the first."
+)
+@click.option("--cores", default=os.cpu_count(), type=click.IntRange(1), help="For Snakemake.")
+def try_command(method: str, tier: str, seeds: int, cores: int) -> None:
+    """Train METHOD on micro, and say how it differs from the runs that are there: a few minutes.
+
+    \b
+      iapo-bench new method brief    write methods/brief.py, and change it
+      iapo-bench try brief           train it once, sample the test problems, compare
+      iapo-bench watch results/micro/brief/seed0    meanwhile, elsewhere
+
+    It is compared with the base and with each method that has a finished run of the same training seed, made with
+    today's settings and code. Nothing else is trained and no table is changed: the verdict goes to the terminal, all
+    pairs to results/TIER/try/METHOD/. It is about these checkpoints: `snakemake` with several training seeds says more.
+    """
+    from iapo_bench.try_out import try_method
+
+    try_method(method, tier, seeds=seeds, cores=cores)
 
 
 @click.command()
@@ -217,4 +273,4 @@ def settings(write: bool) -> None:
             partial.write_text(text)
 
 
-COMMANDS = (informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)
+COMMANDS = (try_command, watch, credit, informativeness, explain, compare, verify, bundle, doctor, plan, new, settings)

@@ -22,7 +22,7 @@ from iapo_bench.config.reading import CONFIG_DIR, Places, merge, read_yaml, type
 from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Options, Section, identity, slug
 from iapo_bench.config.timing import TimingJob
-from iapo_bench.config.train import MethodChoice, TrainConfig, TrainJob
+from iapo_bench.config.train import UNWATCHED, MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
 from iapo_bench.config.world import PrepareJob, WorldConfig
 from iapo_bench.errors import UserError, unknown
@@ -367,7 +367,7 @@ class TierConfig(Section):
         jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.trained}
         steps = 5 * self.train.prompts_per_step * self.train.group_size
         short = {
-            name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps})})
+            name: job.model_copy(update={"train": job.train.model_copy(update={"completions": steps, **UNWATCHED})})
             for name, job in jobs.items()
         }
         sampled = self.sample_job("test").model_copy(update={"evaluate": evaluate})

@@ -17,6 +17,9 @@ from iapo_bench.plugins import list_methods, list_rewards
 LrSchedule = Literal["constant", "linear"]
 TrainGrader = Literal["world", "exact"]
 FormatRule = Literal["tags", "one_line"]
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+# For runs that are no result: what a run is watched by, switched off.
+UNWATCHED: dict[str, Any] = {"report_to": [], "validate_every": None, "keep_rollouts": []}
 
 
 class TrainConfig(Section):
@@ -89,6 +92,28 @@ class TrainConfig(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         default=0,
         description="minutes that lie between them at least: a large one takes its time",
+        json_schema_extra=FREE,
+    )
+    report_to: list[Tracker] = Field(
+        default=[],
+        description="log the numbers of each row of train.jsonl to these as well, under the same names; each needs its "
+        "extra of pyproject.toml",
+        json_schema_extra=FREE,
+    )
+    validate_every: Positive | None = Field(
+        default=None,
+        description="measure accuracy and length on validation problems after every so many steps and the last; "
+        "nothing is chosen by them",
+        json_schema_extra=FREE,
+    )
+    validate_problems: Positive = Field(
+        default=64,
+        description="how many validation problems, the first of the split, a completion each",
+        json_schema_extra=FREE,
+    )
+    keep_rollouts: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        description="steps, from 0, whose completions are kept in rollouts/, with the advantage of every token",
         json_schema_extra=FREE,
     )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(

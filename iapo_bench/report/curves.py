@@ -36,13 +36,15 @@ class Curve(NamedTuple):
     mean_X: np.ndarray
     low_X: np.ndarray
     high_X: np.ndarray
+    validation_2V: np.ndarray  # completions generated, and the mean over training seeds, where validation was looked at
 
 
 def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
     Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Many methods have a
-    panel each, in which the others are grey. Raises UserError for a file that cannot be read.
+    panel each, in which the others are grey. Where runs looked at validation problems, a thin line with points shows
+    that, as measured. Raises UserError for a file that cannot be read.
     """
     needed = (*PANELS, "completions_total")
     steps = {method: [read_steps(path, needed) for path in paths] for method, paths in runs.items()}
@@ -50,6 +52,8 @@ def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figur
     title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
     title += f"{SMOOTHING} steps"
     title += "; lines: mean over training seeds, bands: their range" if several else ""
+    looked = any("validation_correct" in frame for frames in steps.values() for frame in frames)
+    title += "; thin lines with points: validation problems" if looked else ""
     found = {label: {method: _curve(frames, key) for method, frames in steps.items()} for key, label in PANELS.items()}
     with mpl.rc_context(STYLE):
         return _small_multiples(found, title) if len(runs) > MANY else _overlaid(found, title)
@@ -60,7 +64,17 @@ def _curve(frames: Sequence[pd.DataFrame], key: str) -> Curve:
     # Steps of a run that draws again for dropped groups lie elsewhere than another's.
     places = frames[0]["completions_total"].to_numpy()
     runs_SX = np.array([np.interp(places, f["completions_total"], y) for f, y in zip(frames, smooth, strict=True)])
-    return Curve(places, runs_SX.mean(axis=0), runs_SX.min(axis=0), runs_SX.max(axis=0))
+    return Curve(places, runs_SX.mean(axis=0), runs_SX.min(axis=0), runs_SX.max(axis=0), _validation(frames, key))
+
+
+def _validation(frames: Sequence[pd.DataFrame], key: str) -> np.ndarray:
+    """The mean over the runs that looked, where the first of them did, (2, V)."""
+    name, x = f"validation_{key}", "completions_total"
+    seen = [frame.dropna(subset=name) for frame in frames if name in frame]
+    if not seen:
+        return np.empty((2, 0))
+    places = seen[0][x].to_numpy()
+    return np.array([places, np.mean([np.interp(places, frame[x], frame[name]) for frame in seen], axis=0)])
 
 
 def _overlaid(found: Mapping[str, Mapping[str, Curve]], title: str) -> Figure:
@@ -102,3 +116,5 @@ def _draw(ax: Axes, curve: Curve, look: Style, method: str) -> None:
     ax.plot(curve.places_X, curve.mean_X, color=look.colour, linestyle=look.dashes, linewidth=1.4, label=method)
     if (curve.high_X > curve.low_X).any():
         ax.fill_between(curve.places_X, curve.low_X, curve.high_X, color=look.colour, alpha=0.13, linewidth=0)
+    if curve.validation_2V.size:
+        ax.plot(*curve.validation_2V, color=look.colour, linestyle=look.dashes, linewidth=0.7, marker=".", markersize=3)

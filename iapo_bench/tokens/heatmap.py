@@ -1,15 +1,16 @@
-"""The page that shows, token by token, what a completion tells about its answer: one HTML file that works offline.
+"""Pages that show a number of every token in colour, what it tells about the answer or what credit it got: one HTML
+file that works offline.
 
-A pure function from scored transcripts to text. Everything that comes from a transcript is escaped by the template.
+Pure functions from scored transcripts to text. Everything that comes from a transcript is escaped by the template.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -18,10 +19,10 @@ from markupsafe import Markup, escape
 from iapo_bench.report.style import INK, PALETTE
 
 POSITIVE, NEGATIVE = PALETTE[0], PALETTE[1]  # blue and vermilion: apart in every kind of colour vision, and in print
-SCALE_QUANTILE = 0.98  # of |information|: one extreme token must not bleach all the others
+SCALE_QUANTILE = 0.98  # of absolute values: one extreme token must not bleach all the others
 STRONGEST = 0.8  # of a full hue, so that black text stays readable on it
 SHARE = 0.9
-# Colours come in steps on either side of white: `p` tells about the answer, `n` makes it less certain.
+# Colours come in steps on either side of white: `p` above 0, `n` below.
 STEPS = 16
 CLASSES = {f"p{step}": step / STEPS for step in range(STEPS + 1)} | {
     f"n{step}": -step / STEPS for step in range(1, STEPS + 1)
@@ -42,21 +43,75 @@ class ScoredTranscript:
     token_ids: tuple[int, ...]  # (T,)
     roles: tuple[str, ...] | None  # (T,), where the vocabulary has roles
     logp: tuple[float, ...]  # (T,)
-    entropy: tuple[float, ...]  # (T,) of the next token, where this one was drawn
-    answer_entropy: tuple[float, ...]  # (T+1,) of the first answer token, after 0 to T tokens
+    entropy: tuple[float, ...] | None  # (T,) of the next token, where this one was drawn
+    answer_entropy: tuple[float, ...] | None  # (T+1,) of the first answer token, after 0 to T tokens
     correct: bool | None = None
+    credit: tuple[float, ...] | None = None  # (T,) advantage times weight in the loss
+    note: str = ""  # shown beside the id
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What is shown in colour: the credit where there is one, else the information."""
+        return self.information if self.credit is None else self.credit
 
     @property
     def information(self) -> tuple[float, ...]:
         """What each token tells about the answer: the entropy before it less the entropy after it, (T,)."""
-        e = self.answer_entropy
+        e = self.answer_entropy or ()
         return tuple(before - after for before, after in itertools.pairwise(e))
 
 
+class _Quantity(NamedTuple):
+    """What a page shows, in the words around its colours."""
+
+    name: str
+    title: str
+    less: str
+    more: str
+    unit: str
+    marked: str  # the tokens with dotted underlines
+    explained: str
+
+
+_INFORMATION = _Quantity(
+    name="information",
+    title="What each token tells about the answer",
+    less="makes the answer less certain",
+    more="tells about the answer",
+    unit=" nats",
+    marked="make the answer less certain",
+    explained="After every token the model is made to answer at once, by the postfix; a token\u2019s information is "
+    "the entropy of the answer that it takes away. The distribution is that of the first answer token, a proxy for the "
+    "whole answer (arXiv 2602.19049).",
+)
+_CREDIT = _Quantity(
+    name="credit",
+    title="What the method rewarded",
+    less="made less likely",
+    more="made more likely",
+    unit="",
+    marked="the update makes less likely",
+    explained="A token\u2019s credit is its advantage times its weight in the loss, as the method gave it at that "
+    "step: the update makes a token of positive credit more likely, one of negative credit less. Rewards are those "
+    "after the method\u2019s own terms.",
+)
+
+
 def heatmap_page(transcripts: Sequence[ScoredTranscript], *, model: str, postfix: str, temperature: float) -> str:
-    """The page, without a reference to anything outside it. All transcripts share one colour scale and one y axis."""
-    scale = colour_scale([value for transcript in transcripts for value in transcript.information])
-    highest = max((max(transcript.answer_entropy) for transcript in transcripts), default=0.0)
+    """The page of information, without a reference to anything outside it. All transcripts share one colour scale and
+    one y axis."""
+    facts = {"model": model, "postfix": postfix, "temperature": f"{temperature:g}"}
+    return _page(transcripts, _INFORMATION, facts)
+
+
+def credit_page(completions: Sequence[ScoredTranscript], facts: Mapping[str, str]) -> str:
+    """The page of credit, for completions that have some; `facts` stand at its head."""
+    return _page(completions, _CREDIT, facts)
+
+
+def _page(transcripts: Sequence[ScoredTranscript], quantity: _Quantity, facts: Mapping[str, str]) -> str:
+    scale = colour_scale([value for transcript in transcripts for value in transcript.values])
+    highest = max((max(transcript.answer_entropy or (0.0,)) for transcript in transcripts), default=0.0)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("iapo_bench.tokens"),
         autoescape=True,
@@ -64,10 +119,9 @@ def heatmap_page(transcripts: Sequence[ScoredTranscript], *, model: str, postfix
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("informativeness.html.j2").render(
-        model=model,
-        postfix=postfix,
-        temperature=f"{temperature:g}",
+    return environment.get_template("tokens.html.j2").render(
+        quantity=quantity,
+        facts=facts,
         ink=INK,
         scale=scale,
         percent=round(100 * SCALE_QUANTILE),
@@ -77,19 +131,19 @@ def heatmap_page(transcripts: Sequence[ScoredTranscript], *, model: str, postfix
         folded_after=FOLDED_AFTER,
         long_prompt=LONG_PROMPT,
         with_roles=any(transcript.roles for transcript in transcripts),
-        transcripts=[_shown(transcript, scale, highest) for transcript in transcripts],
+        transcripts=[_shown(transcript, quantity, scale, highest) for transcript in transcripts],
     )
 
 
-def colour_scale(information: Sequence[float]) -> float:
-    """The |information| (nats) of the strongest colour: a high quantile, and never so low that rounding has a hue."""
-    return max(float(np.quantile(np.abs(information), SCALE_QUANTILE)) if len(information) else 0.0, 1e-3)
+def colour_scale(values: Sequence[float]) -> float:
+    """The absolute value of the strongest colour: a high quantile, and never so low that rounding has a hue."""
+    return max(float(np.quantile(np.abs(values), SCALE_QUANTILE)) if len(values) else 0.0, 1e-3)
 
 
-def background(information: float, scale: float) -> str:
-    """The colour of a token: white at 0, blue above, vermilion below, in proportion up to `scale` nats."""
-    strength = STRONGEST * min(1.0, abs(information) / scale)
-    hue = POSITIVE if information > 0 else NEGATIVE
+def background(value: float, scale: float) -> str:
+    """The colour of a token: white at 0, blue above, vermilion below, in proportion up to `scale`."""
+    strength = STRONGEST * min(1.0, abs(value) / scale)
+    hue = POSITIVE if value > 0 else NEGATIVE
     parts = [round(255 + strength * (int(hue[i : i + 2], 16) - 255)) for i in (1, 3, 5)]
     return "#" + "".join(f"{part:02x}" for part in parts)
 
@@ -118,36 +172,46 @@ def visible(text: str) -> str:
     return "".join(marked)
 
 
-def _shown(transcript: ScoredTranscript, scale: float, highest: float) -> dict[str, Any]:
-    e, information = transcript.answer_entropy, transcript.information
-    share = concentration(information)
-    summary = {
-        "tokens": str(len(transcript.tokens)),
+def _shown(transcript: ScoredTranscript, quantity: _Quantity, scale: float, highest: float) -> dict[str, Any]:
+    e, values = transcript.answer_entropy, transcript.values
+    summary = _information_facts(transcript) if quantity is _INFORMATION else _credit_facts(transcript)
+    numbers = {"answer": e, "logp": transcript.logp, "entropy": transcript.entropy, "credit": transcript.credit}
+    return {
+        "id": transcript.id,
+        "note": transcript.note,
+        "prompt": transcript.prompt,
+        "correct": transcript.correct,
+        "summary": {"tokens": str(len(transcript.tokens)), **summary},
+        "completion": _completion(transcript.tokens, np.array(values), scale),
+        "numbers": {name: _numbers(some) for name, some in numbers.items() if some is not None},
+        "role_names": list(dict.fromkeys(transcript.roles or ())),
+        "role_places": _places(transcript.roles or ()),
+        "roles": _by_role(transcript),
+        "curve": _curve(e, highest) if e else None,
+    }
+
+
+def _information_facts(transcript: ScoredTranscript) -> dict[str, str]:
+    e = transcript.answer_entropy or ()
+    share = concentration(transcript.information)
+    return {
         "answer entropy at the start": f"{e[0]:.3f} nats",
         "at the end": f"{e[-1]:.3f} nats",
         "information in total": f"{_signed(e[0] - e[-1])} nats",
         f"tokens with {SHARE:.0%} of the positive information": "none" if share is None else f"{share:.1%}",
     }
-    return {
-        "id": transcript.id,
-        "prompt": transcript.prompt,
-        "correct": transcript.correct,
-        "summary": summary,
-        "completion": _completion(transcript.tokens, np.array(information), scale),
-        "answer": _numbers(e),
-        "logp": _numbers(transcript.logp),
-        "entropy": _numbers(transcript.entropy),
-        "role_names": list(dict.fromkeys(transcript.roles or ())),
-        "role_places": _places(transcript.roles or ()),
-        "roles": _by_role(transcript),
-        "curve": _curve(transcript, highest),
-    }
 
 
-def _completion(tokens: Sequence[str], information_T: np.ndarray, scale: float) -> Markup:
+def _credit_facts(transcript: ScoredTranscript) -> dict[str, str]:
+    values = transcript.values
+    spread = f"{_signed(min(values))} to {_signed(max(values))}"
+    return {"mean credit": _signed(fmean(values)), "of its tokens": spread}
+
+
+def _completion(tokens: Sequence[str], values_T: np.ndarray, scale: float) -> Markup:
     """The tokens, each in the class of its colour. Joined here: a template is ten times slower on many tokens."""
-    steps_T = np.rint(STEPS * np.minimum(1.0, np.abs(information_T) / scale)).astype(int)
-    names = np.where((information_T < 0) & (steps_T > 0), -steps_T, steps_T).tolist()
+    steps_T = np.rint(STEPS * np.minimum(1.0, np.abs(values_T) / scale)).astype(int)
+    names = np.where((values_T < 0) & (steps_T > 0), -steps_T, steps_T).tolist()
     shown = (
         f"{gap}<i class={'n' if step < 0 else 'p'}{abs(step)}>{text}</i>"
         for (gap, text), step in zip(map(_token, tokens), names, strict=True)
@@ -176,16 +240,16 @@ def _places(roles: Sequence[str]) -> str:
 
 
 def _by_role(transcript: ScoredTranscript) -> list[tuple[str, int, str]]:
-    """(role, tokens, mean information) of every role that occurs."""
+    """(role, tokens, mean of what is shown) of every role that occurs."""
     values: dict[str, list[float]] = {}
-    for role, information in zip(transcript.roles or (), transcript.information, strict=bool(transcript.roles)):
-        values.setdefault(role, []).append(information)
+    for role, value in zip(transcript.roles or (), transcript.values, strict=bool(transcript.roles)):
+        values.setdefault(role, []).append(value)
     return [(role, len(some), _signed(fmean(some))) for role, some in values.items()]
 
 
-def _curve(transcript: ScoredTranscript, highest: float) -> dict[str, Any]:
+def _curve(answer_entropy: Sequence[float], highest: float) -> dict[str, Any]:
     """Pixels of the drawing of answer entropy (nats) against tokens read."""
-    length = len(transcript.tokens)
+    length = len(answer_entropy) - 1
     y_ticks = _ticks(max(highest, 0.1), 4)
     top = max(y_ticks[-1], highest)
     bottom = _TOP + _PLOT
@@ -204,7 +268,7 @@ def _curve(transcript: ScoredTranscript, highest: float) -> dict[str, Any]:
         "top": _TOP,
         "bottom": bottom,
         "strip": bottom + 4,
-        "line": _line(transcript.answer_entropy, top),
+        "line": _line(answer_entropy, top),
         "step": round((_WIDTH - _LEFT - _RIGHT) / length, 4),
         "x_ticks": [(x(t), f"{t:g}") for t in _ticks(length, 8) if t == int(t)],
         "y_ticks": [(y(e), f"{e:g}") for e in y_ticks],

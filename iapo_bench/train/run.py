@@ -5,11 +5,13 @@ checkpoint, and a checkpoint of anything else is set aside.
 """
 
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import click
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from iapo_bench.config.section import digest
 from iapo_bench.config.train import TrainConfig, TrainJob
 from iapo_bench.machine import parallel
 from iapo_bench.machine.code import source_if_unknown
@@ -31,7 +33,8 @@ from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.rewards import Rewards
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.trackers import require_trackers, tracking
+from iapo_bench.train.trainer import Task, Trainer, Validation
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
 from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
 from iapo_bench.worlds.grading import is_formatted, make_grader
@@ -45,6 +48,7 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     `data`: what `prepare` wrote. What is needed to go on after an interruption lies in `out/resume` until every rank
     and the engine have ended.
     """
+    require_trackers(job.train.report_to)
     with ExitStack() as last, parallel.processes():
         _train(job, base, data, out, last)
 
@@ -65,6 +69,8 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
     tokenizer = load_tokenizer(base)
     dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
+    looked = read_problems(data / "validation.jsonl")[: config.validate_problems] if config.validate_every else []
+    looked_prompts = encode(looked, dialogue, base, config.max_tokens)
     inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
     run = run_identity(job, "iapo_bench.train.run", job.plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
@@ -73,7 +79,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
         config.engine,
         base,
         model,
-        width=max(map(len, prompts), default=0) + config.max_tokens,
+        width=max(map(len, prompts + looked_prompts), default=0) + config.max_tokens,
         batch_size=config.rollout_batch_size,
         gpu_memory=config.engine_memory,
         sleep=True,
@@ -91,9 +97,18 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             reading=answer_reading(config, tokenizer),
             prefill=dialogue.prefill,
             rewards=Rewards(problems, config.rewards),
+            validation=Validation(looked_prompts, [problem.answer for problem in looked], grader.grade),
         )
         trainer = Trainer(method, config, job.seed, task, model, engine, reference)
-        trainer.run(resume / "state.pt", broken=out / "broken", log=out / "train.jsonl")
+        trainer.run(
+            resume / "state.pt",
+            broken=out / "broken",
+            log=out / "train.jsonl",
+            rollouts=out / "rollouts",
+            tracking=partial(
+                tracking, config.report_to, folder=out, run=f"{job.method.name}-seed{job.seed}-{digest(run)}", job=job
+            ),
+        )
     with sharding.whole(model) as trained:
         if parallel.is_main():
             save_model(trained, tokenizer, out / "model", notes=job.model_dump(mode="json"))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from iapo_bench.signals.padded import part_widths
 from iapo_bench.signals.statistics import compute_signals, signal_noise
 from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
+from iapo_bench.train.rollouts import drop_rollouts, rollout_table, write_rollout
 from iapo_bench.train.trial import try_method
 from iapo_bench.train.update import update
 from iapo_bench.worlds import Problem
@@ -46,6 +47,19 @@ from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, is_formatted
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
+
+
+# What is told each row as it comes: a context, entered with the rows of the checkpoint, that gives the function.
+Tracking = Callable[[list[dict[str, Any]]], AbstractContextManager[Callable[[dict[str, Any]], None]]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Encoded validation problems that are looked at while training, by the world's own grader; never trained on."""
+
+    prompts: list[list[int]]
+    golds: list[str]
+    grade: Callable[[list[str], list[str]], list[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class Task:
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
     rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
+    validation: Validation | None = None
 
     def texts(self, completions: list[Completion]) -> list[str]:
         """What is graded of each completion."""
@@ -98,9 +113,9 @@ def complaints(row: dict[str, Any], config: TrainConfig) -> list[str]:
 class _Draw:
     """What a step generated: accepted groups, and counts over everything, dropped groups included."""
 
-    prompts: list[list[int]]
+    problems: list[int]
     completions: list[Completion]
-    correct: list[bool]
+    judged: list[Outcome]
     formatted: list[bool]
     rewards: list[float]
     paid: list[dict[str, float]]
@@ -140,6 +155,7 @@ class Trainer:
         disable_dropout(model)
         self.optimizer = make_optimizer(model, config.lr)
         self.broken: Path | None = None  # directory for a batch that broke a step; None: keep none
+        self.rollouts: Path | None = None  # directory for the rollouts of chosen steps
         self.cursor = 0  # problems drawn so far, over all epochs
         self.generated = 0  # completions so far
         self.rows: list[dict[str, Any]] = []
@@ -153,33 +169,43 @@ class Trainer:
         return self.generated + self.config.group_size > self.config.completions
 
     def run(
-        self, state: Path | None = None, broken: Path | None = None, log: Path | None = None
+        self,
+        state: Path | None = None,
+        broken: Path | None = None,
+        log: Path | None = None,
+        rollouts: Path | None = None,
+        tracking: Tracking | None = None,
     ) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
 
         With `state`, a file: go on from it if it exists, and keep it up to date, and the one before beside it, which
         takes its place when it is damaged. Any number of processes can go on from it. With `log`, a file: its rows are
-        those of `state`, and each step adds one. Raises UserError when not all of them see `state`; and when the method
-        fails, or a number is not finite: then the batch is kept in the directory `broken`, and `state` is that of the
-        last good checkpoint.
+        those of `state`, and each step adds one; `tracking` is told the same. The rollouts of the chosen steps go to
+        the directory `rollouts`. Raises UserError when not all of them see `state`; and when the method fails, or a
+        number is not finite: then the batch is kept in the directory `broken`, and `state` is that of the last good
+        checkpoint.
         """
-        self.broken = broken
+        self.broken, self.rollouts = broken, rollouts
         if state is not None:
             self._resume(state)
         if len(set(parallel.gather([self.generated]))) > 1:
             raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
         self._start(log)
-        with progress(
-            total=self.config.completions,
-            initial=self.generated,
-            desc=self.method.name,
-            unit="completion",
-            disable=not parallel.is_main(),
-        ) as bar:
+        with (
+            progress(
+                total=self.config.completions,
+                initial=self.generated,
+                desc=self.method.name,
+                unit="completion",
+                disable=not parallel.is_main(),
+            ) as bar,
+            tracking(self.rows) if tracking and parallel.is_main() else nullcontext(lambda row: None) as tell,
+        ):
             while not self.finished:
                 before = self.generated
                 row = self.step()
                 self._add(log, row)
+                tell(row)
                 for complaint in complaints(row, self.config) if parallel.is_main() else ():
                     bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
                 bar.update(self.generated - before)
@@ -187,10 +213,17 @@ class Trainer:
                 if state is not None and self._is_due():
                     self._save(state)
                     self._saved = time.monotonic()
+        self._say_what_was_idle()
+        return self.rows
+
+    def _say_what_was_idle(self) -> None:
         moved, updates = count_updates(self.rows)
         if moved < updates and parallel.is_main():
             click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
-        return self.rows
+        late = [step for step in self.config.keep_rollouts if step >= len(self.rows)]
+        if late and parallel.is_main():
+            last = len(self.rows) - 1
+            click.echo(f"warning: {self.method.name}: no rollouts of step {late[0]}: the last was {last}", err=True)
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is to be made; by the clock of the main rank, for all."""
@@ -202,6 +235,8 @@ class Trainer:
         if log is not None and parallel.is_main():
             with whole_file(log) as partial:
                 partial.write_text("".join(map(_line, self.rows)))
+        if self.rollouts is not None and parallel.is_main():
+            drop_rollouts(self.rollouts, after=len(self.rows) - 1)
 
     def _add(self, log: Path | None, row: dict[str, Any]) -> None:
         """Write a row at once, so that who reads meanwhile sees no half of one."""
@@ -223,7 +258,7 @@ class Trainer:
             "completions": len(draw.lengths),
             "completions_total": self.generated,
             "draws": draw.draws,
-            "groups": len(draw.prompts),
+            "groups": len(draw.problems),
             "correct": draw.outcomes[Outcome.CORRECT] / len(draw.lengths),
             "length": sum(draw.lengths) / len(draw.lengths),
             "truncated": draw.truncated / len(draw.lengths),
@@ -233,16 +268,42 @@ class Trainer:
             "updates": self.config.updates_per_rollout,
             "updates_moved": 0,
         }
-        if draw.prompts:
-            row |= self._learn(self._collate(draw), step)
+        if draw.problems:
+            row |= self._learn(draw, step)
         seconds = time.perf_counter() - started
         self._clock["other"] = seconds - sum(self._clock.values())
         row |= {f"seconds_{phase}": round(self._clock[phase], 6) for phase in PHASES}
         row["tokens"] = sum(draw.lengths)
         row["tokens_trained"] = sum(len(completion.token_ids) for completion in draw.completions)
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
+        row |= self._validate(step)
         self.rows.append(row)
         return row
+
+    def _validate(self, step: int) -> dict[str, Any]:
+        """Accuracy and mean length on the validation problems, where they are due: of the weights after this step, and
+        drawn with the same numbers each time, so that two looks differ by the weights alone."""
+        looked, every = self.task.validation, self.config.validate_every
+        if looked is None or every is None or ((step + 1) % every and not self.finished):
+            return {}
+        started = time.perf_counter()
+        own = parallel.share(len(looked.prompts))
+        sampling = Sampling(
+            max_tokens=self.config.max_tokens,
+            eos_ids=self.task.eos_ids,
+            temperature=self.config.temperature,
+            seed=stream_seed(self.seed, "validation"),
+            first_index=own.start,
+        )
+        drawn = self.engine.generate(looked.prompts[own], sampling)
+        outcomes = parallel.gather(looked.grade(self.task.texts(drawn), looked.golds[own]))
+        lengths = parallel.gather([len(completion.token_ids) for completion in drawn])
+        return {
+            "validation_correct": outcomes.count(Outcome.CORRECT) / len(outcomes),
+            "validation_length": sum(lengths) / len(lengths),
+            # Apart from the times of the step's phases: it is no cost of the method.
+            "validation_seconds": round(time.perf_counter() - started, 6),
+        }
 
     def _pace(self) -> float:
         """Set the learning rate of the next update: by default always the same, or falling with what is generated."""
@@ -255,8 +316,8 @@ class Trainer:
         """Generate groups until a batch is full, the draws are used up or the budget is spent."""
         config = self.config
         draw = _Draw([], [], [], [], [], [], Counter(), [], 0, 0)
-        while len(draw.prompts) < config.prompts_per_step and draw.draws < config.max_draws and not self.finished:
-            wanted = config.prompts_per_step - len(draw.prompts)
+        while len(draw.problems) < config.prompts_per_step and draw.draws < config.max_draws and not self.finished:
+            wanted = config.prompts_per_step - len(draw.problems)
             affordable = (config.completions - self.generated) // config.group_size
             problems = [self._next_problem() for _ in range(min(wanted, affordable))]
             own = parallel.share(len(problems) * config.group_size, config.group_size)
@@ -289,9 +350,9 @@ class Trainer:
                 group = slice(i * config.group_size, (i + 1) * config.group_size)
                 correct = [outcome is Outcome.CORRECT for outcome in outcomes[group]]
                 if accepts(self.method, torch.tensor(correct)):
-                    draw.prompts.append(self.task.prompts[problem])
+                    draw.problems.append(problem)
                     draw.completions += completions[group]
-                    draw.correct += correct
+                    draw.judged += outcomes[group]
                     draw.formatted += formatted[group]
                     draw.rewards += [self.rewards.total(each) for each in paid[group]]
         return draw
@@ -306,9 +367,9 @@ class Trainer:
 
     def _collate(self, draw: _Draw) -> RolloutBatch:
         batch = collate(
-            draw.prompts,
+            [self.task.prompts[problem] for problem in draw.problems],
             draw.completions,
-            draw.correct,
+            [outcome is Outcome.CORRECT for outcome in draw.judged],
             draw.formatted,
             group_size=self.config.group_size,
             max_tokens=self.config.max_tokens,
@@ -350,9 +411,9 @@ class Trainer:
         filled: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
         return replace(batch, signal_noise=signal_noise(self.model), **filled)
 
-    def _learn(self, batch: RolloutBatch, step: int) -> dict[str, Any]:
+    def _learn(self, draw: _Draw, step: int) -> dict[str, Any]:
         """Signals, credit and update. Raises UserError when one fails, and keeps the batch as far as it came."""
-        credit = None
+        batch, credit = self._collate(draw), None
         try:
             with self._phase("signals"):
                 batch = self._signals(batch)
@@ -361,6 +422,7 @@ class Trainer:
             if step == 0:
                 try_method(self.method, batch, self.seed, own_rewards=self.rewards.weights != CORRECT)
             batch = shaped
+            self._keep_rollout(draw, batch, credit, step)
             with self._phase("update"):
                 stats = update(
                     self.model,
@@ -400,6 +462,13 @@ class Trainer:
         with whole_file(path) as partial:
             torch.save(kept, partial)
         return f"; its batch is in {path}, for torch.load"
+
+    def _keep_rollout(self, draw: _Draw, batch: RolloutBatch, credit: Credit, step: int) -> None:
+        if self.rollouts is None or step not in self.config.keep_rollouts or not parallel.is_main():
+            return
+        problems = [self.rewards.problems[i].id for i in draw.problems]
+        table = rollout_table(batch, credit, self.task.tokenizer, problems=problems, outcomes=draw.judged)
+        write_rollout(self.rollouts, step, table, method=self.method.name)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -1,0 +1,85 @@
+"""Rollouts of chosen steps, kept as parquet: what was generated, what the method made of it, and what it saw."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from iapo_bench.batch import RolloutBatch
+from iapo_bench.files import whole_file
+from iapo_bench.method import Credit
+from iapo_bench.models.token_texts import token_texts
+from iapo_bench.worlds.grading import Outcome
+
+# Numbers of each token that a method may have seen, by their name in the table, in nats.
+SIGNALS = {
+    "sampler_logp": "sampler_logp_BT",
+    "old_logp": "old_logp_BT",
+    "ref_logp": "ref_logp_BT",
+    "token_entropy": "token_entropy_BT",
+}
+ANSWER_ENTROPY = "answer_entropy"  # of every prefix: one more than tokens
+_FILE = re.compile(r"step(\d+)\.parquet")
+
+
+def rollout_table(
+    batch: RolloutBatch,
+    credit: Credit,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    problems: Sequence[str],
+    outcomes: Sequence[Outcome],
+) -> pd.DataFrame:
+    """One row a completion, in the order of the batch, which is that after `shape_rewards`.
+
+    Columns: group, sample, problem_id, prompt, outcome, formatted, truncated, reward (as shaped), and for each token, a
+    list of as many: token_ids, tokens (text), advantages, weights, and those of `SIGNALS` that were computed;
+    `answer_entropy` has one more, of the empty prefix. `problems`: one a group, `outcomes`: one a row.
+    """
+    G = batch.group_size
+    mask_BT = batch.completion_mask_BT.cpu()
+    ids = [row[mask].tolist() for row, mask in zip(batch.completion_ids_BT.cpu(), mask_BT, strict=True)]
+    asked = [
+        tokenizer.decode(row[mask].tolist(), clean_up_tokenization_spaces=False)
+        for row, mask in zip(batch.prompt_ids_BP[::G].cpu(), batch.prompt_mask_BP[::G].cpu(), strict=True)
+    ]
+    columns = {
+        "group": np.repeat(np.arange(len(problems)), G),
+        "sample": np.tile(np.arange(G), len(problems)),
+        "problem_id": np.repeat(np.array(problems, dtype=object), G),
+        "prompt": np.repeat(np.array(asked, dtype=object), G),
+        "outcome": [outcome.value for outcome in outcomes],
+        "formatted": batch.formatted_B.tolist(),
+        "truncated": batch.truncated_B.tolist(),
+        "reward": batch.rewards_B.tolist(),
+        "token_ids": ids,
+        "tokens": [token_texts(tokenizer, row) for row in ids],
+    }
+    per_token = {"advantages": credit.advantages_BT, "weights": credit.weights_BT}
+    per_token |= {name: getattr(batch, field) for name, field in SIGNALS.items()}
+    lengths = batch.lengths_B.tolist()
+    columns |= {name: _ragged(values, lengths) for name, values in per_token.items() if values is not None}
+    if batch.answer_entropy_BS is not None:
+        columns[ANSWER_ENTROPY] = _ragged(batch.answer_entropy_BS, [length + 1 for length in lengths])
+    return pd.DataFrame(columns)
+
+
+def _ragged(values: torch.Tensor, lengths: Sequence[int]) -> list[list[float]]:
+    return [row[:length].tolist() for row, length in zip(values.cpu(), lengths, strict=True)]
+
+
+def write_rollout(folder: Path, step: int, table: pd.DataFrame, *, method: str) -> None:
+    """Write the table of a step to `folder`, its step and method with it, whole or not at all."""
+    with whole_file(folder / f"step{step}.parquet") as partial:
+        table.assign(step=step, method=method).to_parquet(partial, index=False)
+
+
+def drop_rollouts(folder: Path, after: int) -> None:
+    """Remove the files of steps beyond `after`, which an earlier run or a part that is done again has left."""
+    for path in folder.glob("step*.parquet"):
+        if (found := _FILE.fullmatch(path.name)) and int(found[1]) > after:
+            path.unlink()
