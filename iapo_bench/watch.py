@@ -63,7 +63,8 @@ def watch(paths: Sequence[Path], *, once: bool = False) -> None:
     `paths`: runs' directories, their `train.jsonl`, or folders of runs, where further ones may appear. Raises UserError
     when there is nothing to draw and nobody to wait.
     """
-    console, runs = Console(), {}
+    console = Console()
+    runs: dict[Path, _Run] = {}
     if once or not console.is_terminal:
         runs = _look(paths, runs)
         if not (started := [run for run in runs.values() if run.rows]):

@@ -47,7 +47,8 @@ def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figur
     that, as measured. Raises UserError for a file that cannot be read.
     """
     needed = (*PANELS, "completions_total")
-    steps = {method: [read_steps(path, needed) for path in paths] for method, paths in runs.items()}
+    told = [f"validation_{key}" for key in PANELS]
+    steps = {method: [read_steps(path, needed, told) for path in paths] for method, paths in runs.items()}
     several = any(len(frames) > 1 for frames in steps.values())
     title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}, training: centred running mean over "
     title += f"{SMOOTHING} steps"

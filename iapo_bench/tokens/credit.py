@@ -32,7 +32,9 @@ def make_credit_page(rollout: Path, out: Path, groups: int | None = None) -> Non
         "step": str(first["step"]),
         "shown": f"{shown['group'].nunique()} of {frame['group'].nunique()} groups",
     }
-    page = credit_page([_scored(row) for row in shown.to_dict("records")], facts)
+    page = credit_page(
+        [_scored({str(name): value for name, value in row.items()}) for row in shown.to_dict("records")], facts
+    )
     with whole_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
 
@@ -55,5 +57,5 @@ def _scored(row: dict[str, Any]) -> ScoredTranscript:
     )
 
 
-def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
+def _numbers(values: Any) -> tuple[float, ...]:
+    return () if values is None else tuple(values)

@@ -43,8 +43,8 @@ class ScoredTranscript:
     token_ids: tuple[int, ...]  # (T,)
     roles: tuple[str, ...] | None  # (T,), where the vocabulary has roles
     logp: tuple[float, ...]  # (T,)
-    entropy: tuple[float, ...] | None  # (T,) of the next token, where this one was drawn
-    answer_entropy: tuple[float, ...] | None  # (T+1,) of the first answer token, after 0 to T tokens
+    entropy: tuple[float, ...]  # (T,) of the next token, where this one was drawn; empty: not read
+    answer_entropy: tuple[float, ...]  # (T+1,) of the first answer token, after 0 to T tokens; empty: not read
     correct: bool | None = None
     credit: tuple[float, ...] | None = None  # (T,) advantage times weight in the loss
     note: str = ""  # shown beside the id
@@ -57,7 +57,7 @@ class ScoredTranscript:
     @property
     def information(self) -> tuple[float, ...]:
         """What each token tells about the answer: the entropy before it less the entropy after it, (T,)."""
-        e = self.answer_entropy or ()
+        e = self.answer_entropy
         return tuple(before - after for before, after in itertools.pairwise(e))
 
 
@@ -183,7 +183,7 @@ def _shown(transcript: ScoredTranscript, quantity: _Quantity, scale: float, high
         "correct": transcript.correct,
         "summary": {"tokens": str(len(transcript.tokens)), **summary},
         "completion": _completion(transcript.tokens, np.array(values), scale),
-        "numbers": {name: _numbers(some) for name, some in numbers.items() if some is not None},
+        "numbers": {name: _numbers(some) for name, some in numbers.items() if some},
         "role_names": list(dict.fromkeys(transcript.roles or ())),
         "role_places": _places(transcript.roles or ()),
         "roles": _by_role(transcript),
@@ -192,7 +192,7 @@ def _shown(transcript: ScoredTranscript, quantity: _Quantity, scale: float, high
 
 
 def _information_facts(transcript: ScoredTranscript) -> dict[str, str]:
-    e = transcript.answer_entropy or ()
+    e = transcript.answer_entropy
     share = concentration(transcript.information)
     return {
         "answer entropy at the start": f"{e[0]:.3f} nats",
