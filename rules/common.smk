@@ -33,6 +33,17 @@ def figure_files(name, category, caption=None):
     return {"png": png, "svg": f"{OUT}/figures/{name}.svg"}
 
 
+def zoo_files(end):
+    """Summaries of the base and of every method, once their settings are chosen."""
+
+    def files(wildcards):
+        if FLOW.untuned:
+            checkpoints.zoo_choice.get()
+        return [f"{WORK}/summaries/{row}.{end}" for row in ["base", *FLOW.zoo]]
+
+    return files
+
+
 def summaries(rows):
     """Summaries of rows, and the counts by problem beside them."""
     return {
@@ -51,9 +62,8 @@ def transferred():
 
 
 def problems_of(wildcards):
-    """The problems that a split is one of: `test`, or `math500/test` of another dataset."""
-    dataset = wildcards.split.rpartition("/")[0]
-    return f"{WORK}/also/{dataset}/data" if dataset else f"{WORK}/data"
+    """The problems that a split is one of: `test`, or `also/math500/test` of another dataset."""
+    return "/".join([WORK, *wildcards.split.split("/")[:-1], "data"])
 
 
 def measured_logs(wildcards):

@@ -90,9 +90,10 @@ def open_results(path: Path) -> Iterator[Results]:
 
 def _read(root: Path, where: str, name: str = TABLE) -> Results:
     table = root / name
+    if not Path(where).exists():
+        raise UserError(f"{where} does not exist: `snakemake --cores all results/{TABLE}` makes a table")
     if not table.is_file():
-        missing = "does not exist" if where == str(table) else f"holds no {name}"
-        raise UserError(f"{where} {missing}: name a folder or a bundle of results")
+        raise UserError(f"{where} holds no {name}: name a folder or a bundle of results")
     frame = read_csv(table, _COLUMNS, dtype=dict.fromkeys(_COLUMNS, str)).fillna(dict.fromkeys(_COLUMNS, ""))
     if frame.empty:
         raise UserError(f"{table} is empty: make it again")
@@ -102,7 +103,7 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
     frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
     # A dataset's own folder, or that of problems of one's own, lies below the tier's.
-    places = (root / tier / dataset, root / dataset, root / tier, root)
+    places = [above / part for part in (dataset, f"own/{dataset}", ".") for above in (root / tier, root)]
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
     return Results(root, work, frame, name)
 
