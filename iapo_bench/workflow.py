@@ -68,7 +68,10 @@ def read_workflow_tier(
     name = str(config.get("tier", "micro"))
     if name not in list_tiers():
         raise UserError(f"{COMMAND_LINE} tier={name}: {unknown('tier', name, list_tiers())}")
-    return check_methods(read_tier(name, {key: value for key, value in config.items() if key != "tier"}))
+    tier = read_tier(name, {key: value for key, value in config.items() if key != "tier"})
+    if (folder := tier.world.data_dir) and not Path(folder).is_dir():
+        raise UserError(f"world.data_dir: {folder} is no folder: name the one with the dataset's files")
+    return check_methods(tier)
 
 
 def check_methods(tier: TierConfig) -> TierConfig:

@@ -33,6 +33,17 @@ def figure_files(name, category, caption=None):
     return {"png": png, "svg": f"{OUT}/figures/{name}.svg"}
 
 
+def zoo_files(end):
+    """Summaries of the base and of every method, once their settings are chosen."""
+
+    def files(wildcards):
+        if FLOW.untuned:
+            checkpoints.zoo_choice.get()
+        return [f"{WORK}/summaries/{row}.{end}" for row in ["base", *FLOW.zoo]]
+
+    return files
+
+
 def summaries(rows):
     """Summaries of rows, and the counts by problem beside them."""
     return {

@@ -50,7 +50,12 @@ rule role_tables:
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
         samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:
-        *table_files("roles", "Informativeness", caption="informativeness").values(),
+        **{
+            f"roles_{form}": path
+            for form, path in table_files(
+                "roles", "Informativeness", caption="informativeness"
+            ).items()
+        },
         **table_files("informativeness", "Informativeness"),
         **figure_files("informativeness", "Informativeness"),
     params:
@@ -58,5 +63,5 @@ rule role_tables:
     shell:
         run(
             "role-tables --settings {input.settings} {params.runs} --out {output.csv}"
-            " --roles {output[0]} --figure {output.png}",
+            " --roles {output.roles_csv} --figure {output.png}",
         )

@@ -21,17 +21,6 @@ checkpoint zoo_choice:
         )
 
 
-def zoo_files(end):
-    """Summaries of the base and of every method, once their settings are chosen."""
-
-    def files(wildcards):
-        if FLOW.untuned:
-            checkpoints.zoo_choice.get()
-        return [f"{WORK}/summaries/{row}.{end}" for row in ["base", *FLOW.zoo]]
-
-    return files
-
-
 rule zoo_table:
     """Put every method there is into one table and one figure."""
     input:

@@ -243,3 +243,21 @@ def test_interrupted_training_goes_on(run, made, tmp_path, monkeypatch):
         timed = {key for key in row if key.startswith(("seconds_", "tokens_per_second"))}
         assert {k: v for k, v in row.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
     assert not (tmp_path / "resume").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("bench",)])
+def test_without_a_command_the_help_keeps_its_lines(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["iapo-bench", *words])
+    with pytest.raises(SystemExit):
+        main()
+    shown = "".join(capsys.readouterr())
+    assert shown.startswith("Usage:")
+    assert "\n  table " in shown
+
+
+def test_a_table_that_was_not_made_yet_is_one_line(tmp_path, monkeypatch, capsys):
+    words = ("explain", str(tmp_path / "table1.csv"), "--row", "iapo", "--column", "pass@1")
+    monkeypatch.setattr(sys, "argv", ["iapo-bench", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "table1.csv does not exist: `snakemake" in capsys.readouterr().err

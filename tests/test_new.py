@@ -37,7 +37,7 @@ def checkout(tmp_path_factory) -> Path:
     for kind in KINDS:
         done = call(folder, "iapo_bench", "new", kind, f"my_{kind}")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith(f"run: python -m pytest {folder}/tests/test_my_{kind}.py\n")
+        assert done.stdout.endswith(f"run: pytest {folder}/tests/test_my_{kind}.py\n")
     for page in PAGES:
         for path, text in listings(page).items():
             (folder / path).write_text(text)

@@ -114,12 +114,13 @@ def test_mistakes_about_datasets_are_one_line():
         paper_cells({"tiers": ["qwen-8b"]})
 
 
-def test_cells_of_the_paper_get_what_is_given_to_all():
-    cells = paper_cells({"tiers": ["qwen-7b", "smollm2"], "world": {"data_dir": "d"}, "train": {"completions": 8}})
+def test_cells_of_the_paper_get_what_is_given_to_all(tmp_path):
+    given = {"world": {"data_dir": str(tmp_path)}, "train": {"completions": 8}}
+    cells = paper_cells({"tiers": ["qwen-7b", "smollm2"], **given})
     assert list(cells) == ["qwen_7b_gsm8k_", "qwen_7b_math500_", "qwen_7b_dapo_", "smollm2_gsm8k_"]
     for config in cells.values():
         tier = read_workflow_tier(config)
-        assert (tier.world.data_dir, tier.train.completions) == ("d", 8)
+        assert (tier.world.data_dir, tier.train.completions) == (str(tmp_path), 8)
 
 
 def test_every_job_reads_a_file_that_is_named_by_what_can_change_its_result():
@@ -180,3 +181,8 @@ def test_jobs_of_two_tiers_in_one_run_read_their_own_settings(copy):
         ("smoke", "validation"): 5,
         ("micro", "validation"): 5,
     }
+
+
+def test_a_folder_of_data_that_is_not_there_is_named_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match=r"world\.data_dir: .*nope is no folder"):
+        read_workflow_tier({"tier": "smollm2", "world": {"data_dir": str(tmp_path / "nope")}})

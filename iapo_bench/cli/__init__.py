@@ -109,6 +109,9 @@ def _main() -> None:
         fail("stopped by SIGINT; the same command goes on where it stopped", 128 + signal.SIGINT)
     except Stopped as stop:
         fail(f"stopped by {stop.name}; the same command goes on where it stopped", 128 + stop.number)
+    except click.exceptions.NoArgsIsHelpError as asked:  # its message is the help, which keeps its lines
+        asked.show()
+        sys.exit(asked.exit_code)
     except click.ClickException as error:
         fail(error.format_message())
     except Exception as error:

@@ -140,7 +140,7 @@ def new(kind: Kind, name: str) -> None:
     from iapo_bench.new.write import write_new
 
     code, test = write_new(kind, name)
-    click.echo(f"wrote {code} and {test}; run: python -m pytest {test}")
+    click.echo(f"wrote {code} and {test}; run: pytest {test}")
 
 
 @click.command()

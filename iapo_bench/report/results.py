@@ -87,6 +87,8 @@ def open_results(path: Path) -> Iterator[Results]:
 
 def _read(root: Path, where: str) -> Results:
     table = root / TABLE
+    if not Path(where).exists():
+        raise UserError(f"{where} does not exist: `snakemake --cores all results/{TABLE}` makes a table")
     if not table.is_file():
         raise UserError(f"{where} holds no {TABLE}: name a folder or a bundle of results")
     frame = read_csv(table, _COLUMNS, dtype=dict.fromkeys(_COLUMNS, str)).fillna(dict.fromkeys(_COLUMNS, ""))
