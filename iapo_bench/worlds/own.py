@@ -188,7 +188,7 @@ def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and name == "answer":
         value = str(value)
     if not isinstance(value, str):
-        raise UserError(f"'{name}' is {value!r}: write text")
+        raise UserError(f"'{name}' is {' '.join(repr(value).split())[:80]}: write text")
     if not value.strip() and not optional:
         raise UserError(f"'{name}' is empty")
     return value.strip()
