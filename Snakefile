@@ -88,7 +88,7 @@ report: "rules/captions/overview.rst"
 wildcard_constraints:
     run=r"base|tune/[^/]+/trial\d+|sensitivity/point\d+|[^/]+/seed\d+",
     split="|".join(
-        ["train", "validation", "test", *(f"{name}/test" for name in TIER.also)]
+        ["train", "validation", "test", *(f"also/{name}/test" for name in TIER.also)]
     ),
     dataset="|".join(TIER.also) or "(?!)",
     row="[^/]+",

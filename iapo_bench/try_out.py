@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from iapo_bench.config.tier import BASE, read_tier
 from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import read_csv
 from iapo_bench.plugins import list_methods
 from iapo_bench.report.comparisons import label, make_comparisons, number
 from iapo_bench.report.rows import measure
@@ -80,7 +81,7 @@ def _compare(flow: Workflow, rows: list[str], out: Path) -> pd.DataFrame:
             summaries.append(Path(folder) / f"{row}.json")
             measure(flow.tier.row_job(row), grades, summaries[-1], logs)
         make_comparisons(summaries, out=out, figure=out.with_suffix(".png"))
-    return pd.read_csv(out)
+    return read_csv(out)
 
 
 def _verdict(table: pd.DataFrame, name: str, seeds: list[int]) -> str:

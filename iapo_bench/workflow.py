@@ -388,8 +388,8 @@ class Workflow:
 
     def _problems(self, split: str) -> dict[str, str]:
         """What identifies the questions and golds of a split: their content where it is local, otherwise its recipe."""
-        dataset, _, split = split.rpartition("/")
-        job = self._prepare_job(dataset)
+        place, _, split = split.rpartition("/")
+        job = self._prepare_job(place.removeprefix("also/"))
         recipe = digest([identity(job), code_digest("iapo_bench.worlds.prepare", source_files(job.world))])
         if not job.files:
             return {"questions": recipe, "golds": recipe}

@@ -62,9 +62,8 @@ def transferred():
 
 
 def problems_of(wildcards):
-    """The problems that a split is one of: `test`, or `math500/test` of another dataset."""
-    dataset = wildcards.split.rpartition("/")[0]
-    return f"{WORK}/also/{dataset}/data" if dataset else f"{WORK}/data"
+    """The problems that a split is one of: `test`, or `also/math500/test` of another dataset."""
+    return "/".join([WORK, *wildcards.split.split("/")[:-1], "data"])
 
 
 def measured_logs(wildcards):

@@ -52,7 +52,7 @@ if TIER.also:
         input:
             settings=lambda wildcards: FLOW.metrics(wildcards.row, wildcards.dataset),
             grades=lambda wildcards: [
-                f"{folder}/{wildcards.dataset}/test/grades.parquet"
+                f"{folder}/also/{wildcards.dataset}/test/grades.parquet"
                 for folder in FLOW.folders(wildcards.row)
             ],
             logs=measured_logs,

@@ -155,6 +155,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
             "top_p": 0.5,
             "batch_size": (7, {*DRAWN, "lm_eval"}),
             "engine": "vllm",
+            "engine_deterministic": (True, {*DRAWN, *EVERY_ROW, "lm_eval"}),
             "engine_memory": (0.2, {*DRAWN, "lm_eval"}),
             "problems": (2, {*DRAWN, *EVERY_ROW, "lm_eval"}),
         },
@@ -206,7 +207,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
 # Where a setting stands elsewhere than its section does, and what must be so before it may change.
 PLACES = {"checkpoint": "methods.authors", "subfolder": "methods.authors", "selection": "methods.iapo"}
 NEEDED = {
-    "engine_deterministic": {"train": {"engine": "vllm"}},
+    "engine_deterministic": {"train": {"engine": "vllm"}, "evaluate": {"engine": "vllm"}},
     "sharded": {"train": {"lora": None}},
     "file": {"world": {"name": "own", "file": "a.jsonl"}},
     "golds": {"world": {"name": "own", "file": "a.jsonl"}},

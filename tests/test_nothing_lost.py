@@ -550,7 +550,7 @@ def test_training_goes_on_after_every_way_to_stop_it(made, tmp_path):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             rows = (out / "train.jsonl").read_text().splitlines() if (out / "train.jsonl").exists() else []
-            if len(rows) >= before + 2 and (out / "resume" / "state.pt").exists():
+            if len(rows) >= before + 2 and (out / "resume" / "state").exists():
                 break
             time.sleep(0.02)
         process.send_signal(number)

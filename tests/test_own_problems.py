@@ -160,7 +160,7 @@ def test_a_model_and_problems_of_ones_own_take_the_place_of_the_tiers(tmp_path):
     path = write(tmp_path / "My sums.jsonl", ROWS)
     tier = read_tier("smollm2", settings(path))
     assert (tier.model.name, tier.model.sft, tier.labels.dataset) == ("Mine-1B", {}, "my-sums")
-    assert (tier.folder, tier.shown) == ("smollm2/my-sums", "smollm2")
+    assert (tier.folder, tier.shown) == ("smollm2/own/my-sums", "smollm2")
     assert read_tier("qwen-0.5b", settings(path)).folder == "qwen-0.5b/my-sums"
     micro = read_tier("micro", settings(path))
     assert micro.world.options == {}
@@ -224,14 +224,14 @@ def test_other_datasets_are_measured_by_their_own_prompt_and_grader_and_make_not
     plain = Workflow(read_tier("smollm2", own))
     flow = Workflow(read_tier("smollm2", {**own, "evaluate": {"also": also}}))
     assert list(flow.tier.also) == ["math500", "other"]
-    assert flow.tier.grade_job("other/test").world.golds == "math"
-    assert flow.tier.sample_job("math500/test").split == "test"
+    assert flow.tier.grade_job("also/other/test").world.golds == "math"
+    assert flow.tier.sample_job("also/math500/test").split == "test"
     assert (flow.tier.row_job("grpo", "other").labels.dataset, flow.tier.labels.dataset) == ("other", "my")
     for job in ("sample", "grade"):
         assert getattr(flow, job)("base", "test") == getattr(plain, job)("base", "test")
-        assert getattr(flow, job)("base", "other/test") != getattr(flow, job)("base", "test")
+        assert getattr(flow, job)("base", "also/other/test") != getattr(flow, job)("base", "test")
     with pytest.raises(UserError, match=r"unknown dataset of evaluate\.also 'othr'"):
-        flow.sample("base", "othr/test")
+        flow.sample("base", "also/othr/test")
     for bad in (["my.jsonl"], ["math500", "math500"]):
         with pytest.raises(UserError, match="stands twice or is the dataset itself"):
             read_tier("smollm2", {**own, "evaluate": {"also": bad}})

@@ -24,6 +24,7 @@ from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
 from iapo_bench.machine.gpu_lease import PRETEND
+from iapo_bench.machine.resume import is_sound
 from iapo_bench.method import load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import build_micro, load_model
@@ -38,7 +39,7 @@ from iapo_bench.worlds.prepare import prepare
 
 # Steps so small that Adam does not blow up rounding where a gradient is almost 0.
 SETTINGS = TRAINER_SETTINGS.model_copy(update={"lr": 3e-4})
-SECONDS = 240  # for everything that the two processes do, on a busy machine
+SECONDS = 600  # for everything that the two processes do, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,41 @@ def fail_second_time(texts: list[str], golds: list[str]) -> list:
     return coin_grade(texts, golds)
 
 
+DAMAGES = {
+    "a bit": lambda state: flip(state / "__1_0.distcp"),
+    "the description": lambda state: flip(state / ".metadata"),
+    "a part that is gone": lambda state: (state / "__1_0.distcp").unlink(),
+    "the rest is gone": lambda state: (state / "rest.pt").unlink(),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def find_damaged(folder: Path) -> dict[str, tuple[int, bool]]:
+    """At which step a sharded run goes on when its newest state is damaged, and whether with that step's weights."""
+    case = CASES[RESUMED + ", sharded"]
+    trainer, found, weights = make_trainer(case), {}, []
+    for _ in range(2):
+        trainer.step()
+        trainer._save(folder / "whole" / "state")
+        weights.append([weight.to_local().clone() for weight in trainer.model.parameters()])
+    for name, damage in {"nothing": lambda state: None, **DAMAGES}.items():
+        if parallel.is_main():
+            shutil.copytree(folder / "whole", folder / name)
+            damage(folder / name / "state")
+        parallel.gather([])
+        resumed = make_trainer(case)
+        resumed._resume(folder / name / "state")
+        step = len(resumed.rows)
+        pairs = zip(resumed.model.parameters(), weights[step - 1], strict=True)
+        found[name] = step, all(torch.equal(weight.to_local(), wanted) for weight, wanted in pairs)
+    return found
+
+
 def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     """What each of the two processes does: all cases, and then a run in which rank 1 fails."""
     torch.set_num_threads(1)
@@ -164,6 +200,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
         for kind in KINDS:
             shutil.copy(folder / "of-one.pt", folder / f"of-one{kind}-{rank}.pt")
             results[f"resumed{kind}"] = run(CASES[RESUMED + kind], folder / f"of-one{kind}-{rank}.pt")
+        results["found"] = find_damaged(folder)
         torch.save(results, folder / f"{rank}.pt")
     os.environ["MASTER_PORT"] = str(ports[1])
     try:
@@ -247,6 +284,23 @@ def test_a_run_of_two_processes_is_resumed_by_one(two, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_one_process_is_resumed_by_two(two, kind):
     assert_same_run(two["ranks"][0][f"resumed{kind}"], alone(RESUMED))
+
+
+def test_each_process_writes_its_part_of_a_sharded_state(two):
+    """None gathers the whole; every file ends with its checksum."""
+    state = two["folder"] / "whole" / "state"
+    files = {path.name: path for path in state.iterdir()}
+    assert files.keys() == {".metadata", "rest.pt", "__0_0.distcp", "__1_0.distcp"}
+    assert all(map(is_sound, files.values()))
+    first, second = (files[f"__{rank}_0.distcp"].stat().st_size for rank in range(2))
+    assert 0.8 < first / second < 1.25
+
+
+@pytest.mark.parametrize("damage", ["nothing", *DAMAGES])
+def test_a_damaged_sharded_state_falls_back_to_the_one_before(two, damage):
+    """On all ranks, though one alone has read what is damaged."""
+    expected = (2 if damage == "nothing" else 1, True)
+    assert [rank["found"][damage] for rank in two["ranks"]] == [expected, expected]
 
 
 def test_a_sharded_run_in_bfloat16(two):

@@ -248,7 +248,7 @@ def test_the_base_is_made_again_when_its_sft_changes(tmp_path, source):
     (tmp_path / "copy").mkdir()
     folder = copy_project(tmp_path / "copy")
     model = f"source: {source}, sft: {{steps: %s, batch_size: 2}}"
-    common = ("results/smollm2/sums/base/model", "--configfile", "configs/smollm2.yaml")
+    common = ("results/smollm2/own/sums/base/model", "--configfile", "configs/smollm2.yaml")
 
     def run(steps: str, *options: str) -> str:
         world = f"world={{file: {problems}}}"
@@ -257,7 +257,9 @@ def test_the_base_is_made_again_when_its_sft_changes(tmp_path, source):
         return done.stdout + done.stderr
 
     run("1")
-    taught = json.loads((folder / "results" / "smollm2" / "sums" / "base" / "model" / "training.json").read_text())
+    taught = json.loads(
+        (folder / "results" / "smollm2" / "own" / "sums" / "base" / "model" / "training.json").read_text()
+    )
     assert taught["sft"]["steps"] == 1
     assert "Nothing to be done" in run("1", "-n")
     assert "\nbase " in run("2", "-n")

@@ -103,6 +103,20 @@ def test_a_folder_small_enough_for_a_repository_is_a_reference(reference, tmp_pa
             bundle(reference, out)
 
 
+def test_a_setting_that_is_newer_than_a_reference_had_its_default_there(tmp_path):
+    old, same, other = (
+        make_results(tmp_path / name, settings={"train": {"lr": 0.1}, "evaluate": {"top_p": 1.0, **new}})
+        for name, new in (
+            ("old", {}),
+            ("same", {"engine_deterministic": False}),
+            ("other", {"engine_deterministic": True}),
+        )
+    )
+    assert set(verify(same, old, Margins(0, 0))["verdict"]) == {REPRODUCED}
+    with pytest.raises(UserError, match=r"evaluate\.engine_deterministic True against False"):
+        verify(other, old, Margins())
+
+
 def test_another_processor_is_within_seed_variation(tmp_path):
     """Rounding is amplified by training as another seed is: weights move, the settings and training seeds do not."""
     found = []

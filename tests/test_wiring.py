@@ -207,3 +207,14 @@ def test_training_names_the_weights_and_problems_it_goes_on_from(run, speaking, 
     told = json.loads((tmp_path / "provenance.json").read_text())["run"]
     assert told["base"] == weights_checksum(speaking / "speaker")
     assert told["problems"] == checksum(speaking / "data" / "train.jsonl")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a limit of CPUs")
+@pytest.mark.parametrize("command", [("sample",), ("lm-eval", "--backend", "vllm")])
+def test_batch_invariance_is_asked_of_the_engine_and_refused_here(run, speaking, tmp_path, command):
+    wanted = ("--set", "evaluate.engine=vllm", "--set", "evaluate.engine_deterministic=true")
+    paths = ("--model", speaking / "speaker", "--data", speaking / "data", "--out", tmp_path / "out")
+    code, said = run(*command, "--config", golden.TIER, *wanted, *paths)
+    assert code == 2
+    assert "engine_deterministic needs a GPU of compute capability 9.0 or more, here is a CPU" in said
+    assert not (tmp_path / "out").exists()

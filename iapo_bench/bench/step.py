@@ -78,7 +78,7 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
 
     trainers = {name: trainer(name) for name in VARIANTS}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    works = {name: [] for name in VARIANTS}
+    works: dict[str, list[Work]] = {name: [] for name in VARIANTS}
     prompt = statistics.mean(map(len, prompts))
     rates = []
     size = architecture(tier)

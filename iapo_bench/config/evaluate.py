@@ -28,6 +28,9 @@ class EvalConfig(Section):
         default=256, description="completions under way at once; bounds memory", json_schema_extra=FREE
     )
     engine: Engine = Field(default="transformers", description="what generates completions")
+    engine_deterministic: bool = Field(
+        default=False, description="as train's: vllm's batch-invariant kernels, for sampling and for lm-eval"
+    )
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.9, description="share of the GPU's memory that the vllm engine may take", json_schema_extra=FREE
     )
@@ -51,7 +54,7 @@ class EvalConfig(Section):
         ]
 
     @model_validator(mode="after")
-    def _enough_samples(self) -> "EvalConfig":
+    def _consistent(self) -> "EvalConfig":
         if self.n_samples < max(self.ks):
             raise ValueError(
                 f"k={max(self.ks)} needs at least {max(self.ks)} samples a problem, n_samples is {self.n_samples}: "
@@ -59,6 +62,8 @@ class EvalConfig(Section):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"sampling seeds must differ, are {self.seeds}")
+        if self.engine_deterministic and self.engine != "vllm":
+            raise ValueError("engine_deterministic needs engine: vllm")
         return self
 
 

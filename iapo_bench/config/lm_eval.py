@@ -33,6 +33,7 @@ class LmEvalJob(Section):
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of the GPU's memory that vllm may take", json_schema_extra=FREE
     )
+    engine_deterministic: bool = Field(default=False, description="vllm's batch-invariant kernels")
     world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
     world_seed: int = Field(description="seed of the world and its splits")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")

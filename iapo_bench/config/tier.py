@@ -113,7 +113,7 @@ class TierConfig(Section):
         """Where the jobs of this tier work, below `results`. Problems of one's own have a folder of their own there, so
         that what was made of the tier's stays."""
         own = bool((self.given.get("world") or {}).get("file")) and not self.datasets
-        return f"{self.shown}/{self.world.name}" if own else self.shown
+        return f"{self.shown}/own/{self.world.name}" if own else self.shown
 
     @property
     def choices(self) -> str:
@@ -150,9 +150,10 @@ class TierConfig(Section):
         }
 
     def world_of(self, split: str) -> tuple[WorldConfig, str]:
-        """The world and the split that `test`, or `math500/test` of another dataset, mean. Raises UserError for a
+        """The world and the split that `test`, or `also/math500/test` of another dataset, mean. Raises UserError for a
         dataset that is not measured."""
-        dataset, _, part = split.rpartition("/")
+        place, _, part = split.rpartition("/")
+        dataset = place.removeprefix("also/")
         if dataset and dataset not in self.also:
             raise unknown("dataset of evaluate.also", dataset, self.also)
         return (self.also[dataset] if dataset else self.world), part
@@ -289,7 +290,7 @@ class TierConfig(Section):
 
     def lm_eval_job(self) -> LmEvalJob:
         """The settings of `lm-eval`."""
-        own = ("max_tokens", "problems", "batch_size", "engine_memory")
+        own = ("max_tokens", "problems", "batch_size", "engine_memory", "engine_deterministic")
         return LmEvalJob(
             lm_eval=self.lm_eval,
             **{key: getattr(self.evaluate, key) for key in own},

@@ -78,7 +78,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     names = [name for name in dict.fromkeys(settings.tasks) if name != own]
     limit, backend = settings.limit, settings.backend
     if backend == "vllm":
-        import_vllm()
+        import_vllm(deterministic=job.engine_deterministic)
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is not a checkpoint directory (no config.json)")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default

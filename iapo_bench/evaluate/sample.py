@@ -49,6 +49,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
         width=max(map(len, prompts), default=0) + config.max_tokens,
         batch_size=config.batch_size,
         gpu_memory=config.engine_memory,
+        deterministic=config.engine_deterministic,
         progress=True,
     )
 

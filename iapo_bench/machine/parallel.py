@@ -46,7 +46,7 @@ def processes() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(_local_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
-    with _in_touch():
+    with in_touch():
         store, own, count = next(rendezvous("env://", timeout=TIMEOUT))
         store.set_timeout(TIMEOUT)
         # Objects travel by gloo even where tensors travel by nccl.
@@ -59,7 +59,7 @@ def processes() -> Iterator[None]:
     gather([])
     # Not after an error: the others still wait, and it is the end of this process that tells them.
     dist.destroy_process_group()
-    with _in_touch():
+    with in_touch():
         store.set(f"parted-{own}", "")
         if own == 0:  # it may serve the store, and so leaves last
             store.wait([f"parted-{rank}" for rank in range(count)])
@@ -120,7 +120,7 @@ def gather(items: list[Any]) -> list[Any]:
     if size() == 1:
         return items
     parts: list[list[Any]] = [[] for _ in range(size())]
-    with _in_touch():
+    with in_touch():
         dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
@@ -145,7 +145,7 @@ def sum_numbers(numbers: dict[str, float]) -> dict[str, float]:
     if size() == 1:
         return numbers
     total = torch.tensor(list(numbers.values()), dtype=torch.float64)
-    with _in_touch():
+    with in_touch():
         dist.all_reduce(total)
     return dict(zip(numbers, total.tolist(), strict=True))
 
@@ -159,7 +159,7 @@ def _sum_bucket(parameters: list[torch.nn.Parameter]) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     # In float32: between bfloat16 numbers the sum would round once for every rank.
     flat = torch.cat([gradient.flatten().float() for gradient in gradients])
-    with _in_touch():
+    with in_touch():
         dist.all_reduce(flat)
     for parameter, gradient, total in zip(
         parameters, gradients, flat.split([g.numel() for g in gradients]), strict=True
@@ -184,7 +184,7 @@ def require_own_gpus(devices: Sequence[str]) -> None:
 
 
 @contextmanager
-def _in_touch() -> Iterator[None]:
+def in_touch() -> Iterator[None]:
     """A failure of communication as a line for the user: what went wrong is in the message of the rank that failed."""
     try:
         yield

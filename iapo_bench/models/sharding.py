@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor, empty
 from transformers import PreTrainedModel
 
 from iapo_bench.errors import UserError
@@ -118,26 +118,47 @@ def require_finite_weights(model: PreTrainedModel) -> None:
     require_finite(local, "after the update")
 
 
-def collect(state: Any) -> Any:
-    """A state dict, nested as it may be, with every sharded tensor whole and on the CPU, on the main rank; on the
-    others without them. Every rank must call it."""
-    if isinstance(state, dict):
-        return {key: collect(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [collect(value) for value in state]
-    if isinstance(state, DTensor):
-        tensor = state.full_tensor()
-        return tensor.cpu() if parallel.is_main() else None
-    return state
+def split(state: Any) -> tuple[Any, dict[str, DTensor]]:
+    """A state dict, nested as it may be, with None for every sharded tensor, and these by their places, "model.x"."""
+    parts: dict[str, DTensor] = {}
+
+    def rest(value: Any, place: str) -> Any:
+        if isinstance(value, dict):
+            return {key: rest(part, f"{place}.{key}") for key, part in value.items()}
+        if isinstance(value, list):
+            return [rest(part, f"{place}.{i}") for i, part in enumerate(value)]
+        if isinstance(value, DTensor):
+            parts[place.lstrip(".")] = value
+            return None
+        return value
+
+    return rest(state, ""), parts
+
+
+def join(rest: Any, parts: dict[str, torch.Tensor], place: str = "") -> Any:
+    """The inverse of `split`."""
+    if isinstance(rest, dict):
+        return {key: join(value, parts, f"{place}.{key}") for key, value in rest.items()}
+    if isinstance(rest, list):
+        return [join(value, parts, f"{place}.{i}") for i, value in enumerate(rest)]
+    return parts.get(place.lstrip("."), rest)
+
+
+def room(model: PreTrainedModel, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor to be filled: of a sharded model one that is sharded as its weights are, else a plain one."""
+    if not is_sharded(model):
+        return torch.empty(size, dtype=dtype)
+    weight = next(model.parameters())
+    return empty(size, dtype=dtype, device_mesh=weight.device_mesh, placements=weight.placements)
 
 
 def distribute(state: Any, like: Any) -> Any:
-    """The inverse of `collect`: this rank's part of every tensor whose place in `like` is a sharded one's."""
+    """This rank's part of every tensor that is whole and whose place in `like` is a sharded one's."""
     if isinstance(like, dict):
         return {key: distribute(value, like.get(key)) for key, value in state.items()}
     if isinstance(like, list):
         return [distribute(*pair) for pair in zip(state, like, strict=True)]
-    if isinstance(like, DTensor):
+    if isinstance(like, DTensor) and not isinstance(state, DTensor):
         # Each rank has read the whole and cuts out its own.
         return distribute_tensor(state, like.device_mesh, like.placements, src_data_rank=None)
     return state

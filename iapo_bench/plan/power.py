@@ -37,10 +37,13 @@ def power(summaries: Sequence[Path], problems: Sequence[int] = PROBLEMS) -> list
 
 def _part(row: Row, train_seeds: int, sampling_seeds: int) -> Row:
     """A row as fewer seeds would have made it."""
-    counts = {name: count[:train_seeds, :sampling_seeds] for name, count in row.tally.counts.items()}
-    kept = {"train_seeds": row.tally.train_seeds[:train_seeds], "sampling_seeds": row.tally.sampling_seeds}
-    kept["sampling_seeds"] = kept["sampling_seeds"][:sampling_seeds]
-    return replace(row, tally=replace(row.tally, counts=counts, **kept))
+    tally = replace(
+        row.tally,
+        train_seeds=row.tally.train_seeds[:train_seeds],
+        sampling_seeds=row.tally.sampling_seeds[:sampling_seeds],
+        counts={name: count[:train_seeds, :sampling_seeds] for name, count in row.tally.counts.items()},
+    )
+    return replace(row, tally=tally)
 
 
 def _design(rows: Sequence[Row], problems: int) -> dict[str, Any]:

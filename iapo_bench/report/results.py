@@ -103,7 +103,7 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
     frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
     # A dataset's own folder, or that of problems of one's own, lies below the tier's.
-    places = (root / tier / dataset, root / dataset, root / tier, root)
+    places = [above / part for part in (dataset, f"own/{dataset}", ".") for above in (root / tier, root)]
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
     return Results(root, work, frame, name)
 

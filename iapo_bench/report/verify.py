@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from iapo_bench.config.evaluate import EvalConfig
+from iapo_bench.config.section import Section
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
 from iapo_bench.report.results import Results, open_results
@@ -18,6 +21,7 @@ REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced
 MEASURES = ("pass", "length", "ratio")
 # Settings that may differ between a result and its reference: who trains with other seeds reproduces all the more.
 _FREE = ("seed", "seeds", "train_seeds")
+_SECTIONS: dict[str, type[Section]] = {"train": TrainConfig, "evaluate": EvalConfig}
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,18 @@ def differing(ours: Results, theirs: Results) -> Iterator[str]:
     rows: dict[str, list[str]] = {}
     for key in sorted(mine.keys() | other.keys()):
         row, _, setting = key.partition(".")
-        if key.split(".")[-1] not in _FREE and mine.get(key) != other.get(key):
-            words = f"{setting} {mine.get(key, 'unset')} against {other.get(key, 'unset')}"
-            rows.setdefault(words, []).append(row)
+        here, there = mine.get(key, default := _default(key)), other.get(key, default)
+        if key.split(".")[-1] not in _FREE and here != there:
+            rows.setdefault(f"{setting} {here} against {there}", []).append(row)
     for words, names in rows.items():
         yield f"{words} ({', '.join(names)})"
+
+
+def _default(key: str) -> Any:
+    """What a setting is to a result that does not know it, older than it as that is: its default."""
+    *_, section, name = ["", *key.split(".")]
+    field = _SECTIONS[section].model_fields.get(name) if section in _SECTIONS else None
+    return "unset" if field is None or field.is_required() else field.get_default(call_default_factory=True)
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -101,7 +101,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
         )
         trainer = Trainer(method, config, job.seed, task, model, engine, reference)
         trainer.run(
-            resume / "state.pt",
+            resume / "state",
             broken=out / "broken",
             log=out / "train.jsonl",
             rollouts=out / "rollouts",

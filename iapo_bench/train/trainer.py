@@ -5,7 +5,6 @@ run; and so is a run of several processes (`parallel`), each of which works on s
 in generated completions: a method that throws some away trains on fewer, not on more.
 """
 
-import errno
 import json
 import sys
 import time
@@ -25,10 +24,9 @@ from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.files import to_json, whole_file
 from iapo_bench.machine import parallel
-from iapo_bench.machine.resume import is_sound, seal
 from iapo_bench.method import Credit, Method, Signal, accepts, checked_credit, require_groups, shaped_batch
 from iapo_bench.models import sharding
-from iapo_bench.models.checkpoints import disable_dropout, require_finite
+from iapo_bench.models.checkpoints import disable_dropout
 from iapo_bench.models.lora import load_trainable_state, trainable_state
 from iapo_bench.progress import progress
 from iapo_bench.rollout import Completion, RolloutEngine, Sampling
@@ -40,6 +38,7 @@ from iapo_bench.signals.statistics import compute_signals, signal_noise
 from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
 from iapo_bench.train.rollouts import drop_rollouts, rollout_table, write_rollout
+from iapo_bench.train.state import find_state, load_state, save_state
 from iapo_bench.train.trial import try_method
 from iapo_bench.train.update import update
 from iapo_bench.worlds import Problem
@@ -178,7 +177,7 @@ class Trainer:
     ) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
 
-        With `state`, a file: go on from it if it exists, and keep it up to date, and the one before beside it, which
+        With `state`, a path: go on from what is there, and keep it up to date, and the one before beside it, which
         takes its place when it is damaged. Any number of processes can go on from it. With `log`, a file: its rows are
         those of `state`, and each step adds one; `tracking` is told the same. The rollouts of the chosen steps go to
         the directory `rollouts`. Raises UserError when not all of them see `state`; and when the method fails, or a
@@ -188,8 +187,6 @@ class Trainer:
         self.broken, self.rollouts = broken, rollouts
         if state is not None:
             self._resume(state)
-        if len(set(parallel.gather([self.generated]))) > 1:
-            raise UserError(f"not every process sees {state}: the output must be in a directory that all of them share")
         self._start(log)
         with (
             progress(
@@ -477,46 +474,28 @@ class Trainer:
         self._clock[name] += time.perf_counter() - started
 
     def _save(self, path: Path) -> None:
-        state = sharding.collect(
-            {
-                "model": trainable_state(self.model),
-                "optimizer": self.optimizer.state_dict(),
-                "method": self.method.state_dict(),
-                "cursor": self.cursor,
-                "generated": self.generated,
-                "rows": to_json(self.rows),
-            }
-        )
-        if not parallel.is_main():
-            return
-        require_finite(state, f"step {len(self.rows) - 1}")
-        with whole_file(path) as partial:
-            _write_tensors(state, partial)
-            seal(partial)
-            if path.exists():
-                path.replace(_before(path))
+        state = {
+            "model": trainable_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "cursor": self.cursor,
+            "generated": self.generated,
+            "rows": to_json(self.rows),
+        }
+        save_state(state, path, f"step {len(self.rows) - 1}")
 
     def _resume(self, path: Path) -> None:
         """Go on from the checkpoint `path`, or where it is damaged or missing from the one before, if there is any."""
-        damaged = []
-        for candidate in filter(Path.exists, (path, _before(path))):
-            if is_sound(candidate) and self._fits(candidate):
-                self._load(candidate)
-                break
-            damaged.append(str(candidate))
+        shapes = {name: weight.shape for name, weight in trainable_state(self.model).items()}
+        found, damaged = find_state(path, shapes)
+        if found:
+            self._load(found)
         if damaged and parallel.is_main():
-            instead = f"goes on from step {len(self.rows)}" if self.rows else "starts anew"
-            click.echo(f"warning: {' and '.join(damaged)}: damaged, the run {instead}", err=True)
-
-    def _fits(self, path: Path) -> bool:
-        """Whether the weights of a checkpoint are of this model's shapes."""
-        state = torch.load(path, weights_only=True, map_location="meta")["model"]
-        own = trainable_state(self.model)
-        return {name: weight.shape for name, weight in state.items()} == {name: w.shape for name, w in own.items()}
+            instead = f"goes on from step {len(self.rows)}" if found else "starts anew"
+            click.echo(f"warning: {' and '.join(map(str, damaged))}: damaged, the run {instead}", err=True)
 
     def _load(self, path: Path) -> None:
-        # Mapped: of what is sharded each rank reads its own part, and no rank holds the file in memory.
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        state = load_state(path, self.model)
         load_trainable_state(self.model, sharding.distribute(state["model"], trainable_state(self.model)))
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
@@ -527,17 +506,3 @@ class Trainer:
 
 def _line(row: dict[str, Any]) -> str:
     return to_json(row) + "\n"
-
-
-def _before(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.before{path.suffix}")
-
-
-def _write_tensors(state: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        # Its own words name neither the file nor the cause.
-        raise OSError(errno.EIO, "cannot be written whole (is the disk full?)", str(path)) from error

@@ -154,8 +154,8 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.suffix == ".csv":
         yield from _read_csv(path)
     elif path.suffix == ".parquet":
-        for number, row in enumerate(read_parquet(path, _REQUIRED, _HINT).to_dict("records"), start=1):
-            yield f"{path}: row {number}", {str(key): value for key, value in row.items()}
+        for number, found in enumerate(read_parquet(path, _REQUIRED, _HINT).to_dict("records"), start=1):
+            yield f"{path}: row {number}", {str(key): value for key, value in found.items()}
     else:
         raise UserError(f"{path}: name a file that ends in {', '.join(OWN_FORMATS)}")
 
@@ -188,7 +188,7 @@ def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and name == "answer":
         value = str(value)
     if not isinstance(value, str):
-        raise UserError(f"'{name}' is {value!r}: write text")
+        raise UserError(f"'{name}' is {' '.join(repr(value).split())[:80]}: write text")
     if not value.strip() and not optional:
         raise UserError(f"'{name}' is empty")
     return value.strip()

@@ -1,0 +1,153 @@
+"""What a training run goes on from, on the disk: a file, or of a sharded model a directory to which every rank writes
+its own part (`torch.distributed.checkpoint`), for any number of ranks to read.
+
+It is there whole or not at all, every file of it ends with its checksum, and the one before lies beside it.
+"""
+
+import errno
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from transformers import PreTrainedModel
+
+from iapo_bench.errors import UserError
+from iapo_bench.files import whole_directory, whole_file
+from iapo_bench.machine import parallel
+from iapo_bench.machine.resume import is_sound, seal
+from iapo_bench.models import sharding
+from iapo_bench.models.checkpoints import require_finite
+
+_METADATA, _REST = ".metadata", "rest.pt"  # in the directory, beside the ranks' parts
+
+
+def save_state(state: dict[str, Any], path: Path, what: str) -> None:
+    """Write `state`, nested, with weights under "model"; the state at `path` becomes the one before.
+
+    Every rank must call it. Raises UserError, naming `what`, for a number that is not finite.
+    """
+    rest, parts = sharding.split(state)
+    require_finite({name: part.to_local() for name, part in parts.items()}, what)
+    if parallel.is_main():
+        require_finite(rest, what)
+    if parts:
+        _save_directory(rest, parts, path)
+    elif parallel.is_main():
+        with whole_file(path) as partial:
+            _write_tensors(rest, partial)
+            _set_aside(path)
+
+
+def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, list[Path]]:
+    """The newest state of weights of these shapes that is sound, `path` or the one before, and those that are damaged.
+
+    Every rank must call it. Raises UserError when not all of them see the same.
+    """
+    damaged: list[Path] = []
+    for candidate in (path, _before(path)):
+        if not _all_see(candidate):
+            continue
+        files = [candidate] if candidate.is_file() else sorted(candidate.iterdir())
+        own = files[parallel.rank() :: parallel.size()]
+        if all(parallel.gather([all(map(is_sound, own))])) and all(parallel.gather([_shapes(candidate) == shapes])):
+            return candidate, damaged
+        damaged.append(candidate)
+    return None, damaged
+
+
+def load_state(path: Path, model: PreTrainedModel) -> dict[str, Any]:
+    """What was saved at `path`, sound as it is, for `model`: where that is sharded, what was sharded is so again, in as
+    many parts as there are ranks now. Every rank must call it."""
+    if path.is_file():
+        # Mapped: of what is sharded now each rank reads its own part, and no rank holds the file in memory.
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    stored = _tensors(dcp.FileSystemReader(path).read_metadata())
+    parts = {name: sharding.room(model, kind.size, kind.properties.dtype) for name, kind in stored.items()}
+    with _together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process reads as well
+        dcp.load(parts, storage_reader=dcp.FileSystemReader(path), no_dist=parallel.size() == 1)
+    return sharding.join(torch.load(path / _REST, weights_only=True, map_location="cpu"), parts)
+
+
+def _save_directory(rest: dict[str, Any], parts: Mapping[str, torch.Tensor], path: Path) -> None:
+    with whole_directory(path) if parallel.is_main() else nullcontext() as made:
+        folder = Path(parallel.gather([str(made)])[0])
+        _all_see(folder)
+        with _together():
+            dcp.save(dict(parts), storage_writer=dcp.FileSystemWriter(folder))
+        for part in folder.glob(f"__{parallel.rank()}_*.distcp"):
+            seal(part)
+        if parallel.is_main():
+            seal(folder / _METADATA)
+            _write_tensors(rest, folder / _REST)
+        parallel.gather([])
+        if parallel.is_main():
+            _set_aside(path)
+
+
+def _all_see(path: Path) -> bool:
+    """Whether `path` is there. Raises UserError where some ranks see it and others do not."""
+    seen = parallel.gather([path.exists()])
+    if any(seen) and not all(seen):
+        raise UserError(f"not every process sees {path}: the output must be in a directory that all of them share")
+    return seen[0]
+
+
+def _shapes(path: Path) -> dict[str, torch.Size] | None:
+    """The shapes of the weights in a sound state; None where a part of it is missing."""
+    if path.is_file():
+        weights = torch.load(path, weights_only=True, map_location="meta")["model"]
+        return {name: weight.shape for name, weight in weights.items()}
+    if not ((path / _METADATA).exists() and (path / _REST).exists()):
+        return None
+    metadata = dcp.FileSystemReader(path).read_metadata()
+    if any(not (path / place.relative_path).exists() for place in metadata.storage_data.values()):
+        return None
+    stored = _tensors(metadata).items()
+    return {name.removeprefix("model."): kind.size for name, kind in stored if name.startswith("model.")}
+
+
+def _tensors(metadata: dcp.Metadata) -> dict[str, dcp.TensorStorageMetadata]:
+    described = metadata.state_dict_metadata.items()
+    return {name: kind for name, kind in described if isinstance(kind, dcp.TensorStorageMetadata)}
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def _set_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    before = _before(path)
+    if before.is_dir():
+        shutil.rmtree(before)
+    elif path.is_dir():
+        before.unlink(missing_ok=True)
+    path.replace(before)
+
+
+def _write_tensors(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        # Its own words name neither the file nor the cause.
+        raise OSError(errno.EIO, "cannot be written whole (is the disk full?)", str(path)) from error
+    seal(path)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What one rank fails with, all fail with."""
+    try:
+        with parallel.in_touch():
+            yield
+    except dcp.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
