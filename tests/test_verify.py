@@ -117,6 +117,17 @@ def test_a_setting_that_is_newer_than_a_reference_had_its_default_there(tmp_path
         verify(other, old, Margins())
 
 
+def test_what_a_reference_says_beside_what_counts_is_no_difference(tmp_path):
+    """Other sections have defaults too, and a setting that cannot change a result may once have been recorded."""
+    old = {"train": {"lr": 0.1}, "model": {"source": "shipped", "name": "a"}, "world": {"name": "micro"}}
+    new = {**old, "model": {"source": "shipped"}, "world": {"name": "micro", "golds": None, "options": {}}}
+    found = [make_results(tmp_path / name, settings=told) for name, told in (("old", old), ("new", new))]
+    assert exit_status(verify(*reversed(found), Margins())) == 0
+    other = make_results(tmp_path / "other", settings={**new, "world": {"name": "micro", "golds": "mine.csv"}})
+    with pytest.raises(UserError, match=r"world\.golds mine\.csv against None"):
+        verify(other, found[0], Margins())
+
+
 def test_another_processor_is_within_seed_variation(tmp_path):
     """Rounding is amplified by training as another seed is: weights move, the settings and training seeds do not."""
     found = []

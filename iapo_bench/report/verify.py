@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic.fields import FieldInfo
 from tabulate import tabulate
 
 from iapo_bench.config.evaluate import EvalConfig
-from iapo_bench.config.section import Section
+from iapo_bench.config.model import ModelConfig
+from iapo_bench.config.prompt import PromptConfig
+from iapo_bench.config.section import FREE, Section
 from iapo_bench.config.train import TrainConfig
+from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
 from iapo_bench.report.results import Results, open_results
@@ -21,7 +25,13 @@ REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced
 MEASURES = ("pass", "length", "ratio")
 # Settings that may differ between a result and its reference: who trains with other seeds reproduces all the more.
 _FREE = ("seed", "seeds", "train_seeds")
-_SECTIONS: dict[str, type[Section]] = {"train": TrainConfig, "evaluate": EvalConfig}
+_SECTIONS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "evaluate": EvalConfig,
+    "model": ModelConfig,
+    "world": WorldConfig,
+    "prompt": PromptConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ def differing(ours: Results, theirs: Results) -> Iterator[str]:
     for key in sorted(mine.keys() | other.keys()):
         row, _, setting = key.partition(".")
         here, there = mine.get(key, default := _default(key)), other.get(key, default)
-        if key.split(".")[-1] not in _FREE and here != there:
+        if key.split(".")[-1] not in _FREE and not _free(key) and here != there:
             rows.setdefault(f"{setting} {here} against {there}", []).append(row)
     for words, names in rows.items():
         yield f"{words} ({', '.join(names)})"
@@ -84,9 +94,19 @@ def differing(ours: Results, theirs: Results) -> Iterator[str]:
 
 def _default(key: str) -> Any:
     """What a setting is to a result that does not know it, older than it as that is: its default."""
-    *_, section, name = ["", *key.split(".")]
-    field = _SECTIONS[section].model_fields.get(name) if section in _SECTIONS else None
+    field = _field(key)
     return "unset" if field is None or field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _free(key: str) -> bool:
+    """Whether a setting cannot change a result, though an older one names it."""
+    field = _field(key)
+    return field is not None and field.json_schema_extra == FREE
+
+
+def _field(key: str) -> FieldInfo | None:
+    *_, section, name = ["", *key.split(".")]
+    return _SECTIONS[section].model_fields.get(name) if section in _SECTIONS else None
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
