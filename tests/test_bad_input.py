@@ -303,7 +303,8 @@ ELSEWHERE = {
     "files.py": (4, "the place itself"),
     "config/reading.py": (1, "the same for YAML"),
     "machine/resume.py": (6, "files that carry a checksum"),
-    "train/trainer.py": (4, "files that carry a checksum"),
+    "train/state.py": (3, "files that carry a checksum"),
+    "train/trainer.py": (2, "what a state that carries a checksum holds"),
     "machine/provenance.py": (2, "the kernel's file; bytes for checksums"),
     "machine/code.py": (4, "our own source"),
     "cli/log.py": (2, "a log that was opened to write"),
@@ -335,7 +336,7 @@ APPENDED = {
     "bench/informativeness.py": (1, "the kernel's file"),
     "evaluate/lm_evaluation.py": (2, "a temporary folder"),
     "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
-    "train/trainer.py": (1, "to a path that the caller makes whole"),
+    "train/state.py": (1, "to a path that the caller makes whole"),
 }
 
 

@@ -229,7 +229,7 @@ def test_interrupted_training_goes_on(run, made, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
         assert run(*arguments)[0] == 130
-    assert list((tmp_path / "resume").glob("*.pt"))
+    assert list((tmp_path / "resume").glob("state*"))
     assert not (tmp_path / "model").exists()
     steps = []
     monkeypatch.setattr(Trainer, "step", lambda self: steps.append(1) or step(self))

@@ -18,6 +18,7 @@ from iapo_bench.report.costs import aes, cost_blocks, cost_frame, make_costs, oc
 from iapo_bench.report.document import markdown
 from iapo_bench.report.frontier import against_controls, controls, make_frontier
 from iapo_bench.report.rows import read_rows
+from iapo_bench.report.wallclock import PHASES
 
 
 def base_grades(problems=30, samples=8, seed=0) -> pd.DataFrame:
@@ -137,7 +138,10 @@ def test_scores_by_hand():
     assert ockscore(0.5, 10_000) == pytest.approx(50 - 10 * np.log10(2))
 
 
-STEP = {"completions": 8, "tokens": 300, "tokens_trained": 200, "updates": 2, "updates_moved": 1, "seconds_update": 1.5}
+STEP = {
+    **{"completions": 8, "tokens": 300, "tokens_trained": 200, "updates": 2, "updates_moved": 1},
+    **{f"seconds_{phase}": 1.5 * (phase == "update") for phase in PHASES},
+}
 
 
 def test_costs(tmp_path):

@@ -94,6 +94,12 @@ WORK: dict[str, tuple[str, dict[str, Place]]] = {
     "explain": ("report.explain:explain", {}),
     "compare": ("report.side_by_side:compare", {}),
     "bundle": ("report.results:bundle", {}),
+    "credit": ("tokens.credit:make_credit_page", {}),
+    "watch": (
+        "watch:watch",
+        {"runs": (("x", "y"), "paths", (Path("x"), Path("y"))), "once": (("--once",), "once", True)},
+    ),
+    "try": ("try_out:try_method", {"method": (("brief",), "name", "brief")}),
     "doctor": ("doctor:examine_model", {"model": (("x",), "path", Path("x"))}),
     "plan": (
         "plan.show:plan",
