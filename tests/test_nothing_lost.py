@@ -431,7 +431,17 @@ def test_a_small_file_system_that_fills_is_one_line_and_holds_nothing_afterwards
     alone = ["unshare", "--map-root-user", "--mount"]
     if not shutil.which("unshare") or subprocess.run([*alone, "mount", "-t", "tmpfs", "x", tmp_path]).returncode:
         pytest.skip("this kernel lets nobody mount a tmpfs here")
-    prepare_many = [*RUN, "prepare", "--config", "smoke", "--set", "world.options.n_train=4000", "--out", "disk/data"]
+    prepare_many = [
+        *RUN,
+        "prepare",
+        "--config",
+        "smoke",
+        "--set",
+        "world.options.n_train=4000",
+        "--set",
+        "world.options.max_terms=6",
+    ]
+    prepare_many += ["--out", "disk/data"]
     script = 'mount -t tmpfs -o size=128k x disk && { "$@"; code=$?; ls -A disk; exit $code; }'
     (tmp_path / "disk").mkdir()
     filled = subprocess.run(
@@ -448,6 +458,7 @@ def test_a_signal_that_comes_within_a_destructor_is_not_lost(name):
     """Python swallows what is raised there."""
     script = f"""
 import os, signal, sys, time
+signal.signal(signal.{name}, signal.default_int_handler if "{name}" == "SIGINT" else signal.SIG_DFL)  # not as inherited
 from iapo_bench import cli
 class Held:
     def __del__(self):

@@ -247,7 +247,8 @@ def assert_same_run(got: dict[str, Any], expected: dict[str, Any]) -> None:
             close = None if wanted[key] is None else pytest.approx(wanted[key], rel=1e-4, abs=1e-6)
             assert row[key] == close, key
     for name, weight in expected["weights"].items():
-        torch.testing.assert_close(got["weights"][name], weight, atol=1e-5, rtol=1e-5)
+        # AdamW divides a gradient by its size, so the rounding of a tiny one moves a weight by a share of lr.
+        torch.testing.assert_close(got["weights"][name], weight, atol=0.1 * SETTINGS.lr, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
