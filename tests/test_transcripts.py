@@ -163,7 +163,7 @@ def test_other_mistakes(run, saved, tmp_path):
         (("--model", saved, "--input", tmp_path / "cut.jsonl"), "cut.jsonl:1 is not JSON"),
         (("--model", saved, "--input", tmp_path / "latin.jsonl"), "latin.jsonl:1 is not UTF-8"),
         (("--model", saved, "--input", tmp_path / "empty.jsonl"), "empty.jsonl is empty"),
-        (("--model", tmp_path, "--input", path), f"{tmp_path} "),
+        (("--model", tmp_path, "--input", path), str(tmp_path)),
         (("--model", saved, "--input", path, "--postfix", ""), "--postfix is empty"),
         (("--model", saved, "--input", path, "--temperature", "0"), "temperature"),
         (("--model", saved, "--input", path, "--limit", "0"), "limit"),

@@ -78,7 +78,7 @@ def _compare(
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
-        "target": 1.2 if to_the_cap else 2.0,
+        "target": 1.25 if to_the_cap else 2.2,
         "pairs": pairs,
         "threads": threads,
         "ours_seconds_rollout": round(statistics.median(step["seconds_rollout"] for step in ours), 3),
