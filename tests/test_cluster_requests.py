@@ -103,7 +103,9 @@ def test_every_job_asks_for_what_its_kind_gets(tmp_path, name):
     method = next(iter(tier.methods))
     calls = submitted(folder, "--config", f"tier={name}", f"methods=[{method}]", "train={seeds: [0]}")
     kinds = {"prepare": "prepare", "base": "base", "train": "train", "sample": "sample", "grade": "grade"}
-    kinds |= {"lm_eval": "lm_eval"} | ({"token_roles": "sample"} if "token_roles" in calls else {})
+    kinds |= {"lm_eval": "lm_eval"} | (
+        {"token_roles": "sample", "calibration": "sample"} if "token_roles" in calls else {}
+    )
     if not tier.trained:
         kinds = {**kinds, "checkpoint": "base"}
         del kinds["train"]
