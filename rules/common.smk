@@ -63,7 +63,7 @@ def transferred():
 
 def problems_of(wildcards):
     """The problems that a split is one of: `test`, or `also/math500/test` of another dataset."""
-    return "/".join([WORK, *wildcards.split.split("/")[:-1], "data"])
+    return str(Path(WORK, wildcards.split).parent / "data")
 
 
 def measured_logs(wildcards):
