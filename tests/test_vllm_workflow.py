@@ -29,7 +29,7 @@ def tier() -> TierConfig:
         "model": {"source": "taught", "sft": {"steps": 60}},
         "world": {"options": {"n_train": 64, "n_validation": 8, "n_test": PROBLEMS}},
         "train": {
-            **{"engine": "vllm", "importance_cap": 2.0, "max_tokens": 64, "checkpoint_every": 1},
+            **{"engine": "vllm", "importance_cap": 2.0, "max_tokens": 64, "checkpoint_every": 1, "seeds": [0]},
             **{"completions": STEPS * 32, "prompts_per_step": 8, "group_size": 4},
         },
         "evaluate": {"engine": "vllm", "ks": [1, 4], "n_samples": SAMPLES, "seeds": SEEDS, "max_tokens": 64},
