@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
@@ -125,12 +125,9 @@ def any_problems() -> Iterator[None]:
 PERFECT = "1 + 1 </think><answer>4</answer>"
 
 
-def perfect_base(folder: Path) -> TierConfig:
-    """A tier of GSM8K with its problems in `folder/data` and a base in `folder/base` that answers each of them right.
-
-    All about it is odd: its template drops earlier reasoning and opens `<think>`, its tags are special tokens, and its
-    turns end with an ordinary token that is no end of sequence; where that does not stop it, it talks on.
-    """
+def odd_tokenizer() -> PreTrainedTokenizerBase:
+    """Bytes, tags as special tokens, and a chat template that drops earlier reasoning, opens `<think>` and ends a turn
+    with an ordinary token."""
     tokenizer = _byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": list(TAGS)})
     tokenizer.add_tokens(["<turn>"])
@@ -138,6 +135,16 @@ def perfect_base(folder: Path) -> TierConfig:
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] if m.role == 'assistant' "
         "else m.content }}<turn>\n{% endfor %}<|im_start|>assistant\n{{ '<think>\n' }}"
     )
+    return tokenizer
+
+
+def perfect_base(folder: Path) -> TierConfig:
+    """A tier of GSM8K with its problems in `folder/data` and a base in `folder/base` that answers each of them right.
+
+    All about it is odd: its template drops earlier reasoning and opens `<think>`, its tags are special tokens, and its
+    turns end with an ordinary token that is no end of sequence; where that does not stop it, it talks on.
+    """
+    tokenizer = odd_tokenizer()
     for split, count in (("train", 520), ("test", 3)):
         rows = [
             {"question": f"What is 2 + 2? ({split[:2]} {n})", "answer": "2+2=4\n#### 4"}
@@ -153,12 +160,12 @@ def perfect_base(folder: Path) -> TierConfig:
     world = load_world(tier.world, tier.seed)
     said = tokenizer(PERFECT + "<turn>", add_special_tokens=False).input_ids
     (length,) = {len(world.encode_prompt(p, tokenizer)) for split in ("train", "test") for p in world.load(split)}
-    save_model(_reciter(len(tokenizer), said, length), tokenizer, folder / "base")
+    save_model(reciter(len(tokenizer), said, length), tokenizer, folder / "base")
     return tier
 
 
 @torch.no_grad()
-def _reciter(vocabulary: int, said: list[int], after: int) -> GPT2LMHeadModel:
+def reciter(vocabulary: int, said: list[int], after: int) -> GPT2LMHeadModel:
     """A model that says `said` after any `after` tokens: its layers add nothing, and each position, which has a
     direction of its own, has its token."""
     size = {"vocab_size": vocabulary, "n_positions": 1024, "n_embd": 64, "n_layer": 1, "n_head": 1}

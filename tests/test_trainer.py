@@ -89,6 +89,33 @@ def test_same_seed_same_run_bit_for_bit(make_trainer, method):
     assert untimed(other.run()) != untimed(first.rows)
 
 
+def test_every_stream_is_of_the_runs_seed_and_of_its_step(make_trainer):
+    """Any one stream that differs makes two runs differ: here each is looked at alone."""
+
+    def streams(seed: int) -> dict[str, list]:
+        trainer = make_trainer("sgrpo", seed=seed)
+        seen: dict[str, list] = {"problems": [], "sampling": [], "coins": []}
+        generate, credit = trainer.engine.generate, trainer.method.credit
+
+        def watched_generate(prompts, sampling):
+            seen["problems"].append(str(prompts))
+            seen["sampling"].append(sampling.seed)
+            return generate(prompts, sampling)
+
+        def watched_credit(batch, generator=None):
+            seen["coins"].append(generator.initial_seed())
+            return credit(batch, generator)
+
+        trainer.engine.generate, trainer.method.credit = watched_generate, watched_credit
+        assert len(trainer.run()) == 3
+        return seen
+
+    one, other = streams(0), streams(1)
+    for name in one:
+        assert len(set(one[name])) >= 3, f"{name}: another at every step"
+        assert not set(one[name]) & set(other[name]), f"{name}: another with every seed"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_the_same_run(make_trainer, method, tmp_path):
     """Stopped after every step in turn; nothing is replayed and nothing is skipped."""
@@ -223,8 +250,9 @@ def test_dynamic_sampling_fills_the_batch(make_trainer):
 
 def test_lengths_are_reported_before_any_masking(make_trainer):
     """Dropped groups and filtered truncations count in `length`, `truncated` and `correct`."""
-    options = {"filter_truncated": True, "dynamic_sampling": False}
-    plain, masked = make_trainer("grpo").step(), make_trainer("dapo", options=options).step()
+    once = {"settings": SETTINGS.model_copy(update={"max_draws": 1}), "grade": rare_grade}
+    plain, masked = make_trainer("grpo", **once).step(), make_trainer("dapo", **once).step()
+    assert masked["groups"] < plain["groups"]
     assert plain["truncated"] > 0
     for key in ("length", "truncated", "correct", "tokens"):
         assert plain[key] == masked[key]

@@ -11,9 +11,14 @@ import pytest
 import torch
 import yaml
 from project_copy import copy_project, snakemake
+from test_every_setting import CASES
+from test_golden import differences
 
 from iapo_bench.cli import main
+from iapo_bench.config.evaluate import EvalConfig
+from iapo_bench.config.section import identity
 from iapo_bench.config.tier import read_tier
+from iapo_bench.config.train import TrainConfig
 from iapo_bench.evaluate import sample
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.models.checkpoints import weights_checksum
@@ -218,3 +223,48 @@ def test_batch_invariance_is_asked_of_the_engine_and_refused_here(run, speaking,
     assert code == 2
     assert "engine_deterministic needs a GPU of compute capability 9.0 or more, here is a CPU" in said
     assert not (tmp_path / "out").exists()
+
+
+NEEDS_MORE = {"engine", "engine_deterministic", "engine_memory", "sharded", "report_to"}  # vLLM, processes, loggers
+# How golden.tier is changed so that a run is short and a setting can act, and which method is trained: by default iapo.
+TRAINED = {"completions": 36, "importance_cap": None}
+ACTS = {
+    "importance_cap": ({"importance_cap": 0.9}, "iapo"),
+    "max_draws": ({}, "dapo"),
+    "seeds": ({}, "grpo"),  # a run has the seed of its command
+}
+
+
+def trained(run, speaking, out: Path, key: str, value: object) -> dict:
+    """The rows of a short run without what a clock wrote, and its weights, with a setting and all else alike."""
+    changes, method = ACTS.get(key, ({}, "iapo"))
+    settings = [f"train.{name}={json.dumps(each)}" for name, each in {**TRAINED, **changes, key: value}.items()]
+    code, said = run(
+        *("train", "--config", golden.TIER, "--method", method, "--seed", golden.SEED, "--out", out),
+        *(part for setting in settings for part in ("--set", setting)),
+        *("--base", speaking / "speaker", "--data", speaking / "data"),
+    )
+    assert code == 0, said
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    rows = [{name: each for name, each in row.items() if not name.startswith("validation_")} for row in rows]  # a look
+    return {"steps": golden._columns(rows), "weights": golden._weights(out / "model", speaking / "speaker")}
+
+
+@pytest.mark.parametrize("key", sorted(TrainConfig.model_fields.keys() - NEEDS_MORE))
+def test_a_setting_of_training_acts_if_it_can_change_a_result(run, speaking, tmp_path, key):
+    value = CASES["TrainConfig"][2].get(key, {"rank": 2})  # else lora
+    value = value[0] if isinstance(value, tuple) else value
+    before = getattr(read_tier(golden.TIER, {"train": {**TRAINED, **ACTS.get(key, ({},))[0]}}).train, key)
+    one, other = (trained(run, speaking, tmp_path / str(i), key, each) for i, each in enumerate((before, value)))
+    acts = key in identity(read_tier(golden.TIER).train)
+    moved = differences(one, other, 1e-5 if acts else 0.02)  # AdamW makes more of rounding
+    assert bool(moved) == acts, moved[:3]
+
+
+@pytest.mark.parametrize("key", sorted(EvalConfig.model_fields.keys() - NEEDS_MORE))
+def test_a_setting_of_sampling_acts_if_it_can_change_a_result(run, speaking, tmp_path, key):
+    value = CASES["EvalConfig"][2][key]
+    value = value[0] if isinstance(value, tuple) else value
+    one = draw(run, speaking, tmp_path / "one")
+    other = draw(run, speaking, tmp_path / "other", "--set", f"evaluate.{key}={json.dumps(value)}")
+    assert one.equals(other) == (key not in identity(read_tier(golden.TIER).evaluate))
