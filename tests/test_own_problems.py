@@ -282,4 +282,4 @@ def test_my_model_on_my_problems_and_on_others_from_the_command_line(tmp_path):
     ]
     assert set(pd.read_csv(folder / "results" / "comparisons.csv")["dataset"]) == {"my", "other"}
     assert "iapo_my" in (folder / "results" / "lm_eval.md").read_text()
-    assert "Nothing to be done" in snakemake(folder, *targets, "-n", "--config", *config).stderr
+    assert "Nothing to be done" in snakemake(folder, *targets, "-n", "--config", *config).stdout
