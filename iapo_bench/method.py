@@ -20,7 +20,7 @@ import torch
 from iapo_bench.batch import RolloutBatch, as_mask
 from iapo_bench.errors import UserError, blamed, unknown
 from iapo_bench.files import first_infinite
-from iapo_bench.plugins import METHOD_DIRS, find_files, load_class
+from iapo_bench.plugins import list_methods, load_class
 
 PROFILES = ("paper", "released")
 
@@ -374,11 +374,6 @@ def require_groups(group_size: int) -> None:
     """Raise UserError when a group holds a single completion: every method here compares completions of one prompt."""
     if group_size < 2:
         raise UserError("group_size must be at least 2: a completion is judged against the others of its prompt")
-
-
-def list_methods() -> dict[str, Path]:
-    """Every method's file by name; `methods/` wins over `baselines/`."""
-    return find_files(METHOD_DIRS)
 
 
 def load_method(name: str, profile: str = "paper", **options: Any) -> Method:

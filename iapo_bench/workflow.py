@@ -24,7 +24,7 @@ from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_csv, read_json, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
-from iapo_bench.machine.provenance import checksum
+from iapo_bench.machine.provenance import checksum, checksums
 from iapo_bench.plugins import list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.worlds.load import source_files, stated
@@ -240,7 +240,7 @@ class Workflow:
         """Settings file of `base`."""
         job = self.tier.base_job()
         if folder := self.tier.model.directory:
-            job = job.model_copy(update={"files": _checksums(folder)})
+            job = job.model_copy(update={"files": checksums(folder, _checksum)})
         problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
         return self._write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
 
@@ -249,7 +249,7 @@ class Workflow:
         job = self.tier.checkpoint_job(row)
         folder = Path(job.source) / (job.subfolder or "")
         if folder.is_dir():
-            job = job.model_copy(update={"files": _checksums(folder)})
+            job = job.model_copy(update={"files": checksums(folder, _checksum)})
         return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", self._dataset)
 
     def train(self, run: str) -> str:
@@ -383,7 +383,7 @@ class Workflow:
         if job.world.file:
             job = job.model_copy(update={"files": {job.world.name: _checksum(Path(job.world.file))}})
         elif job.world.data_dir:
-            job = job.model_copy(update={"files": _checksums(Path(job.world.data_dir))})
+            job = job.model_copy(update={"files": checksums(Path(job.world.data_dir), _checksum)})
         return job
 
     def _problems(self, split: str) -> dict[str, str]:
@@ -452,12 +452,6 @@ def _rewrite(path: Path, text: str) -> None:
 
 
 _SUMS: dict[tuple[str, int, int], str] = {}
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a directory that is read: data, weights, and what goes with them."""
-    kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
-    return {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
 
 
 def _checksum(path: Path) -> str:

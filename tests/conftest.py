@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import golden
 import hypothesis
 import pytest
 import torch
@@ -86,3 +87,17 @@ def run(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         return code, capsys.readouterr().err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """Problems and a model, made through the command line."""
+    folder = tmp_path_factory.mktemp("speaking")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def command(*arguments):
+            patch.setattr("sys.argv", ["iapo-bench", *map(str, arguments)])
+            main()
+
+        golden.make_base(command, folder)
+    return folder

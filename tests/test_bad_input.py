@@ -5,7 +5,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,16 @@ RESULTS = (
 )
 
 
+@contextmanager
+def restored(path: Path) -> Iterator[None]:
+    """A file that others share holds afterwards what it held before."""
+    content = path.read_bytes()
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_damaged_results_are_told_of_or_refused_in_one_line_that_names_the_file(results, name):
     path = results / name
@@ -170,10 +181,8 @@ def test_damaged_results_are_told_of_or_refused_in_one_line_that_names_the_file(
         path.write_bytes(damaged)
         assert str(path) in complaint(lambda: read_results(results), otherwise=str(path))
 
-    try:
+    with restored(path):
         check()
-    finally:
-        path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +198,11 @@ def test_damaged_results_are_told_of_or_refused_in_one_line_that_names_the_file(
 )
 def test_results_of_another_shape_are_refused(results, name, content):
     path = results / name
-    before = path.read_bytes()
-    path.write_bytes(content)
-    try:
+    with restored(path):
+        path.write_bytes(content)
         with pytest.raises(UserError) as error:
             read_results(results)
         assert str(path) in str(error.value)
-    finally:
-        path.write_bytes(before)
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +227,8 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_line_that_names_it(check
         assert str(checkpoint) in complaint(lambda: load_tokenizer(checkpoint), otherwise=str(checkpoint))
         assert str(checkpoint) in complaint(lambda: load_model(checkpoint), otherwise=str(checkpoint))
 
-    try:
+    with restored(path):
         check()
-    finally:
-        path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ ENGINE = {"width": 64, "batch_size": 7, "gpu_memory": 0.5}
 def no_vllm(monkeypatch):
     """As where the package is not installed."""
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.setattr(doctor, "_version", lambda name: None if "vllm" in name else "1.0")
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if "vllm" in name else "1.0")
 
 
 def test_every_row_is_there(no_vllm, tmp_path):
@@ -46,8 +46,8 @@ def test_the_command_prints_one_table(monkeypatch, capsys):
 
 
 def test_a_missing_package_fails_and_says_how_to_get_it(monkeypatch, capsys):
-    version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pyarrow" else version(name))
+    version = doctor.package_version
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "pyarrow" else version(name))
     rows, works = doctor.examine()
     assert not works
     assert ("pyarrow", "missing", "pip install pyarrow") in rows
@@ -61,7 +61,7 @@ def test_a_missing_package_fails_and_says_how_to_get_it(monkeypatch, capsys):
 def test_a_build_that_does_not_load_is_named(monkeypatch):
     """Installed, but for another torch: the reason is shown."""
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.setattr(doctor, "_version", lambda name: "0.32.0")
+    monkeypatch.setattr(doctor, "package_version", lambda name: "0.32.0")
     what, here, change = doctor._vllm()
     assert what == "engine: vllm"
     assert "does not load" in here
@@ -85,7 +85,7 @@ def test_a_build_for_another_device_is_named(monkeypatch):
     platforms.current_platform = SimpleNamespace(device_type="")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
-    monkeypatch.setattr(doctor, "_version", lambda name: "0.32.0" if name == "vllm" else None)
+    monkeypatch.setattr(doctor, "package_version", lambda name: "0.32.0" if name == "vllm" else None)
     _, here, change = doctor._vllm()
     assert here == "vllm 0.32.0, but it does not load"
     assert "finds no device here" in change

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
-from iapo_bench.method import Method, Signal, list_methods, load_method
+from iapo_bench.method import Method, Signal, load_method
+from iapo_bench.plugins import list_methods
 
 # Options that make a method's particulars show in completions of a few tokens.
 SMALL = {

@@ -2,9 +2,10 @@
 
 import pytest
 
-from iapo_bench import method as method_module
+from iapo_bench import plugins
 from iapo_bench.errors import UserError
-from iapo_bench.method import LossSpec, list_methods, load_method
+from iapo_bench.method import LossSpec, load_method
+from iapo_bench.plugins import list_methods
 
 
 def message(*args, **options) -> str:
@@ -81,7 +82,7 @@ def test_a_method_dropped_in_is_found_and_wins(tmp_path, monkeypatch):
         "    strength: float = 2.0\n"
     )
     (tmp_path / "nameless.py").write_text("from baselines.dapo import DAPO\nclass Mine(DAPO): pass\n")
-    monkeypatch.setattr(method_module, "METHOD_DIRS", (tmp_path, *method_module.METHOD_DIRS))
+    monkeypatch.setattr(plugins, "METHOD_DIRS", (tmp_path, *plugins.METHOD_DIRS))
     method = load_method("grpo", strength=3.0)
     assert (type(method).__name__, method.strength, len(method.needs)) == ("Mine", 3.0, 1)
     assert message("nameless").endswith("has no subclass of Method with name = 'nameless'")

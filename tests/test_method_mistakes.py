@@ -11,7 +11,6 @@ from test_method_contract import SMALL, VARIANTS, batch_of, new
 from test_rewards import made  # noqa: F401
 from test_trainer import SETTINGS, make_trainer  # noqa: F401
 
-from iapo_bench import method as method_module
 from iapo_bench import plugins
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
@@ -35,8 +34,7 @@ CREDIT = "    def credit(self, batch, generator=None):\n        return "
 @pytest.fixture
 def write_method(tmp_path, monkeypatch):
     """Write the body of the method `mine`, and return its path."""
-    for module in (plugins, method_module):
-        monkeypatch.setattr(module, "METHOD_DIRS", (tmp_path, *plugins.METHOD_DIRS))
+    monkeypatch.setattr(plugins, "METHOD_DIRS", (tmp_path, *plugins.METHOD_DIRS))
 
     def write(body: str, head: str = HEAD) -> str:
         (tmp_path / "mine.py").write_text(head + body)

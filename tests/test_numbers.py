@@ -15,7 +15,6 @@ from test_update import make_rollout
 from transformers import LlamaConfig, LlamaForCausalLM, PhimoeConfig, PhimoeForCausalLM
 
 from baselines.sgrpo import SGRPO
-from iapo_bench import method as method_module
 from iapo_bench import plugins
 from iapo_bench.batch import SIGNAL_NOISE, as_mask
 from iapo_bench.config.train import LoraConfig
@@ -463,8 +462,7 @@ class Nanny(Method):
 def test_a_method_that_gives_nan_ends_the_command_in_one_line(run, tokenizer, tmp_path, monkeypatch):
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "nanny.py").write_text(NANNY)
-    for module in (plugins, method_module):
-        monkeypatch.setattr(module, "METHOD_DIRS", (tmp_path / "methods", *plugins.METHOD_DIRS))
+    monkeypatch.setattr(plugins, "METHOD_DIRS", (tmp_path / "methods", *plugins.METHOD_DIRS))
     save_model(build_micro(tokenizer, hidden=32, layers=1, heads=2, seed=0), tokenizer, tmp_path / "base")
     tier = ("--config", "smoke", "--set", "train.completions=32", "--set", "methods={nanny: {}}")
     assert run("prepare", *tier, "--out", tmp_path / "data")[0] == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from iapo_bench.method import list_methods
+from iapo_bench.plugins import list_methods
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -33,20 +33,6 @@ JOB = read_tier(golden.TIER).train_job("grpo", 0)
 TIMES = ("seconds_", "tokens_per_second", "validation_")
 
 
-@pytest.fixture(scope="module")
-def speaking(tmp_path_factory):
-    """Problems and a model, made through the command line."""
-    folder = tmp_path_factory.mktemp("watching")
-    with pytest.MonkeyPatch.context() as patch:
-
-        def command(*arguments):
-            patch.setattr("sys.argv", ["iapo-bench", *map(str, arguments)])
-            main()
-
-        golden.make_base(command, folder)
-    return folder
-
-
 def train(run, speaking, out, method="dapo", *settings, code=0) -> str:
     paths = ("--base", speaking / "speaker", "--data", speaking / "data", "--out", out)
     chosen = [part for setting in ("train.completions=50", *settings) for part in ("--set", setting)]

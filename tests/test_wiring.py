@@ -14,7 +14,6 @@ from project_copy import copy_project, snakemake
 from test_every_setting import CASES
 from test_golden import differences
 
-from iapo_bench.cli import main
 from iapo_bench.config.evaluate import EvalConfig
 from iapo_bench.config.section import identity
 from iapo_bench.config.tier import read_tier
@@ -166,20 +165,6 @@ def test_the_time_of_sampling_leaves_the_warm_up_out(run, monkeypatch, tmp_path)
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert timing["warmup_seconds"] >= 2 > timing["seconds"] > 0
     assert len({sampling.seed for sampling in calls[1:]}) == 2, "a seed of its own for each sampling seed"
-
-
-@pytest.fixture(scope="module")
-def speaking(tmp_path_factory):
-    """Problems and a model, made through the command line."""
-    folder = tmp_path_factory.mktemp("speaking")
-    with pytest.MonkeyPatch.context() as patch:
-
-        def command(*arguments):
-            patch.setattr("sys.argv", ["iapo-bench", *map(str, arguments)])
-            main()
-
-        golden.make_base(command, folder)
-    return folder
 
 
 def draw(run, speaking, out, *options) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def instruction_set() -> str:
 
 def environment() -> dict[str, str]:
     """What can move the last digits of a result on another machine: hardware, instruction set, versions."""
-    versions = {name: version for name in ("torch", "transformers") if (version := _version(name))}
+    versions = {name: version for name in ("torch", "transformers") if (version := package_version(name))}
     return {"hardware": hardware(), "instruction_set": instruction_set(), **versions}
 
 
@@ -69,7 +70,7 @@ def write_provenance(
         "config_hash": digest(config),
         "inputs": {str(p): checksum(p) for p in inputs if p.is_file()},
         "seeds": seeds,
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
         "python": platform.python_version(),
         "hardware": hardware(),
         "instruction_set": instruction_set(),
@@ -98,13 +99,14 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checksums(folder: Path) -> dict[str, str]:
+def checksums(folder: Path, of: Callable[[Path], str] = checksum) -> dict[str, str]:
     """SHA-256 of every file of a directory that is read, by name: data, weights, and what goes with them."""
     kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
-    return {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
+    return {path.name: of(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -10,7 +10,8 @@ from typing import Any
 from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.method import RELEASED_READING as READING
-from iapo_bench.method import RELEASED_Z_SCORE, list_methods
+from iapo_bench.method import RELEASED_Z_SCORE
+from iapo_bench.plugins import list_methods
 
 TOKEN_MEAN: dict[str, Any] = {"reduction": "token_mean", "local_rows": 4}
 ALL = "all of them"

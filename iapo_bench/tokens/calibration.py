@@ -24,8 +24,8 @@ from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.seeds import numpy_stream, stream_seed
-from iapo_bench.tokens.roles import micro_world, read_samples, reasoned, select, to_words
-from iapo_bench.worlds import ANSWER_OPEN, POSTFIX, read_problems
+from iapo_bench.tokens.roles import micro_world, problems_asked, read_samples, reasoned, select, to_words
+from iapo_bench.worlds import ANSWER_OPEN, POSTFIX
 
 PREFIXES, CONTINUATIONS, MAX_TOKENS = 200, 64, 128
 PARTS = 4  # of a completion's reasoning, from its beginning to its end
@@ -56,12 +56,12 @@ def measure(job: TokensJob, *, model: Path, samples: Path, data: Path, prefixes:
     """
     world = micro_world(job)
     frame = select(read_samples(samples), prefixes).groupby("problem_id").head(1)
-    problems = {problem.id: problem for problem in read_problems(data / "test.jsonl")}
     tokenizer, network = load_tokenizer(model), load_model(model).to(accelerator())
     dialogue = world.dialogue(tokenizer)
-    prompts = encode([problems[i] for i in frame["problem_id"]], dialogue, model, MAX_TOKENS)
+    prompts = encode(problems_asked(frame, samples, data), dialogue, model, MAX_TOKENS)
     rng = numpy_stream(0, "calibration-prefixes")
-    ends = [int(rng.integers(1, 2 + sum(reasoned(to_words(ids))))) for ids in frame["token_ids"]]
+    lengths = [sum(reasoned(to_words(ids))) for ids in frame["token_ids"]]
+    ends = [int(rng.integers(1, 2 + length)) for length in lengths]
     started = [prompt + ids[:end] for prompt, ids, end in zip(prompts, frame["token_ids"], ends, strict=True)]
     drawn = TransformersEngine(network, batch_size=512, progress=True).generate(
         started,
@@ -76,7 +76,7 @@ def measure(job: TokensJob, *, model: Path, samples: Path, data: Path, prefixes:
     postfix = tokenizer(POSTFIX, add_special_tokens=False).input_ids
     opening = tokenizer.convert_tokens_to_ids(ANSWER_OPEN)
     rows = []
-    for i, (prefix, ids, end) in enumerate(zip(started, frame["token_ids"], ends, strict=True)):
+    for i, (prefix, length, end) in enumerate(zip(started, lengths, ends, strict=True)):
         early_V = _early_answer(network, prefix + postfix, job.temperature)
         answers = _first_answer_tokens(drawn[i * CONTINUATIONS : (i + 1) * CONTINUATIONS], opening)
         shares_V = np.bincount(answers, minlength=len(early_V)) / max(1, len(answers))
@@ -84,7 +84,7 @@ def measure(job: TokensJob, *, model: Path, samples: Path, data: Path, prefixes:
         plug_in = -float((shares_V[found] * np.log(shares_V[found])).sum())
         rows.append(
             {
-                "place": (end - 1) / max(1, sum(reasoned(to_words(ids)))),
+                "place": (end - 1) / max(1, length),
                 "early_entropy": -float((np.exp(early_V) * early_V).sum()),
                 "continued_entropy": plug_in + (found.sum() - 1) / (2 * len(answers)) if answers else np.nan,
                 "divergence": -float((shares_V[found] * early_V[found]).sum()) - plug_in,

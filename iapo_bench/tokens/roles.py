@@ -29,7 +29,7 @@ from iapo_bench.report.rows import BASE, opening, run_names, split_run
 from iapo_bench.report.style import save_figure
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.tokens.roles_figure import informativeness_roles
-from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, Problem, read_problems
 from iapo_bench.worlds.datasets.micro import EOS, PAD, UNKNOWN, VOCABULARY, MicroWorld, Role, token_roles
 from iapo_bench.worlds.load import load_world
 
@@ -223,6 +223,14 @@ def read_samples(path: Path) -> pd.DataFrame:
                 f"{path}: tokens and text of problem '{problem}' disagree: sampled with another vocabulary?"
             )
     return frame
+
+
+def problems_asked(frame: pd.DataFrame, samples: Path, data: Path) -> list[Problem]:
+    """The test problem of each row of `samples`. Raises UserError for one that `data` has not."""
+    problems = {problem.id: problem for problem in read_problems(data / "test.jsonl")}
+    if missing := sorted(set(frame["problem_id"]) - set(problems)):
+        raise UserError(f"{samples}: problem '{missing[0]}' is not in {data}: sample again after preparing data")
+    return [problems[i] for i in frame["problem_id"]]
 
 
 def micro_world(job: RolesJob | TokensJob) -> MicroWorld:

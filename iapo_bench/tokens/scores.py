@@ -15,8 +15,8 @@ from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.signals.statistics import compute_signals
-from iapo_bench.tokens.roles import micro_world, read_samples, reasoned, roles_of, select, to_words
-from iapo_bench.worlds import POSTFIX, read_problems
+from iapo_bench.tokens.roles import micro_world, problems_asked, read_samples, reasoned, roles_of, select, to_words
+from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import build_tokenizer
 from iapo_bench.worlds.grading import Outcome, make_grader
 
@@ -42,14 +42,11 @@ def score_tokens(
     """
     world = micro_world(job)
     frame = select(read_samples(samples), completions)
-    problems = {problem.id: problem for problem in read_problems(data / "test.jsonl")}
-    if missing := sorted(set(frame["problem_id"]) - set(problems)):
-        raise UserError(f"{samples}: problem '{missing[0]}' is not in {data}: sample again after preparing data")
+    asked = problems_asked(frame, samples, data)
     tokenizer = load_tokenizer(model)
     if tokenizer.get_vocab() != build_tokenizer().get_vocab():
         raise UserError(f"{model} has not the micro world's vocabulary: roles are known in that world only")
     words = [to_words(ids) for ids in frame["token_ids"]]
-    asked = [problems[i] for i in frame["problem_id"]]
     postfix = tokenizer(POSTFIX, add_special_tokens=False).input_ids
     longest = max(map(len, words))
     prompts = encode(asked, world.dialogue(tokenizer), model, longest + len(postfix))
