@@ -9,7 +9,8 @@ import click
 import pandas as pd
 from tabulate import tabulate
 
-from iapo_bench.config.tier import BASE, read_tier
+from iapo_bench.config.tier import BASE
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_csv
 from iapo_bench.plugins import list_methods

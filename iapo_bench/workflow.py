@@ -18,7 +18,8 @@ from iapo_bench.config.job import Kind
 from iapo_bench.config.method import MethodConfig
 from iapo_bench.config.reading import merge, read_yaml, typed
 from iapo_bench.config.section import digest, identity
-from iapo_bench.config.tier import BASE, COMMAND_LINE, TierConfig, list_tiers, parse_tier, read_tier
+from iapo_bench.config.tier import BASE, TierConfig
+from iapo_bench.config.tier_file import COMMAND_LINE, list_tiers, parse_tier, read_tier
 from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_csv, read_json, whole_file, write_json

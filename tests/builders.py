@@ -12,7 +12,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from iapo_bench.batch import RolloutBatch
-from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.method import Credit, Method
 from iapo_bench.models.checkpoints import save_model

@@ -20,7 +20,7 @@ import iapo_bench
 from iapo_bench.cli.options import read_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.reading import CONFIG_DIR, parse_yaml
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Tally, read_grades
 from iapo_bench.files import read_csv, read_json, read_jsonl, read_parquet, write_json

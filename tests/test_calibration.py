@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_role_scores import made  # noqa: F401
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.models.checkpoints import load_model, load_tokenizer
 from iapo_bench.signals import answer_entropies
 from iapo_bench.tokens import calibration

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from project_copy import copy_project, snakemake
 
-from iapo_bench.config.tier import list_tiers, read_tier
+from iapo_bench.config.tier_file import list_tiers, read_tier
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,7 +8,7 @@ import yaml
 
 from iapo_bench.config.reading import merge, parse_yaml
 from iapo_bench.config.section import identity
-from iapo_bench.config.tier import list_tiers, parse_tier, read_tier
+from iapo_bench.config.tier_file import list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.workflow import check_methods, read_workflow_tier

@@ -10,7 +10,7 @@ import pytest
 from test_metrics import grades
 from test_tables import make_row
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, summarise
 from iapo_bench.report.controls import cut, cut_values, make_controls, shortest, shortest_values

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from iapo_bench.cli import main
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import identity
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_skeleton, load_tokenizer, save_model, stop_ids

@@ -9,9 +9,10 @@ import pytest
 from pydantic import BaseModel
 
 from iapo_bench.config.job import LARGE, BaseRequest, JobConfig, JobRequest
-from iapo_bench.config.reading import merge, nest, read_yaml
+from iapo_bench.config.reading import merge, nest, read_yaml, section_of
 from iapo_bench.config.section import _free, identity
-from iapo_bench.config.tier import TierConfig, parse_tier, section_of
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import parse_tier
 from iapo_bench.workflow import KINDS
 
 TRIALS = [{"lr_times": 2.0, "updates_per_rollout": 3, "options": {"loss": {"kl_coef": 0.1}}}]

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from test_tables import make_row
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import save_model
 from iapo_bench.report.departures import ALL, fidelity_job, followed

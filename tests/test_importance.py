@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import ragged_batch
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import Credit, LossSpec
 from iapo_bench.signals.statistics import token_statistics

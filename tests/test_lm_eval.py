@@ -16,7 +16,8 @@ from builders import perfect_base
 from project_copy import copy_project, snakemake
 from test_text_worlds import gsm8k_row, write_rows
 
-from iapo_bench.config.tier import TierConfig, parse_tier, read_tier
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.lm_evaluation import evaluate as evaluate_job
 from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model

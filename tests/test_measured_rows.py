@@ -2,7 +2,7 @@
 
 import pytest
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import load_tokenizer, save_model
 from iapo_bench.train.base import fetch_checkpoint

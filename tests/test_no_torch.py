@@ -26,7 +26,7 @@ LIGHT = [
 def test_light_jobs_import_no_torch(grader):
     code = (
         f"import sys, {', '.join(LIGHT)}\n"
-        "from iapo_bench.config.tier import read_tier\n"
+        "from iapo_bench.config.tier_file import read_tier\n"
         "from iapo_bench.worlds.load import load_world\n"
         f"tier = read_tier({grader!r}); load_world(tier.world, 0); tier.row_job('iapo')\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\n"

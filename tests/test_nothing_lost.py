@@ -19,7 +19,7 @@ import pytest
 import torch
 from test_trainer import make_trainer, untimed  # noqa: F401
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.errors import explain as explain_error
 from iapo_bench.evaluate import grade as grading

@@ -5,7 +5,7 @@ import json
 import pytest
 from builders import open_world
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.worlds import Problem, read_problems
 from iapo_bench.worlds import prepare as prepare_stage

@@ -9,7 +9,7 @@ import yaml
 from project_copy import copy_project, snakemake
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import save_model
 from iapo_bench.models.sources import _byte_tokenizer

@@ -19,7 +19,7 @@ from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
 from iapo_bench.config.lora import LoraConfig
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel

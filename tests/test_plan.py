@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from iapo_bench.cli import cli
 from iapo_bench.config.lora import LoraConfig
-from iapo_bench.config.tier import list_tiers, read_tier
+from iapo_bench.config.tier_file import list_tiers, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
 from iapo_bench.models.checkpoints import load_model, load_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro

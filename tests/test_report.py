@@ -8,7 +8,7 @@ import pytest
 import yaml
 from builders import write_grades
 
-from iapo_bench.config.tier import parse_tier, read_tier
+from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.report.rows import measure
 from iapo_bench.report.tuning import choose, pick

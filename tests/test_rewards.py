@@ -8,7 +8,7 @@ import torch
 from test_trainer import make_trainer  # noqa: F401
 
 from iapo_bench import plugins
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.machine.code import code_digest
 from iapo_bench.method import load_method

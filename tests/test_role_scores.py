@@ -12,7 +12,7 @@ import torch
 from test_roles import ids
 
 from iapo_bench.cli import main
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model

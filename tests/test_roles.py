@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 from project_copy import copy_project, snakemake
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.tokens.roles import (
     ROLES,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from iapo_bench.config.tier import read_candidates, read_tier
+from iapo_bench.config.tier import read_candidates
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.method import load_method
 from iapo_bench.plugins import ROOT, find_files
 

@@ -8,7 +8,8 @@ import torch
 from project_copy import copy_project, snakemake
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from iapo_bench.config.tier import TierConfig, read_tier
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.rollout import Sampling

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from iapo_bench.config import model as config
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.machine.provenance import checksum, instruction_set
 from iapo_bench.models.checkpoints import weights_checksum

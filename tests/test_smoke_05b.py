@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 
 pytestmark = pytest.mark.smoke_05b
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from iapo_bench import workflow
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.machine import code
 from iapo_bench.workflow import Workflow

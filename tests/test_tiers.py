@@ -7,7 +7,7 @@ import pytest
 import yaml
 from project_copy import copy_project, snakemake
 
-from iapo_bench.config.tier import parse_tier, read_tier
+from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.plan.show import jobs

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.report import timing
 
 

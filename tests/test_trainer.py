@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from iapo_bench.config.lora import LoraConfig
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.sample import sample

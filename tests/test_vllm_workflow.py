@@ -11,7 +11,8 @@ import pytest
 import yaml
 from project_copy import copy_project, snakemake
 
-from iapo_bench.config.tier import TierConfig, read_tier
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.evaluate.sample import sample
 from iapo_bench.machine.provenance import checksum
 

@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from iapo_bench.cli import main
 from iapo_bench.config.report import Labels
 from iapo_bench.config.section import identity
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.files import claimed
 from iapo_bench.models.checkpoints import weights_checksum

@@ -16,7 +16,7 @@ from test_golden import differences
 
 from iapo_bench.config.evaluate import EvalConfig
 from iapo_bench.config.section import identity
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.evaluate import sample
 from iapo_bench.machine.provenance import checksum

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import trange
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.workflow import MALLOC
 from iapo_bench.worlds.load import load_world

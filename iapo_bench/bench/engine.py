@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from iapo_bench.bench.gpu import random_model
 from iapo_bench.bench.informativeness import synchronise
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.machine.provenance import hardware
 from iapo_bench.models.checkpoints import accelerator, eos_ids, load_model, load_tokenizer
 from iapo_bench.plan.costs import DEVICES, LONGEST

@@ -180,7 +180,7 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 
 def _written(base: Path) -> tuple[PreTrainedModel, Rows, torch.Tensor, tuple[int, ...]]:
-    from iapo_bench.config.tier import read_tier
+    from iapo_bench.config.tier_file import read_tier
     from iapo_bench.models.checkpoints import eos_ids
     from iapo_bench.rollout import Sampling
     from iapo_bench.rollout.collate import collate

@@ -10,7 +10,7 @@ from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iapo_bench.bench.informativeness import synchronise
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.machine.provenance import hardware
 from iapo_bench.method import Method, Signal, load_method

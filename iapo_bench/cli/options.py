@@ -10,7 +10,8 @@ import click
 from pydantic import BaseModel, ValidationError
 
 from iapo_bench.config.reading import merge, nest, parse_yaml, read_yaml
-from iapo_bench.config.tier import TierConfig, read_tier
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 

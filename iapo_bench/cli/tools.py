@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from iapo_bench.cli.options import FILE, read_options, tier_options
-from iapo_bench.config.tier import TierConfig, list_tiers
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import list_tiers
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.new import KINDS, Kind

@@ -3,11 +3,12 @@
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_text
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
@@ -115,3 +116,24 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, be it optional or the value of a mapping or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+
+
+def first_problem(error: ValidationError, places: Places, source: str, top: type[BaseModel]) -> str:
+    """The first mistake in a section `top`, in a line that begins with its place, or `source` where none is known."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = next((places[tuple(path[:n])] for n in range(len(path), 0, -1) if tuple(path[:n]) in places), source)
+    if first["type"] == "extra_forbidden":
+        section = top
+        for part in path[:-1]:
+            if part in section.model_fields:  # else it is the name of an entry, whose section we have
+                section = section_of(section.model_fields[part].annotation) or section
+        return f"{place}: {'.'.join(path[:-1]) or 'top level'}: {unknown('key', path[-1], section.model_fields)}"
+    return f"{place}: {'.'.join(path) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"

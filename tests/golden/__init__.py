@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from iapo_bench.config.tier import read_tier
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.models.checkpoints import save_model
 from iapo_bench.worlds.datasets.micro import DIGITS, EOS, VOCABULARY, build_tokenizer
 
