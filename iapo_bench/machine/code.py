@@ -125,8 +125,8 @@ class _Essence(ast.NodeTransformer):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
         kind = getattr(builtins, name, None)
         error = name == "UserError" or (isinstance(kind, type) and issubclass(kind, BaseException))
-        node = self.generic_visit(node)
-        return _Silent().visit(node) if error else node
+        call = self.generic_visit(node)
+        return _Silent().visit(call) if error else call
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         return _Silent().visit(self.generic_visit(node))
