@@ -363,7 +363,7 @@ def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
             frames = [frame for frame in evidence.wallclocks if set(frame["model"]) == {model}]
             found = check_time(claim.check, frames[0]) if frames else None
         if found is not None:
-            command = f"snakemake --cores all --config tier={tier} all ablations claims"
+            command = f"snakemake --cores all --config tier={tier} -- all ablations claims"
             rows.append(_row(claim, "measured", found, command, words, model=model, dataset=dataset, tier=tier))
     if isinstance(claim.check, Growth) and evidence.bench is not None:
         found = check_growth(claim.check, evidence.bench)
