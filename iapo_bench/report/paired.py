@@ -102,6 +102,7 @@ def draw_changes(ax: Axes, found: Mapping[str, Estimate], panel: Panel, styles: 
             continue
         lo, hi = (panel.factor * end for end in difference.interval)
         ax.hlines(place, lo, hi, color=look.colour, linewidth=1.6)
+        ax.vlines([lo, hi], place - 0.27, place + 0.27, color=look.colour, linewidth=1)  # seen beside a marker, too
         plot_point(ax, values[name], place, look)
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_yticks(range(len(found)), list(found))
