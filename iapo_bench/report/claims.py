@@ -217,7 +217,7 @@ def check_best(check: Best, numbers: Numbers) -> Finding:
 
 
 def check_change(check: Change, numbers: Numbers) -> Finding:
-    """In the direction that is claimed, against each, and by as much: contradicted where the interval leaves that out."""
+    """In the direction that is claimed, against each, and by as much; contradicted where the interval leaves it out."""
     sign = 1 if check.direction == "up" else -1
     holds: list[bool | None] = []
     texts = []

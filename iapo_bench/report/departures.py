@@ -300,8 +300,8 @@ DEPARTURES = [
     Departure(
         "defaults of the command",
         ("iapo",),
-        "Left to itself the command reads next-token entropies, without a KL penalty, at weights of 1e-6. The profile is "
-        "what the published commands ask for; informativeness, loss.kl_coef, alpha and beta follow the defaults.",
+        "Left to itself the command reads next-token entropies, without a KL penalty, at weights of 1e-6. The profile "
+        "is what the published commands ask for; informativeness, loss.kl_coef, alpha and beta follow the defaults.",
         "utils.py:206, utils.py:253",
     ),
     Departure(
