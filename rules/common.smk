@@ -1,11 +1,17 @@
 # What rules share: their files by kind, options that repeat, and resources. No rules here.
 
 
-def run(command, gpus=None):
-    """A command with its log and threads, and with the GPUs that jobs of the kind `gpus` lease: Snakemake would cut a
-    request to what it may hand out."""
-    lease = f" --gpus {REQUESTS[gpus].gpus}" if gpus else ""
+def run(command, gpus=False):
+    """A command with its log and threads, and, with `gpus`, the GPUs that it leases."""
+    lease = " --gpus {resources.lease}" if gpus else ""
     return f"python -m iapo_bench --log {{log}} --threads {{threads}}{lease} {command}"
+
+
+def settings(job, *names):
+    """A job's settings file, which depends on the wildcards `names`."""
+    return lambda wildcards: FLOW.settings(
+        job, *(getattr(wildcards, name) for name in names)
+    )
 
 
 def reported(name, form, category, caption, folder=OUT):

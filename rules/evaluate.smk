@@ -4,7 +4,7 @@
 rule sample:
     """Sample completions of a run's model for every problem of a split."""
     input:
-        settings=lambda wildcards: FLOW.sample(wildcards.run, wildcards.split),
+        settings=settings("sample", "run", "split"),
         data=ancient(problems_of),
         model=f"{WORK}/{{run}}/model",
     output:
@@ -21,14 +21,14 @@ rule sample:
         run(
             "sample --settings {input.settings} --model {input.model}"
             " --data {input.data} --out {params.out}",
-            gpus="sample",
+            gpus=True,
         )
 
 
 rule grade:
     """Judge every sample of a run."""
     input:
-        settings=lambda wildcards: FLOW.grade(wildcards.run, wildcards.split),
+        settings=settings("grade", "run", "split"),
         data=ancient(problems_of),
         samples=rules.sample.output.samples,
     output:
@@ -46,7 +46,7 @@ rule grade:
 rule lm_eval:
     """Measure a run's model with lm-eval, greedily."""
     input:
-        settings=lambda wildcards: FLOW.lm_eval(wildcards.run),
+        settings=settings("lm_eval", "run"),
         data=ancient(rules.prepare.output),
         model=f"{WORK}/{{run}}/model",
     output:
@@ -63,5 +63,5 @@ rule lm_eval:
         run(
             "lm-eval --settings {input.settings} --model {input.model}"
             " --data {input.data} --out {params.out}",
-            gpus="lm_eval",
+            gpus=True,
         )
