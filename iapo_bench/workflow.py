@@ -474,10 +474,11 @@ class Workflow:
                 jobs.append(self.checkpoint(row) if row in self.tier.measured else self.train(run))
             jobs += [self.sample(run, "test"), self.grade(run, "test")]
         return all((Path(folder) / "test" / "grades.parquet").is_file() for folder in self.folders(row)) and all(
-            map(self._ran, jobs)
+            map(self.ran, jobs)
         )
 
-    def _ran(self, settings: str) -> bool:
+    def ran(self, settings: str) -> bool:
+        """Whether the last run of a job was one with these settings, or others that mean the same."""
         content, _ = read_yaml(Path(settings))
         ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
         return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]

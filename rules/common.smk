@@ -14,6 +14,19 @@ def settings(job, *names):
     )
 
 
+def with_problems(job, *names):
+    """A job's settings file, and the problems that it reads: of a split such as `test`, or `also/math500/test` of
+    another dataset. Where only they were written anew, nothing is stale, so they are `ancient`; but a job with such an
+    input is passed over, be it stale or not, where the rule that makes it runs."""
+    path = settings(job, *names)
+
+    def problems(wildcards):
+        place = Path(WORK, getattr(wildcards, "split", "test")).parent / "data"
+        return ancient(str(place)) if FLOW.ran(path(wildcards)) else str(place)
+
+    return {"settings": path, "data": problems}
+
+
 def reported(name, form, category, caption, folder=OUT):
     """A file that the report holds, with its caption."""
     return report(
@@ -65,11 +78,6 @@ def transferred():
         for dataset in TIER.also
         for row in ["base", *FLOW.methods]
     ]
-
-
-def problems_of(wildcards):
-    """The problems that a split is one of: `test`, or `also/math500/test` of another dataset."""
-    return str(Path(WORK, wildcards.split).parent / "data")
 
 
 def measured_logs(wildcards):

@@ -4,8 +4,7 @@
 rule sample:
     """Sample completions of a run's model for every problem of a split."""
     input:
-        settings=settings("sample", "run", "split"),
-        data=ancient(problems_of),
+        **with_problems("sample", "run", "split"),
         model=f"{WORK}/{{run}}/model",
     output:
         samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
@@ -28,8 +27,7 @@ rule sample:
 rule grade:
     """Judge every sample of a run."""
     input:
-        settings=settings("grade", "run", "split"),
-        data=ancient(problems_of),
+        **with_problems("grade", "run", "split"),
         samples=rules.sample.output.samples,
     output:
         f"{WORK}/{{run}}/{{split}}/grades.parquet",
@@ -46,8 +44,7 @@ rule grade:
 rule lm_eval:
     """Measure a run's model with lm-eval, greedily."""
     input:
-        settings=settings("lm_eval", "run"),
-        data=ancient(rules.prepare.output),
+        **with_problems("lm_eval", "run"),
         model=f"{WORK}/{{run}}/model",
     output:
         scores=f"{WORK}/{{run}}/lm_eval/scores.json",

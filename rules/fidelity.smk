@@ -6,8 +6,7 @@ BENCH = "results/reference/bench/informativeness_micro.csv"
 rule fidelity_table:
     """Say what each departure of the released code does to credit and to trained models."""
     input:
-        settings=settings("fidelity"),
-        data=ancient(rules.prepare.output),
+        **with_problems("fidelity"),
         base=rules.base.output,
         summaries=departed_rows,
     output:
@@ -34,8 +33,7 @@ rule fidelity:
 rule protocol_table:
     """Measure the same completions by the released protocol and by ours."""
     input:
-        settings=settings("protocol"),
-        data=ancient(rules.prepare.output),
+        **with_problems("protocol"),
         models=[f"{folder}/model" for folder in candidates().values()],
         samples=[f"{folder}/test/samples.parquet" for folder in candidates().values()],
         grades=[f"{folder}/test/grades.parquet" for folder in candidates().values()],

@@ -250,8 +250,7 @@ rule lm_eval_table:
 rule time:
     """Time every row in turn, with the machine to itself."""
     input:
-        settings=settings("timing"),
-        data=ancient(rules.prepare.output),
+        **with_problems("timing"),
         models=[f"{folder}/model" for folder in RUNS.values()],
     output:
         **table_files("time", "Wall-clock"),

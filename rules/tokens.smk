@@ -4,8 +4,7 @@
 rule token_roles:
     """Score the tokens of a run's own completions, beside what each is for."""
     input:
-        settings=settings("token_roles", "run"),
-        data=ancient(rules.prepare.output),
+        **with_problems("token_roles", "run"),
         model=f"{WORK}/{{run}}/model",
         samples=f"{WORK}/{{run}}/test/samples.parquet",
     output:
@@ -24,8 +23,7 @@ rule token_roles:
 rule calibration:
     """Say whether the entropy of the base's early answers is its true uncertainty."""
     input:
-        settings=settings("calibration"),
-        data=ancient(rules.prepare.output),
+        **with_problems("calibration"),
         model=f"{WORK}/base/model",
         samples=f"{WORK}/base/test/samples.parquet",
     output:

@@ -61,8 +61,7 @@ rule checkpoint:
 rule train:
     """Train one run: a method and seed, a trial of the search, or a point of the grid."""
     input:
-        settings=settings("train", "run"),
-        data=ancient(rules.prepare.output),
+        **with_problems("train", "run"),
         base=rules.base.output,
     output:
         model=directory(f"{WORK}/{{run}}/model"),
