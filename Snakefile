@@ -23,8 +23,12 @@ from iapo_bench.cli import terminal
 from iapo_bench.errors import UserError
 
 try:
+    suite.check_arguments(sys.argv)
     TIER = suite.read_workflow_tier(
-        config, workflow.config_settings.config, suite.asked_for(sys.argv)
+        config,
+        workflow.config_settings.config,
+        suite.asked_for(sys.argv),
+        workflow.config_settings.configfiles,
     )
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -33,6 +33,7 @@ _MEMORY = re.compile(
 # What libraries that write in another language than Python say of the file system.
 _SYSTEM = re.compile(r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system")
 _GOES_ON = "the same command goes on where it stopped"
+_ADDRESS_SPACE = 1.25  # GiB; loading torch, transformers and scipy takes 1.1
 
 
 def explain(error: BaseException) -> str | None:
@@ -66,6 +67,17 @@ def short_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError | ImportError) and bool(_MEMORY.search(str(error)))
     )
+
+
+def require_address_space() -> None:
+    """Refuse a limit of address space in which libraries do not load: there OpenBLAS waits for ever, or the loader
+    aborts, before Python can say a word."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE * 2**30:
+        raise UserError(
+            f"out of memory (`ulimit -v` leaves {limit / 2**30:.2f} GiB, and {_ADDRESS_SPACE} are needed to load the "
+            f"libraries): give it more; {_GOES_ON}"
+        )
 
 
 @contextmanager

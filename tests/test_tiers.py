@@ -68,6 +68,11 @@ def test_a_target_names_its_tier(targets, expected):
     assert read_workflow_tier({"tier": "smoke"}, {}, targets).tier == "smoke"
 
 
+def test_a_target_of_a_dataset_that_the_tier_has_not():
+    with pytest.raises(UserError, match=r"gsm8/table1\.csv: unknown dataset of this tier 'gsm8': did you mean 'gsm8k'"):
+        read_workflow_tier({}, {}, ["results/qwen-7b/gsm8/table1.csv"])
+
+
 def test_targets_of_several_tiers():
     with pytest.raises(UserError, match="of several tiers or datasets"):
         read_workflow_tier({}, {}, ["results/qwen-7b/dapo/table1.csv", "results/qwen-7b/gsm8k/table1.csv"])

@@ -5,13 +5,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import click
 
-from iapo_bench.errors import Stopped, explain, short_of_memory
+from iapo_bench.errors import Stopped, explain, require_address_space, short_of_memory
 
 
 class _Grouped(click.Group):
@@ -61,6 +61,7 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
       iapo-bench metrics --grades iapo/test/grades.parquet --method iapo --out iapo/summary.json
       iapo-bench table   --summary iapo/summary.json --out table1.csv --figure accuracy_length.png
     """
+    require_address_space()
     if log:
         from iapo_bench.cli.log import logged
 
@@ -105,10 +106,9 @@ def _main() -> None:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        fail("stopped by SIGINT; the same command goes on where it stopped", 128 + signal.SIGINT)
-    except Stopped as stop:
-        fail(f"stopped by {stop.name}; the same command goes on where it stopped", 128 + stop.number)
+    except (click.Abort, KeyboardInterrupt, Stopped) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        fail(f"stopped by {signal.Signals(number).name}; the same command goes on where it stopped", 128 + number)
     except click.exceptions.NoArgsIsHelpError as asked:  # its message is the help, which keeps its lines
         asked.show()
         sys.exit(asked.exit_code)
@@ -161,8 +161,10 @@ def _stop(number: int, _: object) -> None:
 
 def fail(message: str, code: int = 2) -> None:
     """Print an error as one line and exit with its code, 2 for one of the user's."""
-    with suppress(OSError):  # standard error may lie on the disk that is full
-        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
+    bars = sys.modules.get("tqdm")
+    # A bar that a library left open owns the terminal's line.
+    with suppress(OSError), bars.tqdm.external_write_mode(sys.stderr) if bars else nullcontext():
+        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)  # may lie on the disk that is full
     sys.exit(code)
 
 
