@@ -338,7 +338,7 @@ WRITES = re.compile(
 APPENDED = {
     "bench/core.py": (1, "the benchmark's own folder"),
     "bench/informativeness.py": (1, "the kernel's file"),
-    "evaluate/lm_evaluation.py": (2, "a temporary folder"),
+    "evaluate/lm_evaluation.py": (1, "a temporary folder"),
     "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
     "train/state.py": (1, "to a path that the caller makes whole"),
 }

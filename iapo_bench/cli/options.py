@@ -24,7 +24,7 @@ class _Path(click.Path):
         self._named = named
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        path = super().convert(value, param, context)
+        path = Path(super().convert(value, param, context))
         try:
             str(path).encode()
         except UnicodeEncodeError:
