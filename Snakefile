@@ -30,6 +30,7 @@ try:
         suite.asked_for(sys.argv),
         workflow.config_settings.configfiles,
     )
+    FLOW = suite.Workflow(TIER)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -48,7 +49,6 @@ for resource, there_is in suite.machine().items():
         workflow.register_resource(resource, there_is)
 
 suite.prepare_environment()
-FLOW = suite.Workflow(TIER)
 TIER = FLOW.tier
 WORK = FLOW.work  # what jobs make
 OUT = FLOW.out  # what people read

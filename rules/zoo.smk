@@ -4,7 +4,7 @@
 checkpoint zoo_choice:
     """Choose the settings of the methods beyond the table, with budgets equal to theirs."""
     input:
-        settings=lambda wildcards: FLOW.tune_zoo(),
+        settings=settings("tune_zoo"),
         base=f"{WORK}/base/validation/grades.parquet",
         trials=[
             f"{WORK}/{trial}/validation/grades.parquet"
@@ -26,7 +26,7 @@ rule zoo_table:
     input:
         summaries=zoo_files("json"),
         counts=zoo_files("parquet"),
-        code=lambda wildcards: FLOW.artefact("table"),
+        code=settings("table"),
         published="results/published/table1.csv",
     output:
         **table_files("zoo", "Zoo"),
@@ -46,16 +46,14 @@ rule zoo_comparisons:
     input:
         summaries=zoo_files("json"),
         counts=zoo_files("parquet"),
-        code=lambda wildcards: FLOW.artefact("comparisons"),
+        code=settings("comparisons"),
     output:
         **table_files("zoo_comparisons", "Zoo"),
         **figure_files("zoo_comparisons", "Zoo"),
     params:
         summaries=each("summary", "summaries"),
     shell:
-        run(
-            "comparisons {params.summaries} --out {output.csv} --figure {output.png}",
-        )
+        run("comparisons {params.summaries} --out {output.csv} --figure {output.png}")
 
 
 rule zoo:

@@ -310,6 +310,21 @@ def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):
     assert "settings.train.lr is 0.25, was 1e-06" in line
 
 
+def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, capsys):
+    """Snakemake takes an `Exception` of an input function for a file that nothing makes, and old results for new."""
+    flow = Workflow(read_tier("smollm2", {"world": {"data_dir": "data"}, "model": {"source": "model", "sft": None}}))
+    assert flow.settings("grade", "iapo/seed0", "test") == flow.grade("iapo/seed0", "test")
+    assert flow.settings("table") == flow.artefact("table")
+    (gsm8k / "data" / "gsm8k_test.jsonl").write_text('{"question": "What?", "answer": "It is 7"}\n')
+    workflow._SUMS.clear()
+    with pytest.raises(SystemExit) as stop:
+        flow.settings("grade", "iapo/seed0", "test")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: ")
+    assert "gsm8k_test.jsonl:1: no '####'" in line
+
+
 def test_a_run_that_is_none_is_refused(gsm8k):
     with pytest.raises(UserError, match="is not a run"):
         Workflow(read_tier("micro")).train("base")

@@ -1,6 +1,7 @@
 """Options that several commands share, and where a command's settings come from."""
 
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ class _Path(click.Path):
         self._named = named
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        path = Path(super().convert(value, param, context))
+        path = Path(os.fsdecode(super().convert(value, param, context)))
         try:
             str(path).encode()
         except UnicodeEncodeError:

@@ -183,7 +183,7 @@ def curves(job: Labels, runs: tuple[str, ...], figure: Path) -> None:
 @with_job(TuneJob, TierConfig.tune_job)
 @click.option("--trials", type=FILE, required=True, help="Directory of METHOD/trial<i>/validation/grades.parquet.")
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
-@click.option("--out", type=OUT, required=True, help="YAML file of choices; the evidence is written beside it as CSV.")
+@click.option("--out", type=OUT, required=True, help="YAML file of choices; the evidence is written beside it.")
 def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
     """Choose every method's settings from its trials on the validation split."""
     from iapo_bench.report.tuning import choose

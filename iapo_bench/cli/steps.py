@@ -10,7 +10,7 @@ from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.model import BaseJob, CheckpointJob
-from iapo_bench.config.report import TokensJob
+from iapo_bench.config.report import CalibrationJob, TokensJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import TrainJob
@@ -168,13 +168,13 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
 
 
 @click.command()
-@with_job(TokensJob, TierConfig.tokens_job)
+@with_job(CalibrationJob, TierConfig.calibration_job)
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--out", type=OUT, required=True, help="CSV file.")
+@click.option("--out", type=OUT, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
 @click.option("--figure", type=OUT, required=True, help="PNG file; the SVG is written beside it.")
-def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
+def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
     """Say whether the entropy of an early answer is the true uncertainty. Micro world only."""
     from iapo_bench.tokens.calibration import make_calibration
 
