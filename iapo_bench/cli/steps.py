@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, RUNS, named, with_job
+from iapo_bench.cli.options import FILE, OUT, RUNS, named, with_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
@@ -23,7 +23,7 @@ _MODEL = click.option("--model", type=FILE, required=True, help="Directory of th
 
 @click.command()
 @with_job(PrepareJob, TierConfig.prepare_job)
-@click.option("--out", type=FILE, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
+@click.option("--out", type=OUT, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
 def prepare(job: PrepareJob, out: Path) -> None:
     """Write the tier's problems, every gold answer checked."""
     from iapo_bench.worlds.prepare import prepare as run
@@ -33,7 +33,7 @@ def prepare(job: PrepareJob, out: Path) -> None:
 
 @click.command()
 @with_job(BaseJob, TierConfig.base_job)
-@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+@click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def base(job: BaseJob, out: Path) -> None:
     """Make the base model: shipped with the package, taught here, or fetched.
 
@@ -54,7 +54,7 @@ def _checkpoint_job(tier: TierConfig, method: str | None) -> CheckpointJob:
 @click.command()
 @with_job(CheckpointJob, _checkpoint_job, "method")
 @click.option("--method", help="An entry of the tier that has a checkpoint.")
-@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+@click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def checkpoint(job: CheckpointJob, out: Path) -> None:
     """Fetch a model that is measured and not trained."""
     from iapo_bench.train.base import fetch_checkpoint
@@ -122,7 +122,7 @@ def sample(job: SampleJob, model: Path, data: Path, out: Path) -> None:
 @click.option("--samples", type=FILE, required=True, help="samples.parquet of `sample`.")
 @_DATA
 @click.option("--split", default="test", help="train, validation or test.")
-@click.option("--out", type=FILE, required=True, help="Parquet file of outcomes.")
+@click.option("--out", type=OUT, required=True, help="Parquet file of outcomes.")
 def grade(job: GradeJob, samples: Path, data: Path, out: Path) -> None:
     """Judge samples: CORRECT, WRONG, UNPARSEABLE, TIMEOUT or ERROR each. Needs no GPU."""
     from iapo_bench.evaluate.grade import grade as run
@@ -163,7 +163,7 @@ def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
 @click.option("--completions", default=600, type=click.IntRange(1), help="Number of completions to score, at most.")
-@click.option("--out", type=FILE, required=True, help="Parquet file, a row for each token.")
+@click.option("--out", type=OUT, required=True, help="Parquet file, a row for each token.")
 def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completions: int, out: Path) -> None:
     """Score the tokens of a run's completions and note the role of each. Micro world only."""
     from iapo_bench.tokens.scores import score_tokens
@@ -176,8 +176,8 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--out", type=FILE, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
-@click.option("--figure", type=FILE, required=True, help="PNG file; the SVG is written beside it.")
+@click.option("--out", type=OUT, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=OUT, required=True, help="PNG file; the SVG is written beside it.")
 def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
     """Compare the entropy of an early answer with the true uncertainty. Micro world only."""
     from iapo_bench.tokens.calibration import make_calibration
@@ -190,7 +190,7 @@ def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out
 @RUNS
 @click.option("--base", type=FILE, required=True, help="Directory of the model that training starts from.")
 @_DATA
-@click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
+@click.option("--out", type=OUT, required=True, help="CSV file; every round is written beside it.")
 def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
     """Time sampling and training of every row in turn, several times.
 
