@@ -399,7 +399,7 @@ class Workflow:
 
     def calibration(self) -> str:
         """Settings file of the base's calibration."""
-        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", self._dataset)
+        return self._write("calibration", self.tier.calibration_job(), "iapo_bench.tokens.calibration", self._dataset)
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""

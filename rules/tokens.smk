@@ -28,7 +28,7 @@ rule calibration:
         samples=f"{WORK}/base/test/samples.parquet",
     output:
         **figure_files("calibration", "Informativeness"),
-        csv=reported("calibration", "csv", "Informativeness", "calibration"),
+        **table_files("calibration", "Informativeness"),
     threads: REQUESTS["sample"].cpus
     resources:
         **REQUESTS["sample"].resources,

@@ -273,7 +273,7 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
 
 def test_a_column_that_is_missing_is_named(whole):
     with pytest.raises(UserError, match=r"grades.parquet has no column 'text': sample first"):
-        read_parquet(whole / "grades.parquet", ("problem_id", "text"), "sample first")
+        read_parquet(whole / "grades.parquet", {"problem_id": str, "text": str}, "sample first")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ WRITES = re.compile(
 APPENDED = {
     "bench/core.py": (1, "the benchmark's own folder"),
     "bench/informativeness.py": (1, "the kernel's file"),
-    "evaluate/lm_evaluation.py": (2, "a temporary folder"),
+    "evaluate/lm_evaluation.py": (1, "a temporary folder"),
     "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
     "train/state.py": (1, "to a path that the caller makes whole"),
 }

