@@ -107,7 +107,7 @@ onsuccess:
 
 
 rule all:
-    """Every table and figure of the tier, but for the targets ablations, sensitivity and tune."""
+    """Every table and figure of the tier but those of the targets that train or measure more, such as ablations."""
     default_target: True
     input:
         ALL,

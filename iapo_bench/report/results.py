@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import re
 import tarfile
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from iapo_bench.errors import UserError, damaged, unknown
+from iapo_bench.evaluate.metrics import COLUMNS
 from iapo_bench.files import read_csv, read_parquet, whole_file
 from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
 from iapo_bench.report.steps import read_json
@@ -124,7 +126,7 @@ def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
 
     Raises UserError when the file is missing or holds no texts.
     """
-    frame = read_parquet(path, ("problem_id", "sample", "seed", "n_tokens", "outcome", "text"), "grade again")
+    frame = read_parquet(path, COLUMNS | {"text": str}, "grade again")
     if problems is not None and problems.is_file():
         asked = {problem.id: problem for problem in read_problems(problems)}
         for column, field in (("gold", "answer"), ("question", "question")):
@@ -142,7 +144,7 @@ def bundle(results: Path, out: Path) -> list[str]:
     """
     packed = out.name.endswith(ARCHIVES)
     with open_results(results) as found:
-        own = out.resolve() in (found.root.resolve(), found.work.resolve())
+        own = os.path.realpath(out) in map(os.path.realpath, (found.root, found.work))
         if not packed and (own or out.is_file() or (out.suffix and not out.is_dir())):
             raise UserError(f"--out {out}: name a file that ends in .tar.gz, or a folder beside the results")
         kinds = ((found.root, _TABLES), (found.work, _COUNTS + _SAMPLES if packed else _COUNTS))
