@@ -135,9 +135,12 @@ def label(measure: str) -> str:
     return KINDS[name].label + at + k
 
 
-def number(measure: str, value: float) -> str:
-    """A value of a measure, as tables print it."""
-    return NOT_KNOWN if np.isnan(value) else f"{value:{KINDS[measure.partition('@')[0]].digits}}"
+def number(measure: str, value: float, *, signed: bool = False) -> str:
+    """A value or, `signed`, a difference of a measure, as tables print it."""
+    if np.isnan(value):
+        return NOT_KNOWN
+    text = f"{value:{'+' if signed else ''}{KINDS[measure.partition('@')[0]].digits}}"
+    return text.replace("-", "\N{MINUS SIGN}") if signed else text
 
 
 def comparison_blocks(table: pd.DataFrame) -> list[Block]:
