@@ -11,6 +11,7 @@ from builders import PERFECT, odd_tokenizer, open_world, reciter
 from project_copy import copy_project, snakemake
 
 from iapo_bench.models.checkpoints import save_model
+from iapo_bench.workflow import is_whole
 
 ROOT = Path(__file__).parent.parent
 DROPPED_IN = '''
@@ -122,6 +123,15 @@ def test_the_default_table_leaves_room_in_both_directions():
     shorter = trained["length@16_hi"] < table.loc["base", "length@16_lo"]
     better = trained["pass@1_lo"] > table.loc["base", "pass@1_hi"]
     assert (shorter | better).any()
+
+
+def test_a_report_leaves_out_a_table_without_its_form_for_readers(tmp_path):
+    for name in ("table.csv", "figure.png"):
+        (tmp_path / name).touch()
+        assert is_whole(tmp_path / name) == (name == "figure.png")
+    (tmp_path / "table.md").touch()
+    assert is_whole(tmp_path / "table.csv")
+    assert not is_whole(tmp_path / "other.csv")
 
 
 def test_the_released_code_and_protocol_have_targets(copy):
