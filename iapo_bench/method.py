@@ -33,7 +33,9 @@ def _check_options(options: Any, owner: str) -> None:
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
         # YAML reads 1e-6 as a string: it wants 1.0e-6.
-        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
+        if (hint in (bool, int, float) and not isinstance(value, (int, hint))) or (
+            isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint)
+        ):
             raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
@@ -226,6 +228,8 @@ def assign(
     `Credit.counted_B`. Raises ValueError for any other shape.
     """
     mask_BT = batch.completion_mask_BT
+    if not isinstance(advantages, torch.Tensor):
+        raise ValueError(f"advantages must be a tensor, is {type(advantages).__name__}")
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
     if shape not in ((B,), (B, 1), (B, T)):
         raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
@@ -253,20 +257,26 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
 
 def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
     """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
-    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook)
+    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook, getattr(type(method), hook, None))
 
 
-def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
-    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them."""
+def call_hook(method: "Method", hook: str, batch: RolloutBatch, *arguments: Any) -> Any:
+    """What a method's hook returns for a batch, of which it sees a copy without the signals that it does not need,
+    though others may need them. Raises ValueError when it changes that in place."""
     hidden: dict[str, Any] = {each.value: None for each in Signal if each not in method.needs}
-    return replace(batch, **hidden)
+    copies = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    result = getattr(method, hook)(replace(batch, **{**copies, **hidden}), *arguments)
+    for name, value in copies.items():
+        if value._version:  # what torch counts up with each change in place
+            raise ValueError(f"batch.{name} was changed in place: change a copy, batch.{name}.clone()")
+    return result
 
 
 def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
     """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
     float32 (B,)."""
     with blaming(method, "shape_rewards"):
-        rewards_B = method.shape_rewards(visible(batch, method))
+        rewards_B = call_hook(method, "shape_rewards", batch)
         _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
     return replace(batch, rewards_B=rewards_B)
 
@@ -284,9 +294,9 @@ def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Gener
     """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
     fails or is not what `Credit.validate` asks for."""
     with blaming(method, "observe"):
-        method.observe(visible(batch, method))
+        call_hook(method, "observe", batch)
     with blaming(method, "credit"):
-        credit = method.credit(visible(batch, method), generator)
+        credit = call_hook(method, "credit", batch, generator)
         if not isinstance(credit, Credit):
             raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
         return credit.validate(batch)
@@ -390,7 +400,8 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
         raise unknown("profile", profile, PROFILES)
     cls = _require_no_slip(load_class(paths[name], Method, name), paths[name])
     known = {f.name for f in dataclasses.fields(cls) if f.init}
-    method = cls()
+    with blamed(paths[name], f"method {name}", "defaults"):
+        method = cls()
     for settings in (cls.released if profile == "released" else {}, options):
         for option in settings:
             if option not in known:
@@ -402,8 +413,9 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if isinstance(changes.get(part), dict):
                 changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
-    if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
-        raise UserError(f"{paths[name]}: needs of {name} must be a set of Signal, is {method.needs!r}")
+    with blaming(method, "needs"):
+        if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
+            raise ValueError(f"it must be a set of Signal, is {method.needs!r}")
     return method
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from iapo_bench.errors import blamed
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -49,9 +51,14 @@ def _file(module: str) -> Path:
 @cache
 def _imports(path: Path, _changed: int) -> list[Path]:
     """The files of this project that a file imports, anywhere in it; a package's `__init__` runs with its modules."""
-    names = set(_imported_names(ast.parse(path.read_bytes()), path))
+    names = set(_imported_names(_parse(path), path))
     names |= {".".join(parts[:n]) for parts in (name.split(".") for name in names) for n in range(1, len(parts))}
     return [file.resolve() for name in names if (file := _file(name)).is_file()]
+
+
+def _parse(path: Path) -> ast.Module:
+    with blamed(path, path.stem, "import"):
+        return ast.parse(path.read_bytes(), str(path))
 
 
 def _imported_names(tree: ast.Module, path: Path) -> Iterator[str]:
@@ -70,7 +77,7 @@ def _imported_names(tree: ast.Module, path: Path) -> Iterator[str]:
 
 @cache
 def _file_digest(path: Path, _changed: int) -> str:
-    tree = _Essence().visit(ast.parse(path.read_bytes()))
+    tree = _Essence().visit(_parse(path))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 

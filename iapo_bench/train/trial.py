@@ -1,7 +1,7 @@
 """What a method is tried for on the first batch of a run: mistakes that would train without a word."""
 
 import copy
-from collections.abc import Callable
+import io
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
-from iapo_bench.method import Credit, Method, blaming, visible
+from iapo_bench.method import Credit, Method, blaming, call_hook, shaped_batch
 from iapo_bench.seeds import torch_stream
 
 EXTRA_COLUMNS = 3
@@ -18,26 +18,44 @@ JUNK = 9.0  # what signals are made to hold at padding
 
 
 def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
-    """Raise UserError when padding changes a method's rewards or credit, naming file and line, or (with `own_rewards`)
-    when rewards do not change its credit. `batch`: before `shape_rewards`.
+    """Raise UserError when padding changes a method's rewards or credit, or a checkpoint cannot keep what it learnt,
+    naming file and line, or (with `own_rewards`) when rewards do not change its credit.
+
+    `batch`: before `shape_rewards`.
 
     Entropies that are read at padding on purpose (`Reading.padding`) are let be.
     """
-    method, batch = _twin(method), visible(batch, method)
+    method = _twin(method)
     if not method.reading.padding:
         _require_no_padding_read(method, batch, seed)
     if own_rewards:
         _require_rewards_read(method, batch, seed)
+    _require_state_kept(method)
 
 
 def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
     padded, mask_BT = more_padding(batch), batch.completion_mask_BT
-    if not _alike(_rewards(method, batch), _rewards(method, padded)):
-        raise _blame(method.shape_rewards, "the rewards change with padding")
+    read = "change with padding: reduce over real tokens, with batch.completion_mask_BT"
+    rewards = [shaped_batch(method, each).rewards_B for each in (batch, padded)]
+    with blaming(method, "shape_rewards"):
+        if not _alike(*rewards):
+            raise ValueError(f"the rewards {read}")
     plain, other = _credit(method, batch, seed), _credit(method, padded, seed)
-    for name in ("advantages_BT", "weights_BT"):
-        if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
-            raise _blame(method.credit, f"{name} change with padding")
+    with blaming(method, "credit"):
+        for name in ("advantages_BT", "weights_BT"):
+            if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
+                raise ValueError(f"{name} {read}")
+
+
+def _require_state_kept(method: Method) -> None:
+    """Raise UserError unless a resumed run can read what the method learnt."""
+    with blaming(method, "state_dict"):
+        file = io.BytesIO()
+        torch.save(method.state_dict(), file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+    with blaming(method, "load_state_dict"):
+        method.load_state_dict(state)
 
 
 def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> None:
@@ -58,15 +76,10 @@ def _twin(method: Method) -> Method:
     return twin
 
 
-def _rewards(method: Method, batch: RolloutBatch) -> torch.Tensor:
-    with blaming(method, "shape_rewards"):
-        return method.shape_rewards(batch)
-
-
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
-    shaped = replace(batch, rewards_B=_rewards(method, batch))
+    shaped = shaped_batch(method, batch)
     with blaming(method, "credit"):
-        return method.credit(shaped, torch_stream(seed, "method", 0))
+        return call_hook(method, "credit", shaped, torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:
@@ -85,10 +98,3 @@ def more_padding(batch: RolloutBatch) -> RolloutBatch:
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-
-
-def _blame(hook: Callable, what: str) -> UserError:
-    code = hook.__func__.__code__  # type: ignore[attr-defined]
-    return UserError(
-        f"{code.co_filename}:{code.co_firstlineno}: {what}: reduce over real tokens, with batch.completion_mask_BT"
-    )
