@@ -263,7 +263,7 @@ def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
     the rest are copies, so that a hook that writes to one changes no batch but its own."""
     hidden = {each.value for each in Signal if each not in method.needs}
     held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    seen = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
+    seen: dict[str, Any] = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
     return replace(batch, **{**seen, **dict.fromkeys(hidden)})
 
 
