@@ -23,9 +23,14 @@ from iapo_bench.cli import terminal
 from iapo_bench.errors import UserError
 
 try:
+    suite.check_arguments(sys.argv)
     TIER = suite.read_workflow_tier(
-        config, workflow.config_settings.config, suite.asked_for(sys.argv)
+        config,
+        workflow.config_settings.config,
+        suite.asked_for(sys.argv),
+        workflow.config_settings.configfiles,
     )
+    FLOW = suite.Workflow(TIER)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -44,7 +49,6 @@ for resource, there_is in suite.machine().items():
         workflow.register_resource(resource, there_is)
 
 suite.prepare_environment()
-FLOW = suite.Workflow(TIER)
 TIER = FLOW.tier
 WORK = FLOW.work  # what jobs make
 OUT = FLOW.out  # what people read
@@ -103,7 +107,7 @@ onsuccess:
 
 
 rule all:
-    """Every table and figure of the tier, but for the targets ablations, sensitivity and tune."""
+    """Every table and figure of the tier but those of the targets that train or measure more, such as ablations."""
     default_target: True
     input:
         ALL,

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, or the machine's fault: one clear line, exit code 2, nothing half-written."""
 
 import difflib
+import errno
 import re
 import resource
 import signal
@@ -32,6 +33,7 @@ _MEMORY = re.compile(
 # What libraries that write in another language than Python say of the file system.
 _SYSTEM = re.compile(r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system")
 _GOES_ON = "the same command goes on where it stopped"
+_ADDRESS_SPACE = 1.25  # GiB; loading torch, transformers and scipy takes 1.1
 
 
 def explain(error: BaseException) -> str | None:
@@ -67,6 +69,17 @@ def short_of_memory(error: BaseException) -> bool:
     )
 
 
+def require_address_space() -> None:
+    """Refuse a limit of address space in which libraries do not load: there OpenBLAS waits for ever, or the loader
+    aborts, before Python can say a word."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE * 2**30:
+        raise UserError(
+            f"out of memory (`ulimit -v` leaves {limit / 2**30:.2f} GiB, and {_ADDRESS_SPACE} are needed to load the "
+            f"libraries): give it more; {_GOES_ON}"
+        )
+
+
 @contextmanager
 def damaged(file: str | Path, hint: str) -> Iterator[None]:
     """Make a UserError of whatever a library raises that reads `file`, but for a lack of memory."""
@@ -78,6 +91,23 @@ def damaged(file: str | Path, hint: str) -> Iterator[None]:
         if short_of_memory(error):
             raise
         raise UserError(f"{file} cannot be read ({first_line(error)}): {hint}") from None
+
+
+@contextmanager
+def written(file: Path, unfinished: str) -> Iterator[None]:
+    """Let what the file system says of no path, or of one that begins with `unfinished`, name `file`."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is None or not str(Path(error.filename or unfinished)).startswith(unfinished):
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    except Exception as error:
+        if not _SYSTEM.search(str(error)):
+            raise
+        raise OSError(errno.EIO, first_line(error), str(file)) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

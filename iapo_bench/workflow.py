@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +17,17 @@ from pydantic import BaseModel
 
 from iapo_bench.config.job import Kind
 from iapo_bench.config.method import MethodConfig
-from iapo_bench.config.reading import merge, read_yaml, typed
+from iapo_bench.config.reading import Places, merge, parse_yaml, placed, read_yaml, typed
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.tier_file import COMMAND_LINE, list_tiers, parse_tier, read_tier
 from iapo_bench.config.world import PrepareJob
-from iapo_bench.errors import UserError, unknown
-from iapo_bench.files import read_csv, read_json, whole_file, write_json
+from iapo_bench.errors import UserError, explain, unknown
+from iapo_bench.files import read_csv, read_json, read_text, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum, checksums
-from iapo_bench.plugins import list_methods
+from iapo_bench.plugins import list_methods, list_rewards, load_function
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
@@ -52,36 +53,49 @@ ARTEFACTS = {
 
 
 def read_workflow_tier(
-    config: dict[str, Any], given: dict[str, Any] | None = None, targets: Iterable[str] = ()
+    config: dict[str, Any],
+    given: dict[str, Any] | None = None,
+    targets: Iterable[str] = (),
+    files: Iterable[Path] = (),
 ) -> TierConfig:
     """The tier of a workflow run: a whole one given with --configfile, or a named one with --config on top: the one
     that is named there, or whose folder `targets` lie in, or micro.
 
-    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. Raises
-    UserError for targets of several tiers, or of a tier that does not exist.
+    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. So it has
+    what the `files` of --configfile say, whose lines are blamed. Raises UserError for targets of several tiers, or of a
+    tier that does not exist.
     """
     config, given = typed(config), typed(given or {})
+    content: dict[str, Any] = {}
+    in_files: Places = {}
+    for each, places in map(read_yaml, files):
+        content, in_files = merge(content, each), in_files | places
+    content = content or config
     whole = ("model", "world", "train", "evaluate", "methods")
-    if all(section in config for section in whole) and any(config[section] != given.get(section) for section in whole):
-        return parse_tier(config, given, source="the --configfile")
+    if all(key in content for key in whole) and any(content[key] != given.get(key) for key in whole):
+        return check_methods(parse_tier(content, given, source="the --configfile", places=in_files))
     if "tier" not in config:
-        config = merge(_tier_of(targets), config)
-    name = str(config.get("tier", "micro"))
+        config = merge(_tier_of(targets, config), config)
+    where = {**placed(config, COMMAND_LINE), **in_files, **placed(given, COMMAND_LINE)}
+    name = str(config.pop("tier", "micro"))
     if name not in list_tiers():
-        raise UserError(f"{COMMAND_LINE} tier={name}: {unknown('tier', name, list_tiers())}")
-    tier = read_tier(name, {key: value for key, value in config.items() if key != "tier"})
+        raise UserError(f"{where[('tier',)]}: {unknown('tier', name, list_tiers())}")
+    tier = read_tier(name, config, where=where)
     if (folder := tier.world.data_dir) and not Path(folder).is_dir():
         raise UserError(f"world.data_dir: {folder} is no folder: name the one with the dataset's files")
     return check_methods(tier)
 
 
 def check_methods(tier: TierConfig) -> TierConfig:
-    """Build every method of the tier once, so that a bad option is an error now and not after an hour.
+    """Build every method and load every reward of the tier once, so that a mistake is an error now and not after an
+    hour.
 
     Raises UserError with the place where the option was set.
     """
     from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
 
+    for name in tier.train.rewards:
+        load_function(list_rewards()[name], "reward")
     seed = tier.train.seeds[0]
     for name in [*tier.trained, *tier.ablations]:
         points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
@@ -105,13 +119,35 @@ def machine() -> dict[str, int]:
     return {"mem_mb": psutil.virtual_memory().total // 2**20, "gpu": len(visible_devices())}
 
 
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Raises UserError for settings that Snakemake drops without a word: for all but the last --config, and for a key
+    that stands twice in one, or in a profile."""
+    options: dict[str, list[list[str]]] = {}
+    latest: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, _, value = argument.partition("=")
+            latest = [value] if value else []
+            options.setdefault("--config" if option == "-C" else option, []).append(latest)
+        else:
+            latest.append(argument)
+    settings = options.get("--config", [])
+    if len(settings) > 1:
+        raise UserError(f"{COMMAND_LINE} stands twice, and the last alone would count: write all settings after one")
+    for key, _, value in (setting.partition("=") for group in settings for setting in group):
+        parse_yaml(value, f"{COMMAND_LINE} {key}")
+    profiles = [group[0] for name in ("--profile", "--workflow-profile") for group in options.get(name, []) if group]
+    for file in (file for profile in profiles for file in sorted(Path(profile).glob("config*.yaml"))):
+        parse_yaml(read_text(file), str(file))
+
+
 def asked_for(arguments: Iterable[str]) -> list[str]:
     """The results that a command line asks for: Snakemake does not say so before it has read the Snakefile."""
     return [argument for argument in arguments if argument.startswith("results/")]
 
 
-def _tier_of(targets: Iterable[str]) -> dict[str, Any]:
-    """Infer tier and dataset from targets such as results/smollm2/table1.csv."""
+def _tier_of(targets: Iterable[str], config: dict[str, Any]) -> dict[str, Any]:
+    """Infer tier and dataset from targets such as results/smollm2/table1.csv, as far as `config` does not say."""
     found = []
     for parts in (Path(target).parts for target in targets):
         if len(parts) < 3 or parts[1] == "figures":  # the default tier's
@@ -119,8 +155,11 @@ def _tier_of(targets: Iterable[str]) -> dict[str, Any]:
         if parts[1] not in list_tiers():
             raise UserError(f"{'/'.join(parts)}: {unknown('tier', parts[1], list_tiers())}")
         tier: dict[str, Any] = {"tier": parts[1]}
-        if parts[2] in read_tier(parts[1]).datasets:
+        datasets = read_tier(parts[1]).datasets
+        if parts[2] in datasets:
             tier["world"] = {"name": parts[2]}
+        elif datasets and len(parts) > 3 and "world" not in config:
+            raise UserError(f"{'/'.join(parts)}: {unknown('dataset of this tier', parts[2], datasets)}")
         if tier not in found:
             found.append(tier)
     if len(found) > 1:
@@ -230,6 +269,19 @@ class Workflow:
         return [f"{self.work}/{row}/seed{seed}" for seed in self.tier.train_seeds(row)]
 
     # What each job reads.
+
+    def settings(self, job: str, *about: str) -> str:
+        """Settings file of a job by its name here, or the file that stands for the code of an artefact.
+
+        An error ends the program: Snakemake would go on as if nothing made the job's output, and where an old one is
+        there, leave it without a word.
+        """
+        try:
+            return self.artefact(job) if job in ARTEFACTS else getattr(self, job)(*about)
+        except Exception as error:
+            line = explain(error) or "".join(traceback.format_exception(error)).rstrip()
+            click.echo(f"Error: {line}", err=True)
+            raise SystemExit(2) from None
 
     def prepare(self, dataset: str = "") -> str:
         """Settings file of `prepare`: for the tier's problems, or for another dataset's that is measured too."""
@@ -347,7 +399,7 @@ class Workflow:
 
     def calibration(self) -> str:
         """Settings file of the base's calibration."""
-        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", self._dataset)
+        return self._write("calibration", self.tier.calibration_job(), "iapo_bench.tokens.calibration", self._dataset)
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""
@@ -426,10 +478,11 @@ class Workflow:
                 jobs.append(self.checkpoint(row) if row in self.tier.measured else self.train(run))
             jobs += [self.sample(run, "test"), self.grade(run, "test")]
         return all((Path(folder) / "test" / "grades.parquet").is_file() for folder in self.folders(row)) and all(
-            map(self._ran, jobs)
+            map(self.ran, jobs)
         )
 
-    def _ran(self, settings: str) -> bool:
+    def ran(self, settings: str) -> bool:
+        """Whether the last run of a job was one with these settings, or others that mean the same."""
         content, _ = read_yaml(Path(settings))
         ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
         return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]

@@ -74,7 +74,7 @@ def test_the_micro_tier_has_every_method_of_its_table_as_released():
             {"ablations": {"x": {"method": "iapo", "options": {"alfa": 1}}}},
             "'alfa': did you mean 'alpha'",
         ),
-        ({"ablations": {"iapo": {"options": {"alpha": 0.0}}}}, "'iapo' is both in methods and in ablations"),
+        ({"ablations": {"iapo": {"options": {"alpha": 0.0}}}}, "ablations.iapo: is in methods too"),
         ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1]}}}, "sensitivity.grid"),
         ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1], "bta": [1]}}}, "unknown option of iapo 'bta'"),
         ({"sensitivity": {"method": "ipo", "grid": {"alpha": [1], "beta": [1]}}}, "unknown method 'ipo'"),

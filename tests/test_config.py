@@ -11,7 +11,7 @@ from iapo_bench.config.section import identity
 from iapo_bench.config.tier_file import list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
-from iapo_bench.workflow import check_methods, read_workflow_tier
+from iapo_bench.workflow import check_arguments, check_methods, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
 TIERS = sorted(list_tiers())
@@ -35,8 +35,8 @@ def test_every_tier_is_valid(name):
     [
         ({"train": {"completion": 3}}, "--config: train: unknown key 'completion': did you mean 'completions'"),
         ({"tran": {}}, "--config: top level: unknown key 'tran': did you mean 'train'"),
-        ({"methods": {"ipo": None}}, "--config: unknown method 'ipo': did you mean 'iapo'"),
-        ({"methods": ["iapo", "grppo"]}, "--config: unknown method 'grppo': did you mean 'grpo'"),
+        ({"methods": {"ipo": None}}, "--config: methods.ipo: unknown method 'ipo': did you mean 'iapo'"),
+        ({"methods": ["iapo", "grppo"]}, "--config: methods.grppo: unknown method 'grppo': did you mean 'grpo'"),
         (
             {"methods": {"iapo": {"options": {"alfa": 1}}}},
             "--config: unknown option of iapo 'alfa': did you mean 'alpha'",
@@ -51,12 +51,16 @@ def test_every_tier_is_valid(name):
         ({"train": {"lr": "fast"}}, "--config: train.lr"),
         ({"train": {"lr": float("inf")}}, "--config: train.lr"),
         ({"train": {"seeds": [1, 1]}}, "training seeds must differ"),
-        ({"train": {"seeds": 0}}, "train.seeds"),
-        ({"train": {"seeds": "three"}}, "train.seeds"),
+        ({"train": {"seeds": 0}}, "train.seeds: is a number of seeds, 3 for 0, 1 and 2, or a list of them, not '0'"),
+        ({"train": {"seeds": "three"}}, "or a list of them, not 'three'"),
         ({"world": {"name": "gsm9k"}}, "--config: world.name: unknown dataset 'gsm9k': did you mean 'gsm8k'"),
         ({"evaluate": {"n_samples": 16}}, "k=32 needs at least 32 samples a problem, n_samples is 16"),
-        ({"methods": {"base": {"method": "iapo"}}}, "'base' is the row of the untrained model"),
-        ({"tier": "mirco"}, "--config tier=mirco: unknown tier 'mirco': did you mean 'micro'"),
+        ({"methods": {"base": {"method": "iapo"}}}, "--config: methods.base: is the row of the untrained model"),
+        ({"ablations": {"fast": {"method": "ipo"}}}, "--config: ablations.fast: unknown method 'ipo'"),
+        ({"sensitivity": {"method": "ipo"}}, "--config: sensitivity.method: unknown method 'ipo': did you mean 'iapo'"),
+        ({"world": {"name": "gsm8k"}}, "--config: world.name: the model 'shipped' answers the micro world alone"),
+        ({"tier": "qwen-7b", "world": {"name": "gsm8"}}, "--config: unknown dataset of this tier 'gsm8': did you mean"),
+        ({"tier": "mirco"}, "--config: unknown tier 'mirco': did you mean 'micro'"),
     ],
 )
 def test_mistakes_are_one_clear_line_with_their_place(changes, message):
@@ -76,6 +80,51 @@ def test_a_mistake_in_a_file_names_file_and_line(tmp_path):
     path.write_text(text.replace("  group_size: 8", "  grup_size: 8"))
     with pytest.raises(UserError, match=rf"mine\.yaml:{line}: train: unknown key 'grup_size': did you mean 'gro"):
         read_tier(path)
+
+
+def test_a_mistake_in_what_a_file_says_of_its_dataset_names_the_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (ROOT / "configs" / "qwen-7b.yaml").read_text()
+    path.write_text(text.replace("  math500:", "  math500:\n    prompt: {sytem: terse}"))
+    line = next(n for n, row in enumerate(path.read_text().splitlines(), 1) if "sytem" in row)
+    with pytest.raises(UserError, match=rf"mine\.yaml:{line}: prompt: unknown key 'sytem'"):
+        read_tier(path, {"world": {"name": "math500"}})
+    read_tier(path)
+
+
+def test_a_mistake_in_a_file_of_configfile_names_its_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    part = {"train": {"completions": 64, "lrr": 1}}
+    path.write_text("train:\n  completions: 64\n  lrr: 1\n")
+    with pytest.raises(UserError, match=r"mine\.yaml:3: train: unknown key 'lrr'"):
+        read_workflow_tier(part, {}, files=[path])
+    with pytest.raises(UserError, match=r"--config: train: unknown key 'lrr'"):
+        read_workflow_tier(part, {"train": {"lrr": 1}}, files=[path])
+    path.write_text("train:\n  lr: 1\n  lr: 2\n")
+    with pytest.raises(UserError, match=r"mine\.yaml:3 is not YAML: the key 'lr' stands twice, at lines 2 and 3"):
+        read_workflow_tier({"train": {"lr": 2}}, {}, files=[path])
+
+
+def test_rows_are_chosen_from_a_whole_tier_of_configfile(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((ROOT / "configs" / "smoke.yaml").read_text())
+    given = {"methods": ["iapo", "grpo"]}
+    config = {**yaml.safe_load(path.read_text()), **given}  # as Snakemake merges them
+    tier = read_workflow_tier(config, given, files=[path])
+    assert list(tier.methods) == ["iapo", "grpo"]
+    assert tier.method("iapo").options == {"alpha": 0.1, "beta": 0.1}
+
+
+def test_settings_that_snakemake_would_drop_are_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("resources:\n  gpu: 1\n  gpu: 2\n")
+    for arguments, message in (
+        (["--config", "tier=smoke", "train={lr: 1, lr: 2}"], "--config train.* the key 'lr' stands twice"),
+        (["--config", "tier=smoke", "-n", "--config", "train={lr: 1}"], "--config stands twice"),
+        (["-n", "--workflow-profile", str(tmp_path)], r"config\.yaml:3 .* the key 'gpu' stands twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_arguments(["snakemake", "results/table1.csv", *arguments])
+    check_arguments(["snakemake", "--config", "train={lr: 1}", "train={seeds: 3}", "-n", "--", "all"])
 
 
 def test_unknown_tier_and_broken_files(tmp_path):

@@ -1,6 +1,7 @@
-"""Qwen2.5-0.5B at its real size: a training step of every method and a sampling round. Run it with -m smoke_05b.
+"""Qwen2.5-0.5B at its real size, with GSM8K's prompts and grader: a training step of every method and a sampling round.
+Run it with -m smoke_05b.
 
-The weights are the real ones where the hub answers, random ones otherwise.
+The weights are the real ones where the hub answers, random ones otherwise. The problems have the shape of GSM8K's rows.
 """
 
 import json
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_text_worlds import gsm8k_row, write_rows
 
 from iapo_bench.config.tier_file import read_tier
+from iapo_bench.models.checkpoints import load_tokenizer
+from iapo_bench.worlds import read_problems
+from iapo_bench.worlds.load import load_world
 
 pytestmark = pytest.mark.smoke_05b
 
@@ -35,11 +40,12 @@ def hub_answers() -> bool:
         return False
 
 
-def run(*arguments: str | Path) -> None:
-    """A command of the suite with one thread, its seconds and peak memory printed."""
-    command = [sys.executable, "-m", "iapo_bench", "--threads", "1", *map(str, arguments), "--config", TIER.tier]
+def run(settings: Path, *arguments: str | Path) -> None:
+    """A command of the suite, its seconds and peak memory printed. A few rows may stand under GSM8K's name."""
+    code = "from builders import any_problems\nfrom iapo_bench.cli import main\nwith any_problems(): main()"
+    command = [sys.executable, "-c", code, *map(str, arguments), "--config", str(settings)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=ONLINE)
+    process = subprocess.Popen(command, cwd=ROOT / "tests", env=ONLINE)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     gib = usage.ru_maxrss / 2**20
@@ -51,9 +57,15 @@ def run(*arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoke-0.5b")
-    source = REAL if hub_answers() else TIER.model.source
-    run("prepare", "--out", folder / "data")
-    run("base", "--set", f"model.source={source}", "--out", folder / "base")
+    write_rows(folder / "gsm8k_train.jsonl", [gsm8k_row(n, f"{n - 1:,}") for n in range(1000, 1520)])
+    write_rows(folder / "gsm8k_test.jsonl", [gsm8k_row(n, f"{n - 1:,}") for n in range(2000, 2002)])
+    content = TIER.model_dump(mode="json")
+    content["world"] = {"name": "gsm8k", "data_dir": str(folder)}
+    content["model"]["source"] = REAL if hub_answers() else TIER.model.source
+    content["train"] |= {"micro_batch_tokens": 1024, "problems": 4}  # longer prompts than the micro world's
+    (folder / "tier.yaml").write_text(json.dumps(content))
+    run(folder / "tier.yaml", "prepare", "--out", folder / "data")
+    run(folder / "tier.yaml", "base", "--out", folder / "base")
     config = json.loads((folder / "base" / "config.json").read_text())
     assert (config["hidden_size"], config["vocab_size"]) == (896, 151_936)
     assert "revision" in json.loads((folder / "base" / "provenance.json").read_text())
@@ -63,7 +75,7 @@ def work(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("method", list(TIER.methods))
 def test_a_step_of_training(work, method):
     out = work / method
-    run("train", "--method", method, "--base", work / "base", "--data", work / "data", "--out", out)
+    run(work / "tier.yaml", "train", "--method", method, "--base", work / "base", "--data", work / "data", "--out", out)
     (row,) = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert row["groups"] == 1
     assert row["grad_norm"] >= 0
@@ -73,6 +85,19 @@ def test_a_step_of_training(work, method):
 
 def test_a_round_of_sampling(work):
     out = work / "base" / "test"
-    run("sample", "--model", work / "base", "--data", work / "data", "--out", out)
-    run("grade", "--samples", out / "samples.parquet", "--data", work / "data", "--out", out / "grades.parquet")
+    run(work / "tier.yaml", "sample", "--model", work / "base", "--data", work / "data", "--out", out)
+    files = ("--samples", out / "samples.parquet", "--data", work / "data", "--out", out / "grades.parquet")
+    run(work / "tier.yaml", "grade", *files)
     assert len(pd.read_parquet(out / "grades.parquet")) == 2 * TIER.evaluate.n_samples
+
+
+def test_the_prompts_are_those_of_gsm8k(work):
+    """ChatML from the tokenizer's own template around the dataset's system text, example and question."""
+    tier = read_tier(work / "tier.yaml")
+    dialogue = load_world(tier.world, tier.seed).dialogue(load_tokenizer(work / "base"), tier.prompt)
+    (problem, _) = read_problems(work / "data" / "test.jsonl")
+    turns = dialogue.render(problem.question).split("<|im_start|>")
+    assert [turn.partition("\n")[0] for turn in turns] == ["", "system", "user", "assistant", "user", "assistant"]
+    assert "single integer" in turns[1]
+    assert "How many are left?" in turns[4]
+    assert problem.answer.isdigit()

@@ -37,6 +37,7 @@ CHANGES = [
     ("iapo_bench/train/update.py", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 21.0", {"train"}),
     ("iapo_bench/config/train.py", "default=1e-6", "default=1e-5", {"train"}),
     ("iapo_bench/report/style.py", "STYLE", "STYLES", {"table", "comparisons", "token_roles"}),
+    ("iapo_bench/evaluate/lm_evaluation.py", "do_sample: false", "do_sample: true", {"lm_eval"}),
     ("iapo_bench/plan/costs.py", "3 * CHUNK_LOGITS", "4 * CHUNK_LOGITS", set()),
     ("iapo_bench/cli/steps.py", "run(job", "run( job", set()),
     ("iapo_bench/doctor.py", "examine", "examined", set()),
@@ -114,6 +115,72 @@ def test_what_a_method_imports_counts(copy):
     before = digests(copy, "methods/mine.py")
     (copy / "methods" / "_shared.py").write_text("WEIGHT = 2.0\n")
     assert digests(copy, "methods/mine.py")["train"] != before["train"]
+
+
+USER = """
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iapo_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.alone import Kind
+
+WEIGHTS = Path(__file__).parent / "data" / "weights.yaml"
+
+
+def weigh(count: int, tool=dict(description="gold")):
+    assert count, "no rows"
+    shared = importlib.import_module("methods._shared")
+    return UserError("so few rows") if count < 2 else shared.WEIGHT
+"""
+
+
+@pytest.fixture
+def user(copy) -> Path:
+    """A method's file that imports by a name, reads data beside it, and names a type."""
+    (copy / "methods" / "data").mkdir(exist_ok=True)
+    (copy / "methods" / "data" / "weights.yaml").write_text("first: 1\n")
+    for name, text in (("mine", USER), ("_shared", "WEIGHT = 1.0\n"), ("alone", "Kind = int\n")):
+        (copy / "methods" / f"{name}.py").write_text(text)
+    return copy / "methods"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stale"),
+    [
+        ("_shared.py", "1.0", "2.0", True),
+        ("data/weights.yaml", "first: 1", "first: 2", True),
+        ("__init__.py", "", "ODD = 1\n", True),
+        ("mine.py", "description=", "name=", True),
+        ("mine.py", "gold", "silver", True),
+        ("mine.py", "count < 2", "count < 3", True),
+        ("mine.py", "no rows", "none", False),
+        ("mine.py", "so few rows", "two rows are the fewest", False),
+        ("alone.py", "int", "str", False),
+    ],
+)
+def test_what_a_method_runs_reads_and_says(copy, user, file, old, new, stale):
+    before = digests(copy, "methods/mine.py")
+    path = user / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    after = digests(copy, "methods/mine.py")
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == ({"train"} if stale else set())
+
+
+def test_a_packages_init_runs_with_its_stage(copy):
+    before = digests(copy)
+    (copy / "iapo_bench/evaluate/__init__.py").write_text("ODD = 1\n")
+    after = digests(copy)
+    assert {stage for stage in STAGES if before[stage] != after[stage]} >= {"sample", "grade", "lm_eval"}
+    assert before["train"] == after["train"]
+
+
+def test_another_python_makes_nothing_stale(tmp_path):
+    path = tmp_path / "some.py"
+    path.write_text('class A:\n    def f(self, x: int = 1) -> str:\n        return f"{x!r:>{x}}" "b"\n')
+    assert code._file_digest(path, 0).startswith("add819f6f06b")
 
 
 def test_the_closure_is_tight():
@@ -241,6 +308,21 @@ def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stale: train--iapo-seed0, since settings.train.temperature is 0.5, was 1.0; ")
     assert "settings.train.lr is 0.25, was 1e-06" in line
+
+
+def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, capsys):
+    """Snakemake takes an `Exception` of an input function for a file that nothing makes, and old results for new."""
+    flow = Workflow(read_tier("smollm2", {"world": {"data_dir": "data"}, "model": {"source": "model", "sft": None}}))
+    assert flow.settings("grade", "iapo/seed0", "test") == flow.grade("iapo/seed0", "test")
+    assert flow.settings("table") == flow.artefact("table")
+    (gsm8k / "data" / "gsm8k_test.jsonl").write_text('{"question": "What?", "answer": "It is 7"}\n')
+    workflow._SUMS.clear()
+    with pytest.raises(SystemExit) as stop:
+        flow.settings("grade", "iapo/seed0", "test")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: ")
+    assert "gsm8k_test.jsonl:1: no '####'" in line
 
 
 def test_a_run_that_is_none_is_refused(gsm8k):

@@ -68,6 +68,11 @@ def test_a_target_names_its_tier(targets, expected):
     assert read_workflow_tier({"tier": "smoke"}, {}, targets).tier == "smoke"
 
 
+def test_a_target_of_a_dataset_that_the_tier_has_not():
+    with pytest.raises(UserError, match=r"gsm8/table1\.csv: unknown dataset of this tier 'gsm8': did you mean 'gsm8k'"):
+        read_workflow_tier({}, {}, ["results/qwen-7b/gsm8/table1.csv"])
+
+
 def test_targets_of_several_tiers():
     with pytest.raises(UserError, match="of several tiers or datasets"):
         read_workflow_tier({}, {}, ["results/qwen-7b/dapo/table1.csv", "results/qwen-7b/gsm8k/table1.csv"])
@@ -128,7 +133,7 @@ def test_every_job_reads_a_file_that_is_named_by_what_can_change_its_result():
     for path in (ROOT / "rules").glob("*.smk"):
         for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
             if "shell:" in rule:
-                assert re.search(r"(settings|code)=lambda wildcards: FLOW\.", rule), rule.splitlines()[0]
+                assert re.search(r"(settings|code)=settings\(|with_problems\(", rule), rule.splitlines()[0]
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import click
 
-from iapo_bench.errors import Stopped, explain, short_of_memory
+from iapo_bench.errors import Stopped, explain, require_address_space, short_of_memory
 
 
 class _Grouped(click.Group):
@@ -38,19 +38,20 @@ class _Grouped(click.Group):
     cls=_Grouped,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads for torch; by default what torch chooses.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice.")
 @click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: use none).")
-@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="How many commands may share a GPU.")
+@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="Number of commands that may share a GPU.")
 @click.option(
     "--log",
     type=click.Path(),
-    help="Write everything that is said to this file; the terminal gets one line if it fails.",
+    help="Write all output to this file; the terminal gets one line on failure.",
 )
 @click.pass_context
 def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: int, log: str | None) -> None:
     """Which RL method makes a language model reason in fewer tokens without losing accuracy?
 
-    `snakemake --cores all results/table1.csv` runs these commands in order. By hand:
+    `snakemake --cores all results/table1.csv` runs these commands in order, for every method and training seed. By
+    hand, for one run of one method on the default tier:
 
     \b
       iapo-bench prepare --out data
@@ -61,6 +62,7 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
       iapo-bench metrics --grades iapo/test/grades.parquet --method iapo --out iapo/summary.json
       iapo-bench table   --summary iapo/summary.json --out table1.csv --figure accuracy_length.png
     """
+    require_address_space()
     if log:
         from iapo_bench.cli.log import logged
 
@@ -105,10 +107,9 @@ def _main() -> None:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        fail("stopped by SIGINT; the same command goes on where it stopped", 128 + signal.SIGINT)
-    except Stopped as stop:
-        fail(f"stopped by {stop.name}; the same command goes on where it stopped", 128 + stop.number)
+    except (click.Abort, KeyboardInterrupt, Stopped) as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        fail(f"stopped by {signal.Signals(number).name}; the same command goes on where it stopped", 128 + number)
     except click.exceptions.NoArgsIsHelpError as asked:  # its message is the help, which keeps its lines
         asked.show()
         sys.exit(asked.exit_code)
@@ -161,8 +162,10 @@ def _stop(number: int, _: object) -> None:
 
 def fail(message: str, code: int = 2) -> None:
     """Print an error as one line and exit with its code, 2 for one of the user's."""
-    with suppress(OSError):  # standard error may lie on the disk that is full
-        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)
+    bars = sys.modules.get("tqdm")
+    # A bar that a library left open owns the terminal's line.
+    with suppress(OSError), bars.tqdm.external_write_mode(sys.stderr) if bars else nullcontext():
+        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)  # may lie on the disk that is full
     sys.exit(code)
 
 

@@ -32,7 +32,8 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(
                         None,
                         None,
-                        f"the key '{key}' stands twice, at lines {seen[key]} and {line}",
+                        f"the key '{key}' stands twice"
+                        + (f", at lines {seen[key]} and {line}" if seen[key] != line else ""),
                         key_node.start_mark,
                     )
                 seen[key] = line
@@ -111,6 +112,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def placed(value: Any, where: str, path: Path_ = ()) -> Places:
+    """`where` as the place of everything in a value."""
+    items = value.items() if isinstance(value, dict) else ()
+    below = {p: place for key, item in items for p, place in placed(item, where, (*path, str(key))).items()}
+    return ({path: where} if path else {}) | below
+
+
 def nest(key: str, value: Any) -> dict[str, Any]:
     """`a.b.c` and a value as nested mappings."""
     for part in reversed(key.split(".")):
@@ -128,7 +136,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 def first_problem(error: ValidationError, places: Places, source: str, top: type[BaseModel]) -> str:
     """The first mistake in a section `top`, in a line that begins with its place, or `source` where none is known."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    cause = first.get("ctx", {}).get("error")
+    path = [*map(str, first["loc"]), *getattr(cause, "path", ())]
     place = next((places[tuple(path[:n])] for n in range(len(path), 0, -1) if tuple(path[:n]) in places), source)
     if first["type"] == "extra_forbidden":
         section = top

@@ -24,6 +24,14 @@ def _require_finite(value: Any) -> Any:
 Options = dict[str, Annotated[Any, AfterValidator(_require_finite)]]
 
 
+class Misplaced(ValueError):
+    """A mistake between settings; `path`: which of them is to be mended, below the section that found it."""
+
+    def __init__(self, message: str, *path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class Section(BaseModel):
     """A section: unknown keys and numbers that are not finite are errors, and nothing changes once it is read."""
 

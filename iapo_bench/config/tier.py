@@ -18,8 +18,8 @@ from iapo_bench.config.model import MICRO_SOURCES, BaseJob, CheckpointJob, Model
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, first_problem, merge, read_yaml
-from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
-from iapo_bench.config.section import FREE, Options, Section, identity, slug
+from iapo_bench.config.report import CalibrationJob, CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
+from iapo_bench.config.section import FREE, Misplaced, Options, Section, identity, slug
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import UNWATCHED, MethodChoice, TrainConfig, TrainJob
 from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
@@ -69,22 +69,30 @@ class TierConfig(Section):
 
     @model_validator(mode="after")
     def _methods_exist(self) -> "TierConfig":
-        names = [entry.method or name for name, entry in self._entries().items() if not entry.checkpoint]
-        for name in [*names, *([self.parent(self.sensitivity.method)] if self.sensitivity else [])]:
+        methods = {
+            ("methods" if name in self.methods else "ablations", name): entry.method or name
+            for name, entry in self._entries().items()
+            if not entry.checkpoint
+        }
+        if self.sensitivity:
+            methods["sensitivity", "method"] = self.parent(self.sensitivity.method)
+        for path, name in methods.items():
             if name not in list_methods():
-                raise ValueError(str(unknown("method", name, list_methods())))
+                raise Misplaced(str(unknown("method", name, list_methods())), *path)
         if twice := set(self.methods) & set(self.ablations):
-            raise ValueError(f"'{min(twice)}' is both in methods and in ablations: give the ablation a name of its own")
+            raise Misplaced("is in methods too: give the ablation a name of its own", "ablations", min(twice))
         if self.model.source in MICRO_SOURCES and self.world.name != "micro":
-            raise ValueError(
+            raise Misplaced(
                 f"the model '{self.model.source}' answers the micro world alone, not {self.world.name}: name one, "
-                "model: {source: DIR}"
+                "model: {source: DIR}",
+                *("world", "name"),
             )
         others = [self.world.name, *(world.name for world in self.evaluate.also)]
         if twice := {name for name in others if others.count(name) > 1}:
-            raise ValueError(f"evaluate.also: '{min(twice)}' stands twice or is the dataset itself: leave it out")
-        if BASE in self._entries():
-            raise ValueError(f"'{BASE}' is the row of the untrained model: give the method another name")
+            raise Misplaced(f"'{min(twice)}' stands twice or is the dataset itself: leave it out", "evaluate", "also")
+        for section in ("methods", "ablations"):
+            if BASE in getattr(self, section):
+                raise Misplaced("is the row of the untrained model: give the method another name", section, BASE)
         return self
 
     @property
@@ -381,6 +389,10 @@ class TierConfig(Section):
             micro_batch_tokens=self.train.micro_batch_tokens,
         )
 
+    def calibration_job(self) -> CalibrationJob:
+        """The settings of `calibration`."""
+        return CalibrationJob(labels=self.labels, **self.tokens_job().model_dump())
+
     def roles_job(self) -> RolesJob:
         """The settings of `role-tables`."""
         return RolesJob(labels=self.labels, world=self.world, world_seed=self.seed)
@@ -401,6 +413,7 @@ class TierConfig(Section):
             seed=self.tune.seed,
             trials=trials,
             completions=self.train.completions,
+            labels=self.labels,
         )
 
     def sensitivity_job(self) -> SensitivityJob:

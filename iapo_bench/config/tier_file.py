@@ -6,10 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from iapo_bench.config.model import MICRO_SOURCES
-from iapo_bench.config.reading import CONFIG_DIR, Places, first_problem, merge, read_yaml, typed
+from iapo_bench.config.reading import CONFIG_DIR, Places, first_problem, merge, placed, read_yaml, typed
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.plugins import list_methods
 
 COMMAND_LINE = "--config"
 
@@ -34,9 +33,9 @@ def list_tiers() -> dict[str, Path]:
 
 
 def read_tier(
-    name_or_path: str | Path, given: dict[str, Any] | None = None, *, where: str = COMMAND_LINE
+    name_or_path: str | Path, given: dict[str, Any] | None = None, *, where: str | Places = COMMAND_LINE
 ) -> TierConfig:
-    """Read and check a tier; `given` is what the command line says, `where` how it said it.
+    """Read and check a tier; `given` is what the command line says, `where` how it said it, or each value's place.
 
     Raises UserError, one line, for a missing file, a misspelt key or a bad value, with the place of the mistake.
     """
@@ -51,30 +50,23 @@ def parse_tier(
     *,
     source: str,
     places: Places | None = None,
-    where: str = COMMAND_LINE,
+    where: str | Places = COMMAND_LINE,
 ) -> TierConfig:
     """A tier from its content, what it says of the chosen dataset, the choices made on validation and the command line.
 
     Raises UserError with the place of the mistake and the nearest known key.
     """
-    places = dict(places or {})
     given = typed(given or {})
-    laid = _lay_dataset(_make_room(content, given), given)
+    told = placed(given, where) if isinstance(where, str) else where
+    places = {**(places or {}), **told}
+    laid, chosen = _lay_dataset(_make_room(content, given), given, places.get(("world", "name"), source))
+    places |= {path[2:]: place for path, place in places.items() if path[:2] == ("datasets", chosen)} | told
     rows, given = _rows(given, laid)
-    _note(given, (), where, places)
     merged = merge(laid, given) | ({"methods": rows} if rows is not None else {})
     merged["given"] = merge(content.get("given") or {}, given)
     merged["tuned"], from_file = _tuned_choices(merged)
     places |= {("tuned", *path): place for path, place in from_file.items()}
-    places |= {("methods", name): where for name in rows or {}}
-    for section in ("methods", "ablations"):
-        for name, entry in (merged.get(section) or {}).items() if isinstance(merged.get(section), dict) else ():
-            parent = (entry.get("method") if isinstance(entry, dict) else None) or name
-            measured = isinstance(entry, dict) and entry.get("checkpoint")
-            if parent not in list_methods() and not measured:
-                raise UserError(
-                    f"{places.get((section, name), source)}: {unknown('method', str(parent), list_methods())}"
-                )
+    places |= {("methods", name): places[("methods",)] for name in rows or {}}
     try:
         tier = TierConfig.model_validate(merged)
     except ValidationError as error:
@@ -94,15 +86,6 @@ def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] |
     if varied := set(rows) & set(laid.get("ablations") or {}):
         laid["ablations"] = {name: entry for name, entry in laid["ablations"].items() if name not in varied}
     return rows, rest
-
-
-def _note(value: Any, path: tuple[str, ...], where: str, places: Places) -> None:
-    """Blame everything below `path` on `where`."""
-    if path:
-        places[path] = where
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _note(item, (*path, str(key)), where, places)
 
 
 def _make_room(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -131,12 +114,14 @@ def _tuned_choices(merged: dict[str, Any]) -> tuple[dict[str, Any], Places]:
     return read_yaml(path) if path.is_file() else ({}, {})
 
 
-def _lay_dataset(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The content with the chosen dataset's settings; none is left to be laid again when the result is read back."""
+def _lay_dataset(content: dict[str, Any], given: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
+    """The content with the chosen dataset's settings, and its name; none is left to be laid again when the result is
+    read back. `place`: of the choice."""
     datasets, world = content.get("datasets"), merge(content, given).get("world")
     if not isinstance(datasets, dict) or not datasets or not isinstance(world, dict):
-        return dict(content)
+        return dict(content), ""
     if (name := world.get("name")) not in datasets and not world.get("file"):
-        raise unknown("dataset of this tier", str(name), map(str, datasets))
+        raise UserError(f"{place}: {unknown('dataset of this tier', str(name), map(str, datasets))}")
     laid = datasets.get(name) or {}
-    return {**(merge(content, laid) if isinstance(laid, dict) else content), "datasets": {n: {} for n in datasets}}
+    content = merge(content, laid) if isinstance(laid, dict) else content
+    return {**content, "datasets": {n: {} for n in datasets}}, str(name)

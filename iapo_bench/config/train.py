@@ -125,7 +125,11 @@ class TrainConfig(Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_is_a_range(cls, value: Any) -> Any:
-        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if type(value) is int and value > 0:
+            return list(range(value))
+        if not isinstance(value, list):
+            raise ValueError(f"is a number of seeds, 3 for 0, 1 and 2, or a list of them, not '{value}'")
+        return value
 
     @field_validator("seeds")
     @classmethod

@@ -22,7 +22,7 @@ def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
     outcome by the strict rule and by the lenient one.
     """
     golds = {problem.id: problem.answer for problem in read_problems(split_file(data, job.split))}
-    frame = read_parquet(samples, ("problem_id", "text"), "sample first")
+    frame = read_parquet(samples, {"problem_id": str, "text": str}, "sample first")
     if missing := set(frame["problem_id"]) - set(golds):
         raise UserError(f"{samples}: problem '{min(missing)}' is not in {data}: sample again after preparing data")
     texts, wanted = frame["text"].tolist(), [golds[i] for i in frame["problem_id"]]

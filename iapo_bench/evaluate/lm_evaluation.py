@@ -8,7 +8,6 @@ that makes our samples' (`completion_texts`).
 
 import difflib
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -27,7 +26,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.reading import CONFIG_DIR
 from iapo_bench.config.section import digest
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError, first_line
@@ -54,15 +52,30 @@ _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 PART = 4096  # requests answered at once, which survive a kill when they are done
 
 
-# A dataset's own task: what all share, and its grader.
+# A dataset's own task: its test problems, our prompt token for token, greedy, our grader. The limit of tokens is the
+# tier's, and nothing but the end of sequence stops: an empty line is part of a chain of thought.
 _TASK = """\
-include: _problems
 task: {task}
+custom_dataset: !function iapo_bench.evaluate.lm_evaluation.load_problems
+test_split: test
+output_type: generate_until
+doc_to_text: prompt
+doc_to_target: answer
+generation_kwargs:
+  do_sample: false
+  until: []
 filter_list:
   - name: none
     filter:
       - function: !function iapo_bench.evaluate.lm_evaluation.OutcomeFilter
         kind: {kind}
+process_results: !function iapo_bench.evaluate.lm_evaluation.score_outcome
+metric_list:
+  - metric: accuracy
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1
 """
 
 
@@ -88,7 +101,6 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
         **{"max_tokens": job.max_tokens, "problems": job.problems},
     }
     with TemporaryDirectory() as folder:
-        shutil.copy(CONFIG_DIR / "lm_eval" / "_problems", folder)
         kind = load_world(job.world, job.world_seed).grader
         (Path(folder) / f"{own}.yaml").write_text(_TASK.format(task=own, kind=kind))
         manager = TaskManager(include_path=folder, include_defaults=False, metadata=what)

@@ -1,18 +1,23 @@
 """A digest of the code behind a result: what the module that does the work imports, and nothing else.
 
-The import closure is followed through syntax trees, so no list of files can go stale. What cannot change a result
-leaves no trace in the digest: comments, docstrings, descriptions of settings and texts of errors.
+The import closure is followed through syntax trees, so no list of files can go stale. A module whose dotted name stands
+in a string, for importlib, counts as imported, and so does a file of data beside a module that names it. What cannot
+change a result leaves no trace in the digest: comments, docstrings, descriptions of settings and texts of errors.
 """
 
 import ast
+import builtins
 import hashlib
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
+_MODULE = re.compile(r"\w+(\.\w+)+")
+_FILE = re.compile(r"[\w-][\w./-]*\.\w+")
 
 
 def code_digest(module: str, plugins: Iterable[Path] = ()) -> str:
@@ -48,30 +53,62 @@ def _file(module: str) -> Path:
 
 @cache
 def _imports(path: Path, _changed: int) -> list[Path]:
-    """The files of this project that a file imports, anywhere in it; a package's `__init__` runs with its modules."""
-    names = set(_imported_names(ast.parse(path.read_bytes()), path))
-    names |= {".".join(parts[:n]) for parts in (name.split(".") for name in names) for n in range(1, len(parts))}
-    return [file.resolve() for name in names if (file := _file(name)).is_file()]
+    """The files of this project that a file imports, anywhere in it, or names; its packages' `__init__` run with it."""
+    if path.suffix != ".py":
+        return []
+    nodes = list(_running(ast.parse(path.read_bytes(), str(path))))
+    texts = {text for node in nodes if (text := _text(node))}
+    names = {name for node in nodes for name in _imported_names(node, path)} | set(filter(_MODULE.fullmatch, texts))
+    folders = (path.parent, path.parent / "templates")  # where jinja2 looks
+    data = [folder / text for text in filter(_FILE.fullmatch, texts) for folder in folders]
+    packages = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(ROOT)]
+    return [file.resolve() for file in (*packages, *map(_file, names), *data) if file.is_file()]
 
 
-def _imported_names(tree: ast.Module, path: Path) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []  # never runs
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = [*path.relative_to(ROOT).parent.parts][: -node.level + 1 or None] if node.level else []
-            source = ".".join([*package, *([node.module] if node.module else [])])
-            yield source
-            # `from package import module` runs the module too; a name that is no module has no file.
-            yield from (f"{source}.{alias.name}" for alias in node.names)
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """A syntax tree's nodes, without what is for type checkers alone."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            yield from (found for branch in child.orelse for found in _running(branch))
+        else:
+            yield from _running(child)
+
+
+def _text(node: ast.AST) -> str:
+    """A string, or the end of a path such as `folder / "data" / "weights.yaml"`; empty for any other node."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return f"{_text(node.left)}/{_text(node.right)}".strip("/")
+    return ""
+
+
+def _imported_names(node: ast.AST, path: Path) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        package = [*path.relative_to(ROOT).parent.parts][: -node.level + 1 or None] if node.level else []
+        source = ".".join([*package, *([node.module] if node.module else [])])
+        yield source
+        # `from package import module` runs the module too; a name that is no module has no file.
+        yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 @cache
 def _file_digest(path: Path, _changed: int) -> str:
-    tree = _Essence().visit(ast.parse(path.read_bytes()))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    content = path.read_bytes()
+    if path.suffix == ".py":
+        content = repr(_plain(_Essence().visit(ast.parse(content)))).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as plain values, without empty fields: each version of Python adds some."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _plain(value)) for name, value in ast.iter_fields(node) if value is not None and value != []]
+        return (type(node).__name__, *fields)
+    return [_plain(item) for item in node] if isinstance(node, list) else node
 
 
 class _Essence(ast.NodeTransformer):
@@ -82,11 +119,21 @@ class _Essence(ast.NodeTransformer):
             return None
         return self.generic_visit(node)
 
-    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
-        return None if node.arg == "description" else self.generic_visit(node)
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if name == "Field":
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
+        kind = getattr(builtins, name, None)
+        error = name == "UserError" or (isinstance(kind, type) and issubclass(kind, BaseException))
+        call = self.generic_visit(node)
+        return _Silent().visit(call) if error else call
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         return _Silent().visit(self.generic_visit(node))
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        node.msg = None
+        return self.generic_visit(node)
 
 
 class _Silent(ast.NodeTransformer):

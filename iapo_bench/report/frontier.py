@@ -116,7 +116,7 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
             ax.plot(line["length"], line["pass@1"], color=GREY, linestyle=dashes, marker=marker, linewidth=1)
         shortest = curve[curve["kind"] == "shortest"].iloc[-1]
         ax.annotate(
-            f"shortest of n = {shortest['parameter']:.0f}, ..., 1",
+            f"shortest of {shortest['parameter']:.0f} to 1",
             (shortest["length"], shortest["pass@1"]),
             xytext=(-2, -5),
             va="top",

@@ -163,7 +163,8 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.suffix == ".csv":
         yield from _read_csv(path)
     elif path.suffix == ".parquet":
-        for number, found in enumerate(read_parquet(path, _REQUIRED, _HINT).to_dict("records"), start=1):
+        table = read_parquet(path, dict.fromkeys(_REQUIRED, object), _HINT)
+        for number, found in enumerate(table.to_dict("records"), start=1):
             yield f"{path}: row {number}", {str(key): value for key, value in found.items()}
     else:
         raise UserError(f"{path}: name a file that ends in {', '.join(OWN_FORMATS)}")
