@@ -44,7 +44,7 @@ class OwnWorld(ChatWorld):
     the problems, and `seed`, for splits that the file does not say."""
 
     file: Path
-    name: str
+    name: str = "own"
     golds: GraderKind | None = None
     options: dict[str, float | int] = field(default_factory=dict)
 
