@@ -82,7 +82,7 @@ ALL = [
 ]
 # A report of what there is, whatever there is: captions count the problems and seeds behind it.
 if "--report" in sys.argv:
-    ALL = [path for path in ALL if Path(path).exists()]
+    ALL = [path for path in ALL if suite.is_whole(Path(path))]
     config.update(suite.report_texts(FLOW, OUT))
 
 

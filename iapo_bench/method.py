@@ -153,6 +153,8 @@ class Credit:
             raise ValueError("weights_BT is not 0 at padding")
         if self.counted_B is not None:
             _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
+            if self.weights_BT[~self.counted_B].any():
+                raise ValueError("counted_B leaves out a row that has weights")
         return self
 
 
@@ -224,8 +226,8 @@ def assign(
 ) -> Credit:
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
-    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do. `counted`: see
-    `Credit.counted_B`. Raises ValueError for any other shape.
+    `weights`: a mask (B, T) or (B, 1), bool or integers of 0 and 1, the tokens that count in the loss; without it, all
+    real tokens do. `counted`: see `Credit.counted_B`. Raises ValueError for any other shape or mask.
     """
     mask_BT = batch.completion_mask_BT
     if not isinstance(advantages, torch.Tensor):
@@ -233,10 +235,10 @@ def assign(
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
     if shape not in ((B,), (B, 1), (B, T)):
         raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
-    if weights is not None and (weights.dtype != torch.bool or tuple(weights.shape) not in ((B, 1), (B, T))):
-        raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
+    if weights is not None and tuple(weights.shape) not in ((B, 1), (B, T)):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, expected ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
-    weights_BT = mask_BT if weights is None else mask_BT & weights
+    weights_BT = mask_BT if weights is None else mask_BT & as_mask(weights, "weights")
     return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
 
 
@@ -260,23 +262,20 @@ def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
     return blamed(inspect.getfile(type(method)), f"method {method.name}", hook, getattr(type(method), hook, None))
 
 
-def call_hook(method: "Method", hook: str, batch: RolloutBatch, *arguments: Any) -> Any:
-    """What a method's hook returns for a batch, of which it sees a copy without the signals that it does not need,
-    though others may need them. Raises ValueError when it changes that in place."""
-    hidden: dict[str, Any] = {each.value: None for each in Signal if each not in method.needs}
-    copies = {name: value.clone() for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    result = getattr(method, hook)(replace(batch, **{**copies, **hidden}), *arguments)
-    for name, value in copies.items():
-        if value._version:  # what torch counts up with each change in place
-            raise ValueError(f"batch.{name} was changed in place: change a copy, batch.{name}.clone()")
-    return result
+def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
+    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them, and
+    the rest are copies, so that a hook that writes to one changes no batch but its own."""
+    hidden = {each.value for each in Signal if each not in method.needs}
+    held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    seen: dict[str, Any] = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **{**seen, **dict.fromkeys(hidden)})
 
 
 def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
     """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
     float32 (B,)."""
     with blaming(method, "shape_rewards"):
-        rewards_B = call_hook(method, "shape_rewards", batch)
+        rewards_B = method.shape_rewards(visible(batch, method))
         _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
     return replace(batch, rewards_B=rewards_B)
 
@@ -294,9 +293,9 @@ def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Gener
     """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
     fails or is not what `Credit.validate` asks for."""
     with blaming(method, "observe"):
-        call_hook(method, "observe", batch)
+        method.observe(visible(batch, method))
     with blaming(method, "credit"):
-        credit = call_hook(method, "credit", batch, generator)
+        credit = method.credit(visible(batch, method), generator)
         if not isinstance(credit, Credit):
             raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
         return credit.validate(batch)

@@ -516,6 +516,11 @@ def _checksum(path: Path) -> str:
     return _SUMS[key]
 
 
+def is_whole(made: Path) -> bool:
+    """Whether an artefact is there, a table in its form for readers too, which one of an older version may lack."""
+    return made.exists() and (made.suffix != ".csv" or made.with_suffix(".md").exists())
+
+
 def report_texts(flow: Workflow, out: str) -> dict[str, str]:
     """What captions of the report say beside their own words: what was measured, and the verdict."""
     tier, problems = flow.tier, Path(flow.work) / "data" / "test.jsonl"

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import pickle
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
-from iapo_bench.method import Credit, Method, blaming, call_hook, shaped_batch
+from iapo_bench.method import Credit, Method, blaming, shaped_batch, visible
 from iapo_bench.seeds import torch_stream
 
 EXTRA_COLUMNS = 3
@@ -18,19 +20,17 @@ JUNK = 9.0  # what signals are made to hold at padding
 
 
 def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
-    """Raise UserError when padding changes a method's rewards or credit, or a checkpoint cannot keep what it learnt,
-    naming file and line, or (with `own_rewards`) when rewards do not change its credit.
-
-    `batch`: before `shape_rewards`.
+    """Raise UserError when padding changes a method's rewards or credit, naming file and line, when a checkpoint cannot
+    hold its state, or (with `own_rewards`) when rewards do not change its credit. `batch`: before `shape_rewards`.
 
     Entropies that are read at padding on purpose (`Reading.padding`) are let be.
     """
+    _require_state_kept(method)
     method = _twin(method)
     if not method.reading.padding:
         _require_no_padding_read(method, batch, seed)
     if own_rewards:
         _require_rewards_read(method, batch, seed)
-    _require_state_kept(method)
 
 
 def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
@@ -47,17 +47,6 @@ def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> 
                 raise ValueError(f"{name} {read}")
 
 
-def _require_state_kept(method: Method) -> None:
-    """Raise UserError unless a resumed run can read what the method learnt."""
-    with blaming(method, "state_dict"):
-        file = io.BytesIO()
-        torch.save(method.state_dict(), file)
-        file.seek(0)
-        state = torch.load(file, weights_only=True)
-    with blaming(method, "load_state_dict"):
-        method.load_state_dict(state)
-
-
 def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> None:
     others_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).float()
     plain, other = _credit(method, batch, seed), _credit(method, replace(batch, rewards_B=others_B), seed)
@@ -66,6 +55,20 @@ def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> Non
             f"{method.name} makes its own reward, so train.rewards would change nothing: drop them, or train a method "
             "that reads batch.rewards_B, such as grpo"
         )
+
+
+def _require_state_kept(method: Method) -> None:
+    file = io.BytesIO()
+    with blaming(method, "state_dict"):
+        torch.save(method.state_dict(), file)
+        file.seek(0)
+        try:
+            torch.load(file, weights_only=True)
+        except pickle.UnpicklingError as error:
+            what = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(
+                f"a checkpoint cannot hold {what[1] if what else 'what it gives'}: give tensors, numbers and texts"
+            ) from None
 
 
 def _twin(method: Method) -> Method:
@@ -79,7 +82,7 @@ def _twin(method: Method) -> Method:
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
     shaped = shaped_batch(method, batch)
     with blaming(method, "credit"):
-        return call_hook(method, "credit", shaped, torch_stream(seed, "method", 0))
+        return method.credit(visible(shaped, method), torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:
