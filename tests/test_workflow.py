@@ -29,7 +29,7 @@ from iapo_bench.method import Credit, Method, assign, group_normalise
 class Brief(Method):
     """A = norm(r - price * length)."""
 
-    name = "brief"
+    name = "brief idea"
     price: float = 0.01
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
@@ -59,8 +59,6 @@ def test_a_target_of_another_tier_is_enough(copy):
     ("arguments", "message"),
     [
         (("--config", "tier=mirco"), "unknown tier 'mirco': did you mean 'micro'"),
-        (("--config", "train={completion: 3}"), "train: unknown key 'completion': did you mean 'completions'"),
-        (("--config", "methods={ipao: {}}"), "unknown method 'ipao': did you mean 'iapo'"),
         (("--config", "train={lr: 1}", "--config", "gpus=0"), "--config stands twice"),
         (("--configfile", "wrong.yaml"), "wrong.yaml:45: unknown option of iapo 'alpa': did you mean 'alpha'"),
         (("--config", "evaluate={n_samples: 2}"), "k=32 needs at least 32 samples"),
@@ -97,12 +95,12 @@ def test_the_smoke_tier_and_then_a_method_of_ones_own(copy):
         assert "Nothing to be done" in again.stdout + again.stderr
 
     made = {path: path.stat().st_mtime_ns for path in results.rglob("seed0/**/*.*") if path.is_file()}
-    (copy / "methods" / "brief.py").write_text(DROPPED_IN)
+    (copy / "methods" / "brief idea.py").write_text(DROPPED_IN)
     with (copy / "configs" / "smoke.yaml").open("a") as file:
-        file.write("  brief:\n")
+        file.write("  brief idea:\n")
     second = snakemake(copy, *target)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert pd.read_csv(results / "table1.csv")["method"].tolist() == [*rows, "brief", "base_cut", "base_shortest"]
+    assert pd.read_csv(results / "table1.csv")["method"].tolist() == [*rows, "brief idea", "base_cut", "base_shortest"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
     log = second.stdout + second.stderr
     assert log.count("rule train:") == 1
