@@ -70,7 +70,8 @@ def label_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, S
     bars = []
     for x, y in crosses.values():
         for ends in (((x[1], y[0]), (x[2], y[0])), ((x[0], y[1]), (x[0], y[2]))):
-            bars.append(ax.transData.transform(ends) + np.array([[-pixel], [pixel]]))
+            if np.isfinite(ends).all():  # else there is no interval
+                bars.append(ax.transData.transform(ends) + np.array([[-pixel], [pixel]]))
     markers = [_box(centre, 10 * pixel) for centre in at]
     frame = [ax.bbox.get_points()]
     labels: list[np.ndarray] = []
