@@ -45,7 +45,8 @@ class _Run:
         return "ended" if self.rows else ""
 
     def look(self) -> None:
-        """Read the rows again if there are others. A last line that is not whole yet is left for the next look."""
+        """Read the rows again if there are others. A last line that is not whole yet is left for the next look, and
+        training problems, whose file has the same name, are no steps."""
         log = self.folder / "train.jsonl"
         if not log.is_file():
             return
@@ -55,10 +56,10 @@ class _Run:
             hint = "train again"
             rows = [parse_json(line, f"{log}:{number}", hint) for number, line in enumerate(lines, start=1)]
             with damaged(log, hint):
-                for row in rows:
+                self.rows = [row for row in rows if "step" in row]
+                for row in self.rows:
                     shown = (key for key in (*dict(PANELS), "validation_correct") if key in row)
                     [float(row[key]) for key in ("step", "completions_total", *shown)]
-            self.rows = rows
             self.seen = seen
 
 

@@ -66,10 +66,14 @@ def read_workflow_tier(
     tier that does not exist.
     """
     config, given = typed(config), typed(given or {})
-    in_files: Places = {path: place for file in files for path, place in read_yaml(file)[1].items()}
+    content: dict[str, Any] = {}
+    in_files: Places = {}
+    for each, places in map(read_yaml, files):
+        content, in_files = merge(content, each), in_files | places
+    content = content or config
     whole = ("model", "world", "train", "evaluate", "methods")
-    if all(section in config for section in whole) and any(config[section] != given.get(section) for section in whole):
-        return check_methods(parse_tier(config, given, source="the --configfile", places=in_files))
+    if all(key in content for key in whole) and any(content[key] != given.get(key) for key in whole):
+        return check_methods(parse_tier(content, given, source="the --configfile", places=in_files))
     if "tier" not in config:
         config = merge(_tier_of(targets, config), config)
     where = {**placed(config, COMMAND_LINE), **in_files, **placed(given, COMMAND_LINE)}
@@ -510,6 +514,11 @@ def _checksum(path: Path) -> str:
     if key not in _SUMS:
         _SUMS[key] = checksum(path)
     return _SUMS[key]
+
+
+def is_whole(made: Path) -> bool:
+    """Whether an artefact is there, a table in its form for readers too, which one of an older version may lack."""
+    return made.exists() and (made.suffix != ".csv" or made.with_suffix(".md").exists())
 
 
 def report_texts(flow: Workflow, out: str) -> dict[str, str]:

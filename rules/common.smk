@@ -2,9 +2,10 @@
 
 
 def run(command, gpus=False):
-    """A command with its log and threads, and, with `gpus`, the GPUs that it leases."""
+    """A command with its log and threads, and, with `gpus`, the GPUs that it leases. Names of files may hold blanks."""
     lease = " --gpus {resources.lease}" if gpus else ""
-    return f"python -m iapo_bench --log {{log}} --threads {{threads}}{lease} {command}"
+    quoted = re.sub(r"{(\w+(?:\.\w+)?)}", r"{\1:q}", f"--log {{log}} {command}")
+    return f"python -m iapo_bench --threads {{threads}}{lease} {quoted}"
 
 
 def settings(job, *names):
@@ -92,18 +93,18 @@ def measured_seeds(wildcards):
     """The training seeds behind a row, in the order of its grades."""
     base = wildcards.row == "base"
     seeds = [0] if base else TIER.train_seeds(wildcards.row)
-    return [f"--train-seed {seed}" for seed in seeds]
+    return [f"--train-seed={seed}" for seed in seeds]
 
 
 def named(runs):
     """The options of a command that say which runs there are."""
-    return [f"--run {name}={folder}" for name, folder in runs.items()]
+    return [f"--run={name}={folder}" for name, folder in runs.items()]
 
 
 def each(option, name):
     """An option for each of the input files `name`."""
     return lambda wildcards, input: [
-        f"--{option} {path}" for path in getattr(input, name)
+        f"--{option}={path}" for path in getattr(input, name)
     ]
 
 

@@ -33,20 +33,13 @@ rule metrics:
 
 if TIER.also:
 
-    rule prepare_also:
-        """Write the problems of another dataset that the models are measured on."""
+    use rule prepare as prepare_also with:
         input:
             settings=settings("prepare", "dataset"),
         output:
             directory(f"{WORK}/also/{{dataset}}/data"),
-        threads: REQUESTS["prepare"].cpus
-        resources:
-            **REQUESTS["prepare"].resources,
-        shell:
-            run("prepare --settings {input.settings} --out {output}")
 
-    rule metrics_also:
-        """Measure one row on another dataset."""
+    use rule metrics as metrics_also with:
         input:
             settings=settings("metrics", "row", "dataset"),
             grades=lambda wildcards: [
@@ -57,15 +50,6 @@ if TIER.also:
         output:
             summary=f"{WORK}/summaries/also/{{dataset}}/{{row}}.json",
             counts=f"{WORK}/summaries/also/{{dataset}}/{{row}}.parquet",
-        params:
-            grades=each("grades", "grades"),
-            seeds=measured_seeds,
-            logs=each("log", "logs"),
-        shell:
-            run(
-                "metrics --settings {input.settings} {params.grades} {params.seeds}"
-                " {params.logs} --out {output.summary}",
-            )
 
 
 rule controls:

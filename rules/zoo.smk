@@ -21,8 +21,7 @@ checkpoint zoo_choice:
         )
 
 
-rule zoo_table:
-    """Put every method there is into one table and one figure."""
+use rule table as zoo_table with:
     input:
         summaries=zoo_files("json"),
         counts=zoo_files("parquet"),
@@ -32,17 +31,9 @@ rule zoo_table:
         **table_files("zoo", "Zoo"),
         **figure_files("zoo", "Zoo"),
         provenance=f"{OUT}/zoo.provenance.json",
-    params:
-        summaries=each("summary", "summaries"),
-    shell:
-        run(
-            "table {params.summaries} --published {input.published} --out {output.csv}"
-            " --figure {output.png}",
-        )
 
 
-rule zoo_comparisons:
-    """Compare every pair of all methods, paired by problem."""
+use rule comparisons as zoo_comparisons with:
     input:
         summaries=zoo_files("json"),
         counts=zoo_files("parquet"),
@@ -50,10 +41,6 @@ rule zoo_comparisons:
     output:
         **table_files("zoo_comparisons", "Zoo"),
         **figure_files("zoo_comparisons", "Zoo"),
-    params:
-        summaries=each("summary", "summaries"),
-    shell:
-        run("comparisons {params.summaries} --out {output.csv} --figure {output.png}")
 
 
 rule zoo:

@@ -43,7 +43,7 @@ RUNS = click.option(
     multiple=True,
     required=True,
     metavar="METHOD/SEED=DIR",
-    help="A run's method, training seed and directory; base=DIR for the base. Repeat.",
+    help="A run, such as dapo/0=results/micro/dapo/seed0; base=DIR for the base. Repeat.",
 )
 
 
@@ -90,7 +90,7 @@ def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str)
             "--settings",
             type=FILE,
             metavar="FILE",
-            help="Resolved settings, as the workflow writes them; for all of these.",
+            help="Resolved settings that the workflow wrote, in place of --config, --set and the like.",
         )
         return option(tier_options(command))
 

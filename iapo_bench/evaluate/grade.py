@@ -10,7 +10,7 @@ from iapo_bench.machine.provenance import checksum
 from iapo_bench.machine.resume import kept, resuming, run_identity
 from iapo_bench.worlds import split_file
 from iapo_bench.worlds.grading import extract_answer, is_formatted, make_grader, read_gradable
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.load import load_world, source_files
 
 PART = 4096  # samples judged at once, which survive a kill when they are done
 
@@ -28,7 +28,8 @@ def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
         raise UserError(f"{samples}: problem '{min(missing)}' is not in {data}: sample again after preparing data")
     texts, wanted = frame["text"].tolist(), [golds[i] for i in frame["problem_id"]]
     inputs = {"samples": checksum(samples), "problems": checksum(split_file(data, job.split))}
-    run = run_identity(job, "iapo_bench.evaluate.grade", packages=("math-verify",), inputs=inputs)
+    dataset = source_files(job.world)[:1]
+    run = run_identity(job, "iapo_bench.evaluate.grade", dataset, packages=("math-verify",), inputs=inputs)
     with (
         resuming(out.with_suffix(".resume"), run) as folder,
         make_grader(kind) as grader,

@@ -38,7 +38,7 @@ from iapo_bench.train.trainer import Task, Trainer, Validation
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE
 from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
 from iapo_bench.worlds.grading import is_formatted, make_grader, read_gradable
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.load import load_world, source_files
 
 
 def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
@@ -73,7 +73,8 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
     looked = read_gradable(data / "validation.jsonl", world.grader)[:watched] if watched else []
     looked_prompts = encode(looked, dialogue, base, config.max_tokens)
     inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
-    run = run_identity(job, "iapo_bench.train.run", job.plugins, inputs=inputs)
+    plugins = [*job.plugins, *source_files(job.world)[:1]]
+    run = run_identity(job, "iapo_bench.train.run", plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
     parallel.gather([])  # nobody looks into the folder before it is this run's
     engine = make_engine(
@@ -125,7 +126,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             "processes": parallel.size(),
             "sources": {
                 f"{path.parent.name}/{path.name}": text
-                for path in job.plugins
+                for path in plugins
                 if (text := source_if_unknown(path)) is not None
             },
         },
