@@ -30,6 +30,7 @@ try:
         suite.asked_for(sys.argv),
         workflow.config_settings.configfiles,
     )
+    FLOW = suite.Workflow(TIER)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -48,7 +49,6 @@ for resource, there_is in suite.machine().items():
         workflow.register_resource(resource, there_is)
 
 suite.prepare_environment()
-FLOW = suite.Workflow(TIER)
 TIER = FLOW.tier
 WORK = FLOW.work  # what jobs make
 OUT = FLOW.out  # what people read
@@ -82,7 +82,7 @@ ALL = [
 ]
 # A report of what there is, whatever there is: captions count the problems and seeds behind it.
 if "--report" in sys.argv:
-    ALL = [path for path in ALL if Path(path).exists()]
+    ALL = [path for path in ALL if suite.is_whole(Path(path))]
     config.update(suite.report_texts(FLOW, OUT))
 
 
@@ -107,7 +107,7 @@ onsuccess:
 
 
 rule all:
-    """Every table and figure of the tier, but for the targets ablations, sensitivity and tune."""
+    """Every table and figure of the tier but those of the targets that train or measure more, such as ablations."""
     default_target: True
     input:
         ALL,

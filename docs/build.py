@@ -82,10 +82,10 @@ def _code(value: Any) -> str:
 
 
 def commands_page() -> str:
-    """What `--help` says, of every command."""
-    parts = ["# Commands\n\nEvery command's own `--help`; `iapo-bench` alone lists them by what they are for.\n"]
+    """The `--help` of every command."""
+    parts = ["# Commands\n\nThe `--help` of every command. `iapo-bench` alone lists them by purpose.\n"]
     for path, command in _commands(cli, "iapo-bench"):
-        context = click.Context(command, info_name=path, max_content_width=110)
+        context = click.Context(command, info_name=path, terminal_width=110, **cli.context_settings)
         parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

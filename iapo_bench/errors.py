@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, or the machine's fault: one clear line, exit code 2, nothing half-written."""
 
 import difflib
+import errno
 import re
 import resource
 import signal
@@ -90,6 +91,23 @@ def damaged(file: str | Path, hint: str) -> Iterator[None]:
         if short_of_memory(error):
             raise
         raise UserError(f"{file} cannot be read ({first_line(error)}): {hint}") from None
+
+
+@contextmanager
+def written(file: Path, unfinished: str) -> Iterator[None]:
+    """Let what the file system says of no path, or of one that begins with `unfinished`, name `file`."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is None or not str(Path(error.filename or unfinished)).startswith(unfinished):
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+    except Exception as error:
+        if not _SYSTEM.search(str(error)):
+            raise
+        raise OSError(errno.EIO, first_line(error), str(file)) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

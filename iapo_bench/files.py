@@ -7,19 +7,21 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iapo_bench.errors import UserError, damaged
+from iapo_bench.errors import UserError, damaged, written
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 # Seconds after which the folder of a writer that holds no lock is that of one that was killed.
 _ABANDONED = 60
@@ -27,13 +29,17 @@ _ABANDONED = 60
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, in the same file system; it becomes `path` when the block ends without an error.
+    """A path to write to, in the same file system; it becomes `path`, or what that links to, when the block ends
+    without an error. Raises UserError where `path` is something else than a file.
 
     Each writer has a path of its own: of two at once both are whole, and the later one stays.
     """
+    path = _linked(path)
     with _workplace(path) as folder:
         partial = folder / path.name
         yield partial
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file and would be lost: choose another output")
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -41,16 +47,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill; it replaces `path` when the block ends without an error. Of two writers the later one
-    stays. Raises UserError where `path` is a file, or a directory of things that are none of this writer's."""
+    """A directory to fill; it replaces `path`, or what that links to, when the block ends without an error. Of two
+    writers the later one stays. Raises UserError where `path` is no directory, or one of things that are none of this
+    writer's."""
+    path = _linked(path)
     with _workplace(path) as folder:
         partial = folder / path.name
         partial.mkdir()
         yield partial
         if (there := _names(path)) and there.isdisjoint(_names(partial)):
             raise UserError(f"{path} holds other things ({min(there)}): they would be lost: choose another output")
-        if path.is_file():
-            raise UserError(f"{path} is a file, which would be lost: choose another output")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is not a directory and would be lost: choose another output")
         for part in [*partial.rglob("*"), partial]:
             _flush(part)
         while True:
@@ -100,12 +108,18 @@ def _workplace(path: Path) -> Iterator[Path]:
             if time.time() - left.stat().st_mtime > _ABANDONED and (lock := _lock(left)) is not None:
                 os.close(lock)
                 shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        with claimed(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with written(path, str(path.with_name(f".{path.name}."))):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            with claimed(folder):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _linked(path: Path) -> Path:
+    """Where a symbolic link leads, which stays as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _lock(folder: Path) -> int | None:
@@ -191,9 +205,9 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
     return rows
 
 
-def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it again") -> "pd.DataFrame":
-    """The table of a parquet file that has at least `columns`, and rows. Raises UserError for a file that is missing,
-    broken, empty or without one of them.
+def read_parquet(path: Path, columns: Mapping[str, Any], hint: str = "make it again") -> "pd.DataFrame":
+    """The table of a parquet file that has rows and at least `columns`, each of its kind. Raises UserError for a file
+    that is missing, broken, empty or without one of them.
 
     Arrow opens the file itself. Given a file of Python's, as pandas would, its threads may still hold that when the
     interpreter ends, and a thread that then asks for the interpreter's lock takes the process down.
@@ -203,12 +217,39 @@ def read_parquet(path: Path, columns: Iterable[str] = (), hint: str = "make it a
     if not path.is_file():
         raise UserError(f"{path} does not exist: {hint}")
     with damaged(path, hint):
-        frame = pq.read_table(path, partitioning=None).to_pandas()
-    if missing := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} has no column '{missing[0]}': {hint}")
+        table = pq.read_table(path, partitioning=None)
+        require_columns(table, columns, path, hint)
+        frame = table.to_pandas()
     if frame.empty:
         raise UserError(f"{path} is empty: {hint}")
     return frame
+
+
+_WHOLE, _NUMBER, _TEXT = r"u?int\d+", r"double|float|u?int\d+", "(large_)?string"
+_LIST = r"(large_)?list<\w+: (%s)( not null)?>"
+# What a column is asked to hold: in words, and the types of Arrow's that do.
+_KINDS = {
+    str: ("text", rf"{_TEXT}|dictionary<values={_TEXT},.*>"),
+    int: ("a whole number", _WHOLE),
+    float: ("a number", _NUMBER),
+    bool: ("true or false", "bool"),
+    list[str]: ("a list of text", _LIST % _TEXT),
+    list[int]: ("a list of whole numbers", _LIST % _WHOLE),
+    list[float]: ("a list of numbers", _LIST % _NUMBER),
+    object: ("anything", ".*"),
+}
+
+
+def require_columns(table: "pa.Table", columns: Mapping[str, Any], path: Path, hint: str) -> None:
+    """Raises UserError unless the table of `path` has `columns`, each of its kind: `str`, `int`, `float`, `bool`,
+    `list[int]` and so on, or `object`, which is anything. No row is without a value, but for floats and objects."""
+    for name, kind in columns.items():
+        if name not in table.column_names:
+            raise UserError(f"{path} has no column '{name}': {hint}")
+        (words, stored), column = _KINDS[kind], table[name]
+        gaps = column.null_count and kind not in (float, object)
+        if len(table) and (gaps or not re.fullmatch(stored, str(column.type))):
+            raise UserError(f"{path}: the column '{name}' is not {words} in every row: {hint}")
 
 
 def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "make it again", **options: Any) -> "pd.DataFrame":

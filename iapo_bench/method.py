@@ -151,6 +151,8 @@ class Credit:
             raise ValueError("weights_BT is not 0 at padding")
         if self.counted_B is not None:
             _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
+            if self.weights_BT[~self.counted_B].any():
+                raise ValueError("counted_B leaves out a row that has weights")
         return self
 
 
@@ -222,17 +224,17 @@ def assign(
 ) -> Credit:
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
-    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do. `counted`: see
-    `Credit.counted_B`. Raises ValueError for any other shape.
+    `weights`: a mask (B, T) or (B, 1), bool or integers of 0 and 1, the tokens that count in the loss; without it, all
+    real tokens do. `counted`: see `Credit.counted_B`. Raises ValueError for any other shape or mask.
     """
     mask_BT = batch.completion_mask_BT
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
     if shape not in ((B,), (B, 1), (B, T)):
         raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
-    if weights is not None and (weights.dtype != torch.bool or tuple(weights.shape) not in ((B, 1), (B, T))):
-        raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
+    if weights is not None and tuple(weights.shape) not in ((B, 1), (B, T)):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, expected ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
-    weights_BT = mask_BT if weights is None else mask_BT & weights
+    weights_BT = mask_BT if weights is None else mask_BT & as_mask(weights, "weights")
     return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
 
 
@@ -257,9 +259,12 @@ def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
 
 
 def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
-    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them."""
-    hidden: dict[str, Any] = {each.value: None for each in Signal if each not in method.needs}
-    return replace(batch, **hidden)
+    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them, and
+    the rest are copies, so that a hook that writes to one changes no batch but its own."""
+    hidden = {each.value for each in Signal if each not in method.needs}
+    held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    seen: dict[str, Any] = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **{**seen, **dict.fromkeys(hidden)})
 
 
 def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:

@@ -14,6 +14,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 METHOD_DIRS = (ROOT / "methods", ROOT / "baselines")
 DATASET_DIRS = (ROOT / "iapo_bench" / "worlds" / "datasets",)
+OWN_DATASET = ROOT / "iapo_bench" / "worlds" / "own.py"  # problems of one's own, which world.file names
 REWARD_DIRS = (ROOT / "rewards",)
 
 

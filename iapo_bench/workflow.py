@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,12 @@ from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.tier_file import COMMAND_LINE, list_tiers, parse_tier, read_tier
 from iapo_bench.config.world import PrepareJob
-from iapo_bench.errors import UserError, unknown
+from iapo_bench.errors import UserError, explain, unknown
 from iapo_bench.files import read_csv, read_json, read_text, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum, checksums
-from iapo_bench.plugins import list_methods
+from iapo_bench.plugins import list_methods, list_rewards, load_function
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
@@ -65,10 +66,14 @@ def read_workflow_tier(
     tier that does not exist.
     """
     config, given = typed(config), typed(given or {})
-    in_files: Places = {path: place for file in files for path, place in read_yaml(file)[1].items()}
+    content: dict[str, Any] = {}
+    in_files: Places = {}
+    for each, places in map(read_yaml, files):
+        content, in_files = merge(content, each), in_files | places
+    content = content or config
     whole = ("model", "world", "train", "evaluate", "methods")
-    if all(section in config for section in whole) and any(config[section] != given.get(section) for section in whole):
-        return parse_tier(config, given, source="the --configfile", places=in_files)
+    if all(key in content for key in whole) and any(content[key] != given.get(key) for key in whole):
+        return check_methods(parse_tier(content, given, source="the --configfile", places=in_files))
     if "tier" not in config:
         config = merge(_tier_of(targets, config), config)
     where = {**placed(config, COMMAND_LINE), **in_files, **placed(given, COMMAND_LINE)}
@@ -82,12 +87,15 @@ def read_workflow_tier(
 
 
 def check_methods(tier: TierConfig) -> TierConfig:
-    """Build every method of the tier once, so that a bad option is an error now and not after an hour.
+    """Build every method and load every reward of the tier once, so that a mistake is an error now and not after an
+    hour.
 
     Raises UserError with the place where the option was set.
     """
     from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
 
+    for name in tier.train.rewards:
+        load_function(list_rewards()[name], "reward")
     seed = tier.train.seeds[0]
     for name in [*tier.trained, *tier.ablations]:
         points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
@@ -262,6 +270,19 @@ class Workflow:
 
     # What each job reads.
 
+    def settings(self, job: str, *about: str) -> str:
+        """Settings file of a job by its name here, or the file that stands for the code of an artefact.
+
+        An error ends the program: Snakemake would go on as if nothing made the job's output, and where an old one is
+        there, leave it without a word.
+        """
+        try:
+            return self.artefact(job) if job in ARTEFACTS else getattr(self, job)(*about)
+        except Exception as error:
+            line = explain(error) or "".join(traceback.format_exception(error)).rstrip()
+            click.echo(f"Error: {line}", err=True)
+            raise SystemExit(2) from None
+
     def prepare(self, dataset: str = "") -> str:
         """Settings file of `prepare`: for the tier's problems, or for another dataset's that is measured too."""
         job = self._prepare_job(dataset)
@@ -378,7 +399,7 @@ class Workflow:
 
     def calibration(self) -> str:
         """Settings file of the base's calibration."""
-        return self._write("calibration", self.tier.tokens_job(), "iapo_bench.tokens.calibration", self._dataset)
+        return self._write("calibration", self.tier.calibration_job(), "iapo_bench.tokens.calibration", self._dataset)
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""
@@ -457,10 +478,11 @@ class Workflow:
                 jobs.append(self.checkpoint(row) if row in self.tier.measured else self.train(run))
             jobs += [self.sample(run, "test"), self.grade(run, "test")]
         return all((Path(folder) / "test" / "grades.parquet").is_file() for folder in self.folders(row)) and all(
-            map(self._ran, jobs)
+            map(self.ran, jobs)
         )
 
-    def _ran(self, settings: str) -> bool:
+    def ran(self, settings: str) -> bool:
+        """Whether the last run of a job was one with these settings, or others that mean the same."""
         content, _ = read_yaml(Path(settings))
         ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
         return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]
@@ -492,6 +514,11 @@ def _checksum(path: Path) -> str:
     if key not in _SUMS:
         _SUMS[key] = checksum(path)
     return _SUMS[key]
+
+
+def is_whole(made: Path) -> bool:
+    """Whether an artefact is there, a table in its form for readers too, which one of an older version may lack."""
+    return made.exists() and (made.suffix != ".csv" or made.with_suffix(".md").exists())
 
 
 def report_texts(flow: Workflow, out: str) -> dict[str, str]:

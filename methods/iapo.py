@@ -140,5 +140,6 @@ class IAPO(Method):
         centred_BT = (
             (values_BT - mean_B1) / (std_B1 + EPS) if z_score else values_BT - mean_B1 / (std_B1 + RELEASED_EPS)
         )
-        centred_BT = torch.where(counted_BT & (std_B1 > 0), centred_BT, 0.0)
+        defined_B1 = std_B1 > 0 if z_score else counted_BT.sum(dim=1, keepdim=True) > self.signal_ddof
+        centred_BT = torch.where(counted_BT & defined_B1, centred_BT, 0.0)
         return centred_BT / (centred_BT.norm(dim=1, keepdim=True) + RELEASED_EPS) if self.unit_norm else centred_BT

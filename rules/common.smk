@@ -1,11 +1,31 @@
 # What rules share: their files by kind, options that repeat, and resources. No rules here.
 
 
-def run(command, gpus=None):
-    """A command with its log and threads, and with the GPUs that jobs of the kind `gpus` lease: Snakemake would cut a
-    request to what it may hand out."""
-    lease = f" --gpus {REQUESTS[gpus].gpus}" if gpus else ""
-    return f"python -m iapo_bench --log {{log}} --threads {{threads}}{lease} {command}"
+def run(command, gpus=False):
+    """A command with its log and threads, and, with `gpus`, the GPUs that it leases. Names of files may hold blanks."""
+    lease = " --gpus {resources.lease}" if gpus else ""
+    quoted = re.sub(r"{(\w+(?:\.\w+)?)}", r"{\1:q}", f"--log {{log}} {command}")
+    return f"python -m iapo_bench --threads {{threads}}{lease} {quoted}"
+
+
+def settings(job, *names):
+    """A job's settings file, which depends on the wildcards `names`."""
+    return lambda wildcards: FLOW.settings(
+        job, *(getattr(wildcards, name) for name in names)
+    )
+
+
+def with_problems(job, *names):
+    """A job's settings file, and the problems that it reads: of a split such as `test`, or `also/math500/test` of
+    another dataset. Where only they were written anew, nothing is stale, so they are `ancient`; but a job with such an
+    input is passed over, be it stale or not, where the rule that makes it runs."""
+    path = settings(job, *names)
+
+    def problems(wildcards):
+        place = Path(WORK, getattr(wildcards, "split", "test")).parent / "data"
+        return ancient(str(place)) if FLOW.ran(path(wildcards)) else str(place)
+
+    return {"settings": path, "data": problems}
 
 
 def reported(name, form, category, caption, folder=OUT):
@@ -61,11 +81,6 @@ def transferred():
     ]
 
 
-def problems_of(wildcards):
-    """The problems that a split is one of: `test`, or `also/math500/test` of another dataset."""
-    return str(Path(WORK, wildcards.split).parent / "data")
-
-
 def measured_logs(wildcards):
     """The training logs behind a row; none of a row that was not trained."""
     trained = wildcards.row not in ["base", *TIER.measured]
@@ -78,18 +93,18 @@ def measured_seeds(wildcards):
     """The training seeds behind a row, in the order of its grades."""
     base = wildcards.row == "base"
     seeds = [0] if base else TIER.train_seeds(wildcards.row)
-    return [f"--train-seed {seed}" for seed in seeds]
+    return [f"--train-seed={seed}" for seed in seeds]
 
 
 def named(runs):
     """The options of a command that say which runs there are."""
-    return [f"--run {name}={folder}" for name, folder in runs.items()]
+    return [f"--run={name}={folder}" for name, folder in runs.items()]
 
 
 def each(option, name):
     """An option for each of the input files `name`."""
     return lambda wildcards, input: [
-        f"--{option} {path}" for path in getattr(input, name)
+        f"--{option}={path}" for path in getattr(input, name)
     ]
 
 

@@ -4,8 +4,7 @@
 rule sample:
     """Sample completions of a run's model for every problem of a split."""
     input:
-        settings=lambda wildcards: FLOW.sample(wildcards.run, wildcards.split),
-        data=ancient(problems_of),
+        **with_problems("sample", "run", "split"),
         model=f"{WORK}/{{run}}/model",
     output:
         samples=f"{WORK}/{{run}}/{{split}}/samples.parquet",
@@ -21,15 +20,14 @@ rule sample:
         run(
             "sample --settings {input.settings} --model {input.model}"
             " --data {input.data} --out {params.out}",
-            gpus="sample",
+            gpus=True,
         )
 
 
 rule grade:
     """Judge every sample of a run."""
     input:
-        settings=lambda wildcards: FLOW.grade(wildcards.run, wildcards.split),
-        data=ancient(problems_of),
+        **with_problems("grade", "run", "split"),
         samples=rules.sample.output.samples,
     output:
         f"{WORK}/{{run}}/{{split}}/grades.parquet",
@@ -46,8 +44,7 @@ rule grade:
 rule lm_eval:
     """Measure a run's model with lm-eval, greedily."""
     input:
-        settings=lambda wildcards: FLOW.lm_eval(wildcards.run),
-        data=ancient(rules.prepare.output),
+        **with_problems("lm_eval", "run"),
         model=f"{WORK}/{{run}}/model",
     output:
         scores=f"{WORK}/{{run}}/lm_eval/scores.json",
@@ -63,5 +60,5 @@ rule lm_eval:
         run(
             "lm-eval --settings {input.settings} --model {input.model}"
             " --data {input.data} --out {params.out}",
-            gpus="lm_eval",
+            gpus=True,
         )

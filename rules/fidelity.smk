@@ -6,8 +6,7 @@ BENCH = "results/reference/bench/informativeness_micro.csv"
 rule fidelity_table:
     """Say what each departure of the released code does to credit and to trained models."""
     input:
-        settings=lambda wildcards: FLOW.fidelity(),
-        data=ancient(rules.prepare.output),
+        **with_problems("fidelity"),
         base=rules.base.output,
         summaries=departed_rows,
     output:
@@ -21,7 +20,7 @@ rule fidelity_table:
         run(
             "fidelity --settings {input.settings} --base {input.base} --data {input.data}"
             " {params.summaries} --out {output.csv}",
-            gpus="sample",
+            gpus=True,
         )
 
 
@@ -34,8 +33,7 @@ rule fidelity:
 rule protocol_table:
     """Measure the same completions by the released protocol and by ours."""
     input:
-        settings=lambda wildcards: FLOW.protocol(),
-        data=ancient(rules.prepare.output),
+        **with_problems("protocol"),
         models=[f"{folder}/model" for folder in candidates().values()],
         samples=[f"{folder}/test/samples.parquet" for folder in candidates().values()],
         grades=[f"{folder}/test/grades.parquet" for folder in candidates().values()],
@@ -60,7 +58,7 @@ rule protocol:
 rule claims:
     """Judge the published claims by their own numbers, and by what was measured."""
     input:
-        code=lambda wildcards: FLOW.artefact("claims"),
+        code=settings("claims"),
         ledger="configs/claims.yaml",
         published="results/published/table1.csv",
         second_hand="results/published/second_hand.csv",

@@ -10,7 +10,7 @@ ABLATED = list(
 rule metrics:
     """Measure one row: Pass@k, Length@k, Ratio@k over its training seeds."""
     input:
-        settings=lambda wildcards: FLOW.metrics(wildcards.row),
+        settings=settings("metrics", "row"),
         grades=lambda wildcards: [
             f"{folder}/test/grades.parquet" for folder in FLOW.folders(wildcards.row)
         ],
@@ -33,24 +33,15 @@ rule metrics:
 
 if TIER.also:
 
-    rule prepare_also:
-        """Write the problems of another dataset that the models are measured on."""
+    use rule prepare as prepare_also with:
         input:
-            settings=lambda wildcards: FLOW.prepare(wildcards.dataset),
+            settings=settings("prepare", "dataset"),
         output:
             directory(f"{WORK}/also/{{dataset}}/data"),
-        threads: REQUESTS["prepare"].cpus
-        resources:
-            **REQUESTS["prepare"].resources,
-        shell:
-            run(
-                "prepare --settings {input.settings} --out {output}",
-            )
 
-    rule metrics_also:
-        """Measure one row on another dataset."""
+    use rule metrics as metrics_also with:
         input:
-            settings=lambda wildcards: FLOW.metrics(wildcards.row, wildcards.dataset),
+            settings=settings("metrics", "row", "dataset"),
             grades=lambda wildcards: [
                 f"{folder}/also/{wildcards.dataset}/test/grades.parquet"
                 for folder in FLOW.folders(wildcards.row)
@@ -59,21 +50,12 @@ if TIER.also:
         output:
             summary=f"{WORK}/summaries/also/{{dataset}}/{{row}}.json",
             counts=f"{WORK}/summaries/also/{{dataset}}/{{row}}.parquet",
-        params:
-            grades=each("grades", "grades"),
-            seeds=measured_seeds,
-            logs=each("log", "logs"),
-        shell:
-            run(
-                "metrics --settings {input.settings} {params.grades} {params.seeds}"
-                " {params.logs} --out {output.summary}",
-            )
 
 
 rule controls:
     """Shorten the base without training it."""
     input:
-        settings=lambda wildcards: FLOW.controls(),
+        settings=settings("controls"),
         grades=f"{WORK}/base/test/grades.parquet",
     output:
         expand(
@@ -85,7 +67,7 @@ rule controls:
         out=subpath(output[0], parent=True),
     shell:
         run(
-            "controls --settings {input.settings} --grades {input.grades} --out {params.out}",
+            "controls --settings {input.settings} --grades {input.grades} --out {params.out}"
         )
 
 
@@ -93,7 +75,7 @@ rule table:
     """Put all rows into one table and one figure."""
     input:
         **summaries(["base", *FLOW.methods, *FLOW.control_rows, *transferred()]),
-        code=lambda wildcards: FLOW.artefact("table"),
+        code=settings("table"),
         published="results/published/table1.csv",
     output:
         **table_files("table1", "Table 1"),
@@ -112,7 +94,7 @@ rule ablation_table:
     """Put the variants of methods beside what they vary."""
     input:
         **summaries(ABLATED),
-        code=lambda wildcards: FLOW.artefact("ablations"),
+        code=settings("ablations"),
     output:
         **table_files("ablations", "Ablations"),
         **figure_files("ablations", "Ablations"),
@@ -120,9 +102,7 @@ rule ablation_table:
     params:
         summaries=each("summary", "summaries"),
     shell:
-        run(
-            "ablations {params.summaries} --out {output.csv} --figure {output.png}",
-        )
+        run("ablations {params.summaries} --out {output.csv} --figure {output.png}")
 
 
 rule ablations:
@@ -135,52 +115,46 @@ rule comparisons:
     """Compare every pair of rows, paired by problem."""
     input:
         **summaries(["base", *FLOW.methods, *transferred()]),
-        code=lambda wildcards: FLOW.artefact("comparisons"),
+        code=settings("comparisons"),
     output:
         **table_files("comparisons", "Comparisons"),
         **figure_files("comparisons", "Comparisons"),
     params:
         summaries=each("summary", "summaries"),
     shell:
-        run(
-            "comparisons {params.summaries} --out {output.csv} --figure {output.png}",
-        )
+        run("comparisons {params.summaries} --out {output.csv} --figure {output.png}")
 
 
 rule paired:
     """Draw what each method changed in the base."""
     input:
         **summaries(["base", *FLOW.methods]),
-        code=lambda wildcards: FLOW.artefact("paired"),
+        code=settings("paired"),
     output:
         **figure_files("paired", "Table 1"),
     params:
         summaries=each("summary", "summaries"),
     shell:
-        run(
-            "paired {params.summaries} --figure {output.png}",
-        )
+        run("paired {params.summaries} --figure {output.png}")
 
 
 rule page:
     """Put verdict, figures and tables on one page."""
     input:
-        code=lambda wildcards: FLOW.artefact("page"),
+        code=settings("page"),
         table=f"{OUT}/table1.csv",
         made=[path for path in ALL if path != f"{OUT}/report.html"],
     output:
         reported("report", "html", "A verdict", "report"),
     shell:
-        run(
-            "page {input.table} --out {output}",
-        )
+        run("page {input.table} --out {output}")
 
 
 rule frontier:
     """Say whether any method beats early stopping of the base."""
     input:
         **summaries(["base", *FLOW.methods]),
-        code=lambda wildcards: FLOW.artefact("frontier"),
+        code=settings("frontier"),
         base=f"{WORK}/base/test/grades.parquet",
     output:
         **table_files("frontier", "Early stopping"),
@@ -198,7 +172,7 @@ rule costs:
     """Say what each row cost and how it answered."""
     input:
         **summaries(["base", *FLOW.methods]),
-        settings=lambda wildcards: FLOW.costs(),
+        settings=settings("costs"),
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
         **table_files("costs", "Costs"),
@@ -207,14 +181,14 @@ rule costs:
         runs=named(TRAINED),
     shell:
         run(
-            "costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}",
+            "costs --settings {input.settings} {params.summaries} {params.runs} --out {output.csv}"
         )
 
 
 rule wallclock:
     """Say where the time of every run went."""
     input:
-        settings=lambda wildcards: FLOW.wallclock(),
+        settings=settings("wallclock"),
         timing=[f"{folder}/test/timing.json" for folder in TIMED.values()],
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
@@ -232,22 +206,20 @@ rule wallclock:
 rule curves:
     """Draw accuracy and length while training."""
     input:
-        settings=lambda wildcards: FLOW.curves(),
+        settings=settings("curves"),
         training=[f"{folder}/train.jsonl" for folder in TRAINED.values()],
     output:
         **figure_files("training", "Training"),
     params:
         runs=named(TRAINED),
     shell:
-        run(
-            "curves --settings {input.settings} {params.runs} --figure {output.png}",
-        )
+        run("curves --settings {input.settings} {params.runs} --figure {output.png}")
 
 
 rule lm_eval_table:
     """Join what lm-eval said of every run."""
     input:
-        settings=lambda wildcards: FLOW.lm_eval_table(),
+        settings=settings("lm_eval_table"),
         scores=[f"{folder}/lm_eval/scores.json" for folder in RUNS.values()],
     output:
         **table_files("lm_eval", "lm-eval"),
@@ -255,15 +227,14 @@ rule lm_eval_table:
         runs=named(RUNS),
     shell:
         run(
-            "lm-eval-table --settings {input.settings} {params.runs} --out {output.csv}",
+            "lm-eval-table --settings {input.settings} {params.runs} --out {output.csv}"
         )
 
 
 rule time:
     """Time every row in turn, with the machine to itself."""
     input:
-        settings=lambda wildcards: FLOW.timing(),
-        data=ancient(rules.prepare.output),
+        **with_problems("timing"),
         models=[f"{folder}/model" for folder in RUNS.values()],
     output:
         **table_files("time", "Wall-clock"),
@@ -279,5 +250,5 @@ rule time:
         run(
             "time --settings {input.settings} {params.runs} --base {params.base}"
             " --data {input.data} --out {output.csv}",
-            gpus="train",
+            gpus=True,
         )

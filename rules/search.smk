@@ -5,7 +5,7 @@
 rule tune:
     """Choose every method's settings on the validation split, with equal budgets."""
     input:
-        settings=lambda wildcards: FLOW.tune(),
+        settings=settings("tune"),
         base=f"{WORK}/base/validation/grades.parquet",
         trials=[f"{WORK}/{trial}/validation/grades.parquet" for trial in FLOW.trials],
     params:
@@ -21,7 +21,7 @@ rule tune:
 rule sensitivity_table:
     """Show how two options of a method, on a grid, move accuracy and length."""
     input:
-        settings=lambda wildcards: FLOW.sensitivity(),
+        settings=settings("sensitivity"),
         base=f"{WORK}/base/validation/grades.parquet",
         grades=[f"{WORK}/{point}/validation/grades.parquet" for point in FLOW.points],
     output:

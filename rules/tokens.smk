@@ -4,8 +4,7 @@
 rule token_roles:
     """Score the tokens of a run's own completions, beside what each is for."""
     input:
-        settings=lambda wildcards: FLOW.token_roles(wildcards.run),
-        data=ancient(rules.prepare.output),
+        **with_problems("token_roles", "run"),
         model=f"{WORK}/{{run}}/model",
         samples=f"{WORK}/{{run}}/test/samples.parquet",
     output:
@@ -17,20 +16,19 @@ rule token_roles:
         run(
             "token-roles --settings {input.settings} --model {input.model}"
             " --samples {input.samples} --data {input.data} --out {output}",
-            gpus="sample",
+            gpus=True,
         )
 
 
 rule calibration:
     """Say whether the entropy of the base's early answers is its true uncertainty."""
     input:
-        settings=lambda wildcards: FLOW.calibration(),
-        data=ancient(rules.prepare.output),
+        **with_problems("calibration"),
         model=f"{WORK}/base/model",
         samples=f"{WORK}/base/test/samples.parquet",
     output:
         **figure_files("calibration", "Informativeness"),
-        csv=reported("calibration", "csv", "Informativeness", "calibration"),
+        **table_files("calibration", "Informativeness"),
     threads: REQUESTS["sample"].cpus
     resources:
         **REQUESTS["sample"].resources,
@@ -39,14 +37,14 @@ rule calibration:
             "calibration --settings {input.settings} --model {input.model}"
             " --samples {input.samples} --data {input.data}"
             " --out {output.csv} --figure {output.png}",
-            gpus="sample",
+            gpus=True,
         )
 
 
 rule role_tables:
     """Say which scores know a needed token, and which roles each method removed."""
     input:
-        settings=lambda wildcards: FLOW.role_tables(),
+        settings=settings("role_tables"),
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],
         samples=[f"{folder}/test/samples.parquet" for folder in RUNS.values()],
     output:

@@ -4,22 +4,20 @@
 rule prepare:
     """Write the problems of every split, golds checked."""
     input:
-        settings=lambda wildcards: FLOW.prepare(),
+        settings=settings("prepare"),
     output:
         directory(f"{WORK}/data"),
     threads: REQUESTS["prepare"].cpus
     resources:
         **REQUESTS["prepare"].resources,
     shell:
-        run(
-            "prepare --settings {input.settings} --out {output}",
-        )
+        run("prepare --settings {input.settings} --out {output}")
 
 
 rule base:
     """Make the model that every method starts from."""
     input:
-        settings=lambda wildcards: FLOW.base(),
+        settings=settings("base"),
     output:
         directory(f"{WORK}/base/model"),
     threads: REQUESTS["base"].cpus
@@ -28,7 +26,7 @@ rule base:
     shell:
         run(
             "base --settings {input.settings} --out {output}",
-            gpus="base",
+            gpus=True,
         )
 
 
@@ -46,7 +44,7 @@ MEASURED = "|".join(map(re.escape, TIER.measured)) or "(?!)"
 rule checkpoint:
     """Fetch a model that is measured and not trained."""
     input:
-        settings=lambda wildcards: FLOW.checkpoint(wildcards.measured),
+        settings=settings("checkpoint", "measured"),
     output:
         directory(f"{WORK}/{{measured}}/seed0/model"),
     wildcard_constraints:
@@ -56,17 +54,14 @@ rule checkpoint:
         mem_mb=REQUESTS["base"].mem_mb,
         runtime=REQUESTS["base"].runtime,
     shell:
-        run(
-            "checkpoint --settings {input.settings} --out {output}",
-        )
+        run("checkpoint --settings {input.settings} --out {output}")
 
 
 # The problems' content is part of the settings' name: new files with the same content make nothing stale.
 rule train:
     """Train one run: a method and seed, a trial of the search, or a point of the grid."""
     input:
-        settings=lambda wildcards: FLOW.train(wildcards.run),
-        data=ancient(rules.prepare.output),
+        **with_problems("train", "run"),
         base=rules.base.output,
     output:
         model=directory(f"{WORK}/{{run}}/model"),
@@ -84,5 +79,5 @@ rule train:
         run(
             "train --settings {input.settings} --base {input.base}"
             " --data {input.data} --out {params.out}",
-            gpus="train",
+            gpus=True,
         )

@@ -4,7 +4,7 @@
 checkpoint zoo_choice:
     """Choose the settings of the methods beyond the table, with budgets equal to theirs."""
     input:
-        settings=lambda wildcards: FLOW.tune_zoo(),
+        settings=settings("tune_zoo"),
         base=f"{WORK}/base/validation/grades.parquet",
         trials=[
             f"{WORK}/{trial}/validation/grades.parquet"
@@ -21,41 +21,26 @@ checkpoint zoo_choice:
         )
 
 
-rule zoo_table:
-    """Put every method there is into one table and one figure."""
+use rule table as zoo_table with:
     input:
         summaries=zoo_files("json"),
         counts=zoo_files("parquet"),
-        code=lambda wildcards: FLOW.artefact("table"),
+        code=settings("table"),
         published="results/published/table1.csv",
     output:
         **table_files("zoo", "Zoo"),
         **figure_files("zoo", "Zoo"),
         provenance=f"{OUT}/zoo.provenance.json",
-    params:
-        summaries=each("summary", "summaries"),
-    shell:
-        run(
-            "table {params.summaries} --published {input.published} --out {output.csv}"
-            " --figure {output.png}",
-        )
 
 
-rule zoo_comparisons:
-    """Compare every pair of all methods, paired by problem."""
+use rule comparisons as zoo_comparisons with:
     input:
         summaries=zoo_files("json"),
         counts=zoo_files("parquet"),
-        code=lambda wildcards: FLOW.artefact("comparisons"),
+        code=settings("comparisons"),
     output:
         **table_files("zoo_comparisons", "Zoo"),
         **figure_files("zoo_comparisons", "Zoo"),
-    params:
-        summaries=each("summary", "summaries"),
-    shell:
-        run(
-            "comparisons {params.summaries} --out {output.csv} --figure {output.png}",
-        )
 
 
 rule zoo:

@@ -273,7 +273,7 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
 
 def test_a_column_that_is_missing_is_named(whole):
     with pytest.raises(UserError, match=r"grades.parquet has no column 'text': sample first"):
-        read_parquet(whole / "grades.parquet", ("problem_id", "text"), "sample first")
+        read_parquet(whole / "grades.parquet", {"problem_id": str, "text": str}, "sample first")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ ELSEWHERE = {
     "worlds/own.py": (1, "csv.Error is one line there, with the line of the file"),
     "worlds/grading/processes.py": (1, "the kernel's file"),
     "workflow.py": (3, "bytes that are compared, and a round trip through JSON"),
-    "report/results.py": (2, "bytes that are packed"),
+    "report/results.py": (3, "bytes that are packed, and their checksum, whose caller names the file"),
     "bench/core.py": (1, "what its own workers answer"),
     "bench/core_worker.py": (2, "what the benchmark wrote"),
     "bench/trl_worker.py": (2, "what the benchmark wrote"),
@@ -338,7 +338,7 @@ WRITES = re.compile(
 APPENDED = {
     "bench/core.py": (1, "the benchmark's own folder"),
     "bench/informativeness.py": (1, "the kernel's file"),
-    "evaluate/lm_evaluation.py": (2, "a temporary folder"),
+    "evaluate/lm_evaluation.py": (1, "a temporary folder"),
     "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
     "train/state.py": (1, "to a path that the caller makes whole"),
 }

@@ -16,7 +16,7 @@ from iapo_bench.worlds import POSTFIX, read_problems
 
 
 def settings(**changes):
-    return read_tier("smoke").tokens_job().model_copy(update=changes)
+    return read_tier("smoke").calibration_job().model_copy(update=changes)
 
 
 @pytest.fixture
@@ -82,4 +82,7 @@ def test_files(run, tmp_path):
     assert table["part"].iloc[-1] == "all"
     assert (table["continuations"] == CONTINUATIONS).all()
     assert figure.stat().st_size > 1000
-    assert figure.with_suffix(".svg").is_file()
+    assert "these numbers mean nothing" in figure.with_suffix(".svg").read_text()
+    for form in (".md", ".tex", ".html"):
+        assert "these numbers mean nothing" in out.with_suffix(form).read_text()
+    assert "| all " in out.with_suffix(".md").read_text()

@@ -1,11 +1,13 @@
 """The ledger: verdicts of the published numbers, by hand, and of measured ones."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from snakemake.cli import get_argument_parser
 from test_tables import make_row
 
 from iapo_bench.errors import UserError
@@ -76,11 +78,16 @@ def test_other_numbers_get_other_verdicts():
     assert verdicts["shorter-than-dapo"] == "contradicted"
 
 
+RIVALS = {"dapo": 50.0, "gfpo": 52.0, "gtpo": 54.0, "sgrpo": 56.0}
+
+
 def measured(**changes) -> list:
-    """IAPO shorter than DAPO and no less accurate; without informativeness, as long as with."""
+    """IAPO shorter than all and no less accurate; without informativeness, as long as with. Controls as `controls`
+    makes them, with a quarter of the samples."""
     rows = [
         make_row("base", (1, 16), 0.5, 60.0, train_seeds=[0]),
-        make_row("dapo", (1, 16), 0.5, 50.0),
+        make_row("base_shortest", (1,), 0.5, 30.0, train_seeds=[0], n_samples=8),
+        *(make_row(method, (1, 16), 0.5, length) for method, length in RIVALS.items()),
         make_row("iapo", (1, 16), 0.5, 40.0),
         make_row("iapo_ni", (1, 16), 0.5, 40.0, parent="iapo"),
         make_row("iapo_nx", (1, 16), 0.5, 45.0, parent="iapo"),
@@ -99,22 +106,58 @@ def test_measured_verdicts_do_not_reproduce_what_another_model_published():
     assert set(table[table["numbers"] == "measured"]["tier"]) == {"micro"}
 
 
-def test_the_published_model_is_what_can_be_reproduced():
-    rows = measured(model="Qwen2.5-7B-Instruct", dataset="gsm8k")
+@pytest.mark.parametrize(("size", "shorter"), [("7B", "not reproduced"), ("0.5B", "does not hold here")])
+def test_a_claim_is_reproduced_on_its_own_model_alone(size, shorter):
+    """The best ratio is claimed for every size, the shorter completions for 7B."""
+    rows = measured(model=f"Qwen2.5-{size}-Instruct", dataset="gsm8k")
     table = judge(read_claims(LEDGER), Evidence(pd.read_csv(PUBLISHED), pd.read_csv(SECOND_HAND), rows))
     verdicts = table[table["numbers"] == "measured"].set_index("claim")["verdict"]
     assert verdicts["best-ratio"] == "reproduced"
-    assert verdicts["shorter-than-dapo"] == "not reproduced"
+    assert verdicts["shorter-than-dapo"] == shorter
+    assert verdicts["terms-contribute"] == "undecided here"  # the paper does not say of which model
 
 
-def test_variants_are_no_rivals():
-    """The ablation without informativeness may have the better ratio: the claim is of the table's methods."""
-    rows = [make_row("dapo", (1, 16), 0.5, 50.0), make_row("iapo", (1, 16), 0.5, 40.0)]
-    rows.append(make_row("iapo_ni", (1, 16), 0.5, 20.0, parent="iapo"))
-    best = claim(kind="best", measure="ratio@16", method="iapo").check
+def test_a_claim_of_the_best_is_of_the_methods_that_it_names():
+    """A variant, or a method that the paper does not compare with, may have the better ratio."""
+    best = claim(kind="best", measure="ratio@16", method="iapo", against=["dapo"]).check
+    rows = [*measured(), make_row("mine", (1, 16), 0.5, 20.0)]
     holds, text = check_numbers(best, Measured(rows))
     assert holds is True
     assert "dapo" in text
+    assert check_numbers(best, Measured([row for row in rows if row.method != "dapo"])) is None
+
+
+@pytest.mark.parametrize(("tier", "dataset", "world"), [("micro", "micro", []), ("qwen-0.5b", "math500", ["math500"])])
+def test_the_commands_of_a_verdict_can_be_run(tier, dataset, world):
+    """As Snakemake reads them: its targets, and what --config says."""
+    rows = measured(tier=tier, dataset=dataset)
+    table = judge(read_claims(LEDGER), Evidence(pd.read_csv(PUBLISHED), pd.read_csv(SECOND_HAND), rows))
+    commands = table[table["command"] != ""].groupby("numbers")["command"].unique()
+    read = {
+        numbers: [get_argument_parser().parse_args(shlex.split(part)[1:]) for part in only.split(" && ")]
+        for numbers, [only] in commands.items()
+    }
+    assert [each.targets for each in read["published"]] == [["claims"]]
+    assert [each.targets for each in read["measured"]] == [["all", "ablations"], ["claims"]]
+    chosen = [f"world={{name: {name}}}" for name in world]
+    assert read["measured"][0].config == [f"tier={tier}", *chosen]
+    assert all(each.cores for each in [*read["measured"], *read["published"]])
+
+
+def test_what_a_smoke_tier_measures_means_nothing():
+    table = judge(
+        read_claims(LEDGER), Evidence(pd.read_csv(PUBLISHED), pd.read_csv(SECOND_HAND), measured(tier="smoke"))
+    )
+    assert table[table["tier"] == "smoke"]["evidence"].str.contains("mean nothing").all()
+
+
+@pytest.mark.parametrize(("length", "holds"), [(26.5, True), (40.0, False), (49.99, False), (60.0, False)])
+def test_a_change_of_a_size_is_contradicted_by_an_interval_without_it(length, holds):
+    check = claim(
+        kind="change", measure="length@1", method="iapo", against=["dapo"], direction="down", by=-0.47, tolerance=0.01
+    ).check
+    rows = Measured([make_row("dapo", (1,), 0.5, 50.0), make_row("iapo", (1,), 0.5, length)])
+    assert check_numbers(check, rows)[0] is holds
 
 
 def test_no_loss_is_shown_contradicted_or_neither():
@@ -132,7 +175,7 @@ def test_files(tmp_path):
         row.write(paths[-1])
     bench = pd.DataFrame({"T": [128, 256, 512], "batch": 8, "seconds_kv_replicated": [1.0, 4.0, 32.0]})
     bench.to_csv(tmp_path / "bench.csv", index=False)
-    times = {"model": "small", "method": ["iapo", "dapo"], "inference_seconds": [8.0, 10.0]}
+    times = {"model": "small", "dataset": "micro", "method": ["iapo", "dapo"], "inference_seconds": [8.0, 10.0]}
     pd.DataFrame(times | {"inference_completions": 100}).to_csv(tmp_path / "wallclock.csv", index=False)
     make_claims(
         LEDGER,
@@ -165,7 +208,7 @@ STATED = "  - {{id: a, sentence: b, source: c, check: {{kind: {}, measure: x, me
         ),
         ("claims: [", "is not YAML"),
         (
-            "claims:\n" + 2 * "  - {id: a, sentence: b, source: c, check: {kind: best, measure: x, method: y}}\n",
+            "claims:\n" + 2 * "  - {id: a, sentence: b, source: c, check: {kind: units, values: []}}\n",
             "twice",
         ),
     ],

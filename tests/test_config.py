@@ -105,6 +105,16 @@ def test_a_mistake_in_a_file_of_configfile_names_its_line(tmp_path):
         read_workflow_tier({"train": {"lr": 2}}, {}, files=[path])
 
 
+def test_rows_are_chosen_from_a_whole_tier_of_configfile(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((ROOT / "configs" / "smoke.yaml").read_text())
+    given = {"methods": ["iapo", "grpo"]}
+    config = {**yaml.safe_load(path.read_text()), **given}  # as Snakemake merges them
+    tier = read_workflow_tier(config, given, files=[path])
+    assert list(tier.methods) == ["iapo", "grpo"]
+    assert tier.method("iapo").options == {"alpha": 0.1, "beta": 0.1}
+
+
 def test_settings_that_snakemake_would_drop_are_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("resources:\n  gpu: 1\n  gpu: 2\n")
     for arguments, message in (

@@ -187,6 +187,19 @@ def test_released():
     assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.001, reduction="token_mean", local_rows=4)
 
 
+def test_released_turns_a_signal_without_spread_into_its_sign():
+    """x - mean/1e-8 is all but a constant, which the unit norm makes -+1/sqrt(T); a lone token's std is undefined."""
+    signals = {"answer_entropy": [[0.0] * 5, [0.0] * 5], "token_entropy": [[0.7] * 4, [0.0] * 4], "max_tokens": 4}
+    method = load_method("iapo", "released", alpha=0.5, beta=0.25)
+    batch = make_batch([4, 3], [1, 0], **signals)
+    z = 1 / (math.sqrt(2) + 1e-4)
+    correct, wrong = rows(batch, assign_credit(method, batch).advantages_BT)
+    assert correct == pytest.approx([z + 0.25 / 2] * 4, abs=1e-6)
+    assert wrong == pytest.approx([-z] * 3, abs=1e-6)
+    lone = make_batch([1, 1], [1, 0], answer_entropy=[[2.0, 1.0]] * 2, token_entropy=[[0.7]] * 2)
+    assert rows(lone, assign_credit(method, lone).advantages_BT) == [pytest.approx([z]), pytest.approx([-z])]
+
+
 def test_published_setting():
     method = IAPO()
     assert (method.alpha, method.beta, method.format_reward) == (1.0, 1.0, 0.5)

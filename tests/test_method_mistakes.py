@@ -60,7 +60,7 @@ MISTAKES = {
     "weights of another type": (
         CREDIT + "assign(batch.rewards_B, batch, batch.rewards_B > 0)\n",
         10,
-        "weights are torch.bool (16,), expected bool (16, 1) or (16, ",
+        "weights have shape (16,), expected (16, 1) or (16, ",
     ),
     "rewards by group": (REWARDS + "per_group(batch.rewards_B, batch).float()\n", None, "(4, 4), expected (16,)"),
     "rewards that are counts": (REWARDS + "batch.lengths_B\n", None, "must be torch.float32, is torch.int64"),
@@ -68,6 +68,16 @@ MISTAKES = {
         TOKEN_ENTROPY + CREDIT + "assign(signal(batch, Signal.TOKEN_ENTROPY).mean(dim=1), batch)\n",
         10,
         "advantages_BT change with padding: reduce over real tokens, with batch.completion_mask_BT",
+    ),
+    "weights that are no mask": (
+        CREDIT + "assign(batch.rewards_B, batch, batch.completion_mask_BT * 0.5)\n",
+        10,
+        "weights must be bool or integers of 0 and 1, is torch.float32",
+    ),
+    "a state that no checkpoint can hold": (
+        "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n",
+        None,
+        "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: give tensors, numbers and texts",
     ),
     "width taken for the longest length": (
         REWARDS + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n",

@@ -29,6 +29,7 @@ from iapo_bench.files import claimed, whole_directory, whole_file
 from iapo_bench.machine.resume import is_sound, kept, resuming, seal
 from iapo_bench.report.rows import measure
 from iapo_bench.train.base import make_base
+from iapo_bench.train.state import _write_tensors
 from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds.prepare import prepare
 
@@ -266,6 +267,71 @@ def test_a_directory_of_other_things_is_not_replaced(run, tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, kind):
+    """`--out /dev/null`, by root, must not cost the machine its /dev/null."""
+    path = tmp_path / "x"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    before = path.stat()
+    writers = (whole_file, whole_directory) if kind == "pipe" else (whole_file,)
+    for writer in writers:
+        with pytest.raises(UserError, match=f"{path} is not a .* and would be lost"), writer(path) as partial:
+            partial.touch()
+    assert path.stat() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    for name, writer in (("file", whole_file), ("directory", whole_directory)):
+        (tmp_path / name).symlink_to(tmp_path / "scratch" / name)
+        for text in ("first", "second"):
+            with writer(tmp_path / name) as partial:
+                (partial / "part" if partial.is_dir() else partial).write_text(text)
+        assert (tmp_path / name).is_symlink()
+    written = {path.name: path.read_text() for path in (tmp_path / "scratch").rglob("*") if path.is_file()}
+    assert written == {"file": "second", "part": "second"}
+
+
+@pytest.mark.parametrize("write", ["parquet", "text", "safetensors", "torch", "figure"])
+def test_whatever_writes_on_a_full_disk_the_line_names_the_file(tmp_path, write):
+    """Libraries say what they wrote in many words or none, and some the path that lasts for a moment."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from safetensors.torch import save_file
+
+    writers = {
+        "parquet": lambda path: pd.DataFrame({"a": range(100)}).to_parquet(path),
+        "text": lambda path: path.write_text("x" * 10_000),
+        "safetensors": lambda path: save_file({"a": torch.zeros(1000)}, path),
+        "torch": lambda path: _write_tensors({"a": torch.zeros(1000)}, path),
+        "figure": lambda path: Figure().savefig(path, format="png"),
+    }
+    out = tmp_path / "out"
+    with full(tmp_path), pytest.raises(OSError, match=re.escape(str(out))) as error, whole_file(out) as partial:
+        writers[write](partial)
+    line = explain_error(error.value)
+    assert line is not None
+    assert line.startswith(f"{out}: ")
+    assert "partial" not in line
+
+
+@pytest.mark.parametrize("out", [".", "..", "", "a/.."])
+def test_an_output_without_a_name_is_refused(run, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    for command in (["prepare", "--config", "smoke"], ["page", "table1.csv"]):
+        code, err = run(*command, "--out", out)
+        assert code == 2
+        assert err == f"iapo-bench: Invalid value for '--out': '{out}' has no name of its own: give it one\n"
+
+
+def test_a_path_that_is_no_text_is_refused(run, tmp_path):
+    """Libraries raise at it, some of them when all is done."""
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    code, err = run("prepare", "--config", "smoke", "--out", path)
+    assert code == 2
+    assert err == f"iapo-bench: Invalid value for '--out': {path!r} is not UTF-8: rename it\n"
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     left = tmp_path / ".file.x1y2z3.partial"
     left.mkdir()
@@ -386,7 +452,7 @@ def test_where_nothing_can_be_written_a_stage_says_so_and_goes_on_later(run, don
         code, err = run(*command)
     assert (code, "Traceback" in err) == (2, False), err
     (line,) = [line for line in err.splitlines() if line.startswith("iapo-bench: ")]
-    assert re.search("Permission denied|File too large|Not a directory|File exists|is a file|whole", line), line
+    assert re.search("Permission denied|File too large|Not a directory|File exists|not a directory|whole", line), line
     left = {path.name for path in out.rglob("*") if path.is_file()} if out.exists() else set()
     assert left <= {"run.json"}, "nothing but what says whose unfinished work it is"
     code, err = run(*command)

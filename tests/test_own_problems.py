@@ -94,6 +94,7 @@ def test_the_kind_of_golds_is_found_out_or_stated(tmp_path, answers, kind):
         ({"answer": True}, r"my\.{0}:3: 'answer' is True: write text"),
         ({"answer": "?!"}, r"my\.{0}:3: the gold answer '\?!' cannot be read as mathematics"),
         ({"answer": 2.0**70}, r"my\.{0}:3: 'answer' is .*, too large for a float to be exact"),
+        ({"answer": 10 / 3}, r"my\.{0}:3: 'answer' is 3\.3333333333333335, which a float has rounded"),
         ({"split": "dev"}, r"my\.{0}:3: unknown split 'dev'"),
         ({"split": "test"}, r"my\.{0}:1: no split, which other problems have"),
         ({"question": ROWS[0]["question"]}, r"my\.{0}:3: the problem of .*my\.{0}:1 again, with another answer"),

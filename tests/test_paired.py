@@ -31,6 +31,8 @@ def test_changes_from_the_base_with_their_intervals(rows):
     assert points == pytest.approx([100 * found.value for found in wanted])
     bars = [path.vertices[:, 0].tolist() for group in passes.collections for path in group.get_paths()]
     assert bars == [pytest.approx([100 * end for end in found.interval]) for found in wanted]
+    ends = [line for line in passes.lines if line.get_marker() in ("None", "")][1:]  # the first stands at 0
+    assert [line.get_xdata()[0] for line in ends] == pytest.approx([end for bar in bars for end in bar])
     assert passes.get_xlabel().startswith("Pass@1, points\n(base 4")
     assert lengths.get_xlabel() == "Length, tokens\n(base 60.0;\nleft is shorter)"
     title = " ".join(figure.get_suptitle().split())

@@ -8,7 +8,7 @@ import torch
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
-from iapo_bench.method import load_method
+from iapo_bench.method import RELEASED_READING, LossSpec, load_method
 from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.report.departures import COMPARED, departures_of
 from iapo_bench.rollout.transformers_engine import TransformersEngine
@@ -21,6 +21,16 @@ from iapo_bench.worlds.grading import Outcome
 def training(name: str, given: dict | None = None) -> dict:
     job = read_tier("micro", given or {}).train_job(name, 0)
     return {key: getattr(job.train, key) for key in TRAIN_OF_PROFILE["released"]}
+
+
+@pytest.mark.parametrize(
+    ("tier", "chunk", "ranks", "local_rows"), [("qwen-0.5b", 16, 4, 4), ("qwen-1.5b", 36, 4, 4), ("qwen-7b", 16, 1, 2)]
+)
+def test_the_released_profile_of_each_size_is_that_of_its_run(tier, chunk, ranks, local_rows):
+    chosen = read_tier(tier).train_job("iapo_released", 0).method
+    method = load_method(chosen.name, chosen.profile, **chosen.options)
+    assert method.reading == replace(RELEASED_READING, postfix_chunk=chunk, ranks=ranks)
+    assert method.loss == LossSpec(clip_high=0.28, kl_coef=0.001, reduction="token_mean", local_rows=local_rows)
 
 
 def test_the_released_profile_reaches_the_training():

@@ -68,6 +68,11 @@ def test_choose_writes_choices_and_evidence(search):
     ]
     assert evidence["pass@2"].tolist() == pytest.approx([0.5, 0.5, 5 / 6, 0.0])
     assert json.loads(evidence["settings"][0]) == {"lr": 0.1}
+    text = (folder / "tuned" / "smoke.md").read_text()
+    assert [line for line in text.splitlines() if "**lr 0.2**" in line]
+    assert "these numbers mean nothing" in text
+    assert "\\toprule" in (folder / "tuned" / "smoke.tex").read_text()
+    assert (folder / "tuned" / "smoke.html").is_file()
 
 
 def test_unequal_budgets_are_refused(search):

@@ -38,6 +38,7 @@ CHANGES = [
     ("iapo_bench/config/train.py", "default=1e-6", "default=1e-5", {"train"}),
     ("iapo_bench/report/style.py", "STYLE", "STYLES", {"table", "comparisons", "token_roles"}),
     ("iapo_bench/evaluate/lm_evaluation.py", "do_sample: false", "do_sample: true", {"lm_eval"}),
+    ("iapo_bench/worlds/own.py", "import csv", "import csv\n\nODD = 1\n", set()),
     ("iapo_bench/plan/costs.py", "3 * CHUNK_LOGITS", "4 * CHUNK_LOGITS", set()),
     ("iapo_bench/cli/steps.py", "run(job", "run( job", set()),
     ("iapo_bench/doctor.py", "examine", "examined", set()),
@@ -308,6 +309,21 @@ def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stale: train--iapo-seed0, since settings.train.temperature is 0.5, was 1.0; ")
     assert "settings.train.lr is 0.25, was 1e-06" in line
+
+
+def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, capsys):
+    """Snakemake takes an `Exception` of an input function for a file that nothing makes, and old results for new."""
+    flow = Workflow(read_tier("smollm2", {"world": {"data_dir": "data"}, "model": {"source": "model", "sft": None}}))
+    assert flow.settings("grade", "iapo/seed0", "test") == flow.grade("iapo/seed0", "test")
+    assert flow.settings("table") == flow.artefact("table")
+    (gsm8k / "data" / "gsm8k_test.jsonl").write_text('{"question": "What?", "answer": "It is 7"}\n')
+    workflow._SUMS.clear()
+    with pytest.raises(SystemExit) as stop:
+        flow.settings("grade", "iapo/seed0", "test")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: ")
+    assert "gsm8k_test.jsonl:1: no '####'" in line
 
 
 def test_a_run_that_is_none_is_refused(gsm8k):

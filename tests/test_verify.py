@@ -27,6 +27,7 @@ from iapo_bench.report.verify import (
     surroundings,
     verify,
 )
+from iapo_bench.worlds import Problem, write_problems
 
 PROBLEMS, SAMPLES = 40, 8
 
@@ -199,6 +200,65 @@ def test_other_settings_are_refused_and_named(reference, tmp_path):
         verify(fewer, reference, Margins())
 
 
+def edited(results, folder, **cells):
+    """A copy of results with other cells of iapo in its table."""
+    shutil.copytree(results, folder)
+    table = pd.read_csv(folder / "table1.csv")
+    for cell, value in cells.items():
+        table.loc[table["method"] == "iapo", cell.replace("_at_", "@")] = value
+    table.to_csv(folder / "table1.csv", index=False)
+    return folder
+
+
+def test_a_table_that_is_not_what_its_counts_come_to_is_not_reproduced(reference, tmp_path):
+    other = edited(reference, tmp_path / "other", pass_at_1=0.99)
+    for sides in ((other, reference), (reference, other), (other, other)):
+        cells = verify(*sides, Margins())
+        found = cells.set_index(["row", "cell"])["verdict"]
+        assert (found["iapo", "pass@1"], found["iapo", "pass@8"]) == (NOT, REPRODUCED)
+        assert exit_status(cells) == 1
+        assert report(cells, Margins()).endswith("not what its counts by problem come to: iapo pass@1")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_cell_that_only_the_reference_has_is_refused_and_named(reference, tmp_path, value):
+    fewer = edited(reference, tmp_path / "fewer", pass_at_8=value)
+    with pytest.raises(UserError, match=r"cells that are missing: iapo pass@8"):
+        verify(fewer, reference, Margins())
+    pd.read_csv(fewer / "table1.csv").drop(columns="length@8").to_csv(fewer / "table1.csv", index=False)
+    with pytest.raises(UserError, match=r"missing: base length@8; cells that are missing: iapo pass@8, length@8"):
+        verify(fewer, reference, Margins())
+
+
+def test_one_problem_is_reproduced_by_equal_cells_alone(reference, tmp_path):
+    """Without an interval nothing is known of a difference."""
+    nothing = {f"pass@1_{end}": np.nan for end in ("lo", "hi")}
+    alone = [edited(reference, tmp_path / str(i), **nothing, **{"pass@1": 0.5 + i / 4}) for i in range(2)]
+    for folder in alone:
+        shutil.rmtree(folder / "micro")
+    found = [verify(folder, alone[0], Margins(1, 1)).set_index(["row", "cell"])["verdict"] for folder in alone]
+    assert [verdicts["iapo", "pass@1"] for verdicts in found] == [REPRODUCED, NOT]
+
+
+def test_a_row_that_is_there_twice_is_refused(reference, tmp_path):
+    twice = edited(reference, tmp_path / "twice", method="base")
+    with pytest.raises(UserError, match="more than one row 'base'"):
+        verify(reference, twice, Margins())
+
+
+def test_an_archive_with_a_flipped_byte_is_refused(reference, tmp_path):
+    path = tmp_path / "a.tar.gz"
+    bundle(reference, path)
+    content = path.read_bytes()
+    for place in range(20, len(content), len(content) // 12):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        with (
+            pytest.raises(UserError, match=r"a\.tar\.gz cannot be read .*fetch or bundle it again"),
+            open_results(path),
+        ):
+            pass
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08\x00junk"])
 def test_what_is_no_result_is_refused(tmp_path, content):
     (tmp_path / "x.tar.gz").write_bytes(content)
@@ -247,6 +307,9 @@ def test_a_cell_leads_to_its_samples(reference):
         explain(reference / "nothing.csv", row="iapo", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match="did you mean 'iapo'"):
         explain(reference, row="iapa", column="pass@8", against=None, problems=1, samples=1)
+    missing = edited(reference, reference.with_name("missing"), pass_at_8=np.nan)
+    with pytest.raises(UserError, match=r"iapo has no pass@8: it was not measured, with 8 samples"):
+        explain(missing, row="iapo", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match=r"unknown column 'pass@9'"):
         explain(reference, row="iapo", column="pass@9", against=None, problems=1, samples=1)
 
@@ -254,7 +317,11 @@ def test_a_cell_leads_to_its_samples(reference):
 def test_two_runs_side_by_side(reference, tmp_path):
     runs = [reference / "micro" / "iapo" / "seed0", reference / "micro" / "base" / "test" / "grades.parquet"]
     text = set_beside(*runs, problem="p0003", samples=2, out=tmp_path / "page.html")
-    assert text.startswith("p0003, gold 7")
+    assert text.startswith("p0003, gold 7\n\n")
+    problems = [Problem(f"p{i:04}", f"What is {i}?", "7") for i in range(PROBLEMS)]
+    write_problems(reference / "micro" / "data" / "test.jsonl", problems)
+    asked = set_beside(*runs, problem="p0003", samples=2, out=None)
+    assert asked.startswith("p0003, gold 7\nWhat is 3?\n"), "the question, from the file of problems"
     assert text.count("sample 1: ") == 2
     page = (tmp_path / "page.html").read_text()
     assert "&lt;answer&gt;" in page

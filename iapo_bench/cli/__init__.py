@@ -38,19 +38,20 @@ class _Grouped(click.Group):
     cls=_Grouped,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads for torch; by default what torch chooses.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice.")
 @click.option("--gpus", type=click.IntRange(0), default=0, help="Lease this many GPUs for exclusive use (0: use none).")
-@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="How many commands may share a GPU.")
+@click.option("--jobs-per-gpu", type=click.IntRange(1), default=1, help="Number of commands that may share a GPU.")
 @click.option(
     "--log",
     type=click.Path(),
-    help="Write everything that is said to this file; the terminal gets one line if it fails.",
+    help="Write all output to this file; the terminal gets one line on failure.",
 )
 @click.pass_context
 def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: int, log: str | None) -> None:
     """Which RL method makes a language model reason in fewer tokens without losing accuracy?
 
-    `snakemake --cores all results/table1.csv` runs these commands in order. By hand:
+    `snakemake --cores all results/table1.csv` runs these commands in order, for every method and training seed. By
+    hand, for one run of one method on the default tier:
 
     \b
       iapo-bench prepare --out data

@@ -1,23 +1,23 @@
-"""Benchmarks: ratios in one run, never seconds against a promise."""
+"""Benchmarks: each prints ratios that one run measured."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iapo_bench.cli.options import FILE
+from iapo_bench.cli.options import FILE, OUT
 
 
 @click.group()
 def bench() -> None:
-    """Measure speed: ratios in one run, never seconds against a promise."""
+    """Benchmarks: speed ratios measured in one run, and a table's time and power."""
 
 
 _BASE = click.option(
     "--base", type=FILE, default=Path("results/micro/base/model"), show_default=True, help="Directory of a micro model."
 )
 _PAIRS = click.option("--pairs", default=7, show_default=True, type=click.IntRange(1), help="Interleaved pairs.")
-_CSV = click.option("--out", type=FILE, help="Also write the rows to this CSV file.")
+_CSV = click.option("--out", type=OUT, help="Also write the rows to this CSV file.")
 
 
 @bench.command("core")
@@ -25,14 +25,21 @@ _CSV = click.option("--out", type=FILE, help="Also write the rows to this CSV fi
 @_PAIRS
 @_CSV
 @click.option(
-    "--environment", type=FILE, default=Path(".bench/trl"), show_default=True, help="TRL's own, made on first use."
+    "--environment",
+    type=FILE,
+    default=Path(".bench/trl"),
+    show_default=True,
+    help="Environment with TRL, made on first use.",
 )
-@click.option("--trl-micro-batch", default=256, show_default=True, help="Completions a micro-batch of TRL's.")
+@click.option("--trl-micro-batch", default=256, show_default=True, help="Completions in a micro-batch of TRL.")
 @click.pass_context
 def bench_core_command(
     context: click.Context, base: Path, pairs: int, out: Path | None, environment: Path, trl_micro_batch: int
 ) -> None:
-    """A training step against TRL's GRPOTrainer: tokens per second, natural lengths and all at the cap."""
+    """A training step against TRL's GRPOTrainer.
+
+    Tokens per second, at natural lengths and with every completion at the cap.
+    """
     from iapo_bench.bench.core import bench_core
 
     threads = context.find_root().params["threads"] or 1
@@ -44,7 +51,10 @@ def bench_core_command(
 @_PAIRS
 @_CSV
 def bench_engine_command(base: Path, pairs: int, out: Path | None) -> None:
-    """The rollout engine against `model.generate` at batch 256, natural lengths."""
+    """The rollout engine against `model.generate`.
+
+    Tokens per second at batch 256, natural lengths.
+    """
     from iapo_bench.bench.engine import bench_engine
 
     _show(bench_engine(base, pairs=pairs), out)
@@ -65,7 +75,10 @@ def bench_engine_command(base: Path, pairs: int, out: Path | None) -> None:
 def bench_informativeness_command(
     base: Path, pairs: int, lengths: tuple[int, ...], batches: tuple[int, ...], out: Path | None
 ) -> None:
-    """Answer entropies: time and extra memory against the replicated scheme and the floor of the arithmetic."""
+    """Answer entropies against the replicated scheme.
+
+    Time and extra memory of both, beside the floor of the arithmetic.
+    """
     from iapo_bench.bench.informativeness import BATCHES, LENGTHS, bench_informativeness
 
     _show(bench_informativeness(base, pairs=pairs, lengths=lengths or LENGTHS, batches=batches or BATCHES), out)
@@ -76,7 +89,10 @@ def bench_informativeness_command(
 @_PAIRS
 @_CSV
 def bench_approximations_command(base: Path, pairs: int, out: Path | None) -> None:
-    """What reading the answer's entropy after fewer prefixes saves, and what error it makes, on the micro world."""
+    """Answer entropies after fewer prefixes.
+
+    Time saved and error made, on the micro world.
+    """
     from iapo_bench.bench.informativeness import bench_approximations
 
     _show(bench_approximations(base, pairs=pairs), out)
@@ -86,7 +102,10 @@ def bench_approximations_command(base: Path, pairs: int, out: Path | None) -> No
 @click.option("--rows", "sizes", type=click.IntRange(96), multiple=True, help="Graded completions; repeat.")
 @_CSV
 def bench_metrics_command(sizes: tuple[int, ...], out: Path | None) -> None:
-    """Measuring one row as grades grow: seconds and peak memory, by default at 10^5, 10^6 and 10^7 completions."""
+    """Seconds and memory of one row's summary.
+
+    By default for 10^5, 10^6 and 10^7 graded completions.
+    """
     from iapo_bench.bench.metrics import SIZES, bench_metrics
 
     _show(bench_metrics(sizes or SIZES), out)
@@ -97,7 +116,10 @@ def bench_metrics_command(sizes: tuple[int, ...], out: Path | None) -> None:
 @click.option("--problems", type=click.IntRange(2), multiple=True, help="Test problems; repeat. By default 100 to 800.")
 @_CSV
 def bench_power_command(work: Path, problems: tuple[int, ...], out: Path | None) -> None:
-    """The smallest difference that other numbers of problems, samples and training seeds could detect."""
+    """Smallest difference that a table could detect.
+
+    For other numbers of problems, samples and training seeds; the spread is taken from the finished table in --work.
+    """
     from iapo_bench.plan.power import PROBLEMS, power
 
     _show(power(sorted((work / "summaries").glob("*.json")), problems or PROBLEMS), out)
@@ -118,7 +140,7 @@ def bench_step_command(base: Path, pairs: int, out: Path | None) -> None:
 @click.option("--work", type=FILE, default=Path("results/micro"), show_default=True, help="A tier's working directory.")
 @_CSV
 def bench_table_command(work: Path, out: Path | None) -> None:
-    """Where the last workflow run's time went, by rule."""
+    """Seconds of the last workflow run, by rule."""
     from iapo_bench.bench.table import bench_table
 
     _show(bench_table(work), out)

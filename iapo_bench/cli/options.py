@@ -1,6 +1,7 @@
 """Options that several commands share, and where a command's settings come from."""
 
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,26 @@ from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 
-FILE = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path in text, which is all that some libraries take; `named`: not the directory itself, or one above."""
+
+    def __init__(self, *, named: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self._named = named
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, context)))
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{str(path)!r} is not UTF-8: rename it", param, context)
+        if self._named and path.name in ("", ".."):
+            self.fail(f"'{value}' has no name of its own: give it one", param, context)
+        return path
+
+
+FILE, OUT = _Path(), _Path(named=True)
 
 RUNS = click.option(
     "--run",
@@ -23,7 +43,7 @@ RUNS = click.option(
     multiple=True,
     required=True,
     metavar="METHOD/SEED=DIR",
-    help="A run's method, training seed and directory; base=DIR for the base. Repeat.",
+    help="A run, such as dapo/0=results/micro/dapo/seed0; base=DIR for the base. Repeat.",
 )
 
 
@@ -70,7 +90,7 @@ def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str)
             "--settings",
             type=FILE,
             metavar="FILE",
-            help="Resolved settings, as the workflow writes them; for all of these.",
+            help="Resolved settings that the workflow wrote, in place of --config, --set and the like.",
         )
         return option(tier_options(command))
 

@@ -1,10 +1,10 @@
-"""What people read: one command an artefact."""
+"""Tables, figures and pages: one command for each artefact."""
 
 from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, RUNS, named, with_job
+from iapo_bench.cli.options import FILE, OUT, RUNS, named, with_job
 from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob
 from iapo_bench.config.tier import BASE, TierConfig
@@ -41,7 +41,7 @@ def _row_job(tier: TierConfig, method: str | None) -> RowJob:
     "--train-seed", "seeds", type=int, multiple=True, help="The training seed of each --grades; by default 0, 1, ..."
 )
 @click.option("--log", "logs", type=FILE, multiple=True, help="train.jsonl of a run; repeat for training seeds.")
-@click.option("--out", type=FILE, required=True, help="JSON file of the summary.")
+@click.option("--out", type=OUT, required=True, help="JSON file of the summary.")
 def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs: tuple[Path, ...], out: Path) -> None:
     """Measure Pass@k, Length@k and Ratio@k of one method, with 95% intervals."""
     from iapo_bench.report.rows import measure
@@ -55,9 +55,9 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
 @click.command()
 @SUMMARIES
 @click.option("--published", type=FILE, help="CSV of published cells to show beside those that match.")
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}, and provenance.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}, and provenance.")
 @click.option(
-    "--figure", type=FILE, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
+    "--figure", type=OUT, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
 )
 def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure: Path) -> None:
     """Put the summaries of all methods into one table and one figure."""
@@ -68,12 +68,15 @@ def table(summaries: tuple[Path, ...], published: Path | None, out: Path, figure
 
 @click.command()
 @SUMMARIES
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 @click.option(
-    "--figure", type=FILE, required=True, help="Matrix of differences: a PNG file; the SVG is written beside it."
+    "--figure", type=OUT, required=True, help="Matrix of differences: a PNG file; the SVG is written beside it."
 )
 def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
-    """Compare every pair of rows, paired by problem: difference, interval, corrected p-value, verdict."""
+    """Compare every pair of rows, paired by problem.
+
+    A pair has its difference, interval, corrected p-value and verdict.
+    """
     from iapo_bench.report.comparisons import make_comparisons
 
     make_comparisons(summaries, out=out, figure=figure)
@@ -81,12 +84,12 @@ def comparisons(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
 
 @click.command()
 @SUMMARIES
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}, and provenance.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}, and provenance.")
 @click.option(
-    "--figure", type=FILE, required=True, help="Changes from what is varied: a PNG file; the SVG is written beside it."
+    "--figure", type=OUT, required=True, help="Changes from the method: a PNG file; the SVG is written beside it."
 )
 def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
-    """Put the variants of methods beside what they vary."""
+    """Compare each variant of a method with the method that it changes."""
     from iapo_bench.report.ablations import make_ablations
 
     make_ablations(summaries, out=out, figure=figure)
@@ -95,10 +98,10 @@ def ablations(summaries: tuple[Path, ...], out: Path, figure: Path) -> None:
 @click.command()
 @SUMMARIES
 @click.option(
-    "--figure", type=FILE, required=True, help="Changes from the base: a PNG file; the SVG is written beside it."
+    "--figure", type=OUT, required=True, help="Changes from the base: a PNG file; the SVG is written beside it."
 )
 def paired(summaries: tuple[Path, ...], figure: Path) -> None:
-    """Draw what each method changed in the base, paired by problem: the main figure."""
+    """Draw the main figure: each method's change from the base, paired by problem."""
     from iapo_bench.report.paired import make_paired
 
     make_paired(summaries, figure)
@@ -109,7 +112,7 @@ def paired(summaries: tuple[Path, ...], figure: Path) -> None:
 @click.option("--grades", type=FILE, required=True, help="The base's grades.")
 @click.option("--out", type=FILE, required=True, help="Directory for the summaries base_cut and base_shortest.")
 def controls(job: RowJob, grades: Path, out: Path) -> None:
-    """Shorten the base without training it: cut its samples, or take the shortest of several."""
+    """Shorten the base without training: cut its samples, or take the shortest of four."""
     from iapo_bench.report.controls import make_controls
 
     make_controls(job, grades, out)
@@ -118,12 +121,12 @@ def controls(job: RowJob, grades: Path, out: Path) -> None:
 @click.command()
 @SUMMARIES
 @click.option("--base", type=FILE, required=True, help="The base's grades.")
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 @click.option(
-    "--figure", type=FILE, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
+    "--figure", type=OUT, required=True, help="Accuracy against length: a PNG file; the SVG is written beside it."
 )
 def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -> None:
-    """Say whether any method beats early stopping of the base."""
+    """Test whether any method beats early stopping of the base."""
     from iapo_bench.report.frontier import make_frontier
 
     make_frontier(summaries, base, out=out, figure=figure)
@@ -131,9 +134,12 @@ def frontier(summaries: tuple[Path, ...], base: Path, out: Path, figure: Path) -
 
 @click.command()
 @click.argument("table", type=FILE)
-@click.option("--out", type=FILE, required=True, help="HTML file.")
+@click.option("--out", type=OUT, required=True, help="HTML file.")
 def page(table: Path, out: Path) -> None:
-    """Put the verdict, figures and tables beside TABLE (table1.csv) on one page that works offline."""
+    """Write the report: verdict, figures and tables on one page that works offline.
+
+    TABLE is a table1.csv; the other tables and the figures are read from the same folder.
+    """
     from iapo_bench.report.page import make_page
 
     make_page(table, out)
@@ -143,9 +149,9 @@ def page(table: Path, out: Path) -> None:
 @with_job(CostsJob, TierConfig.costs_job)
 @SUMMARIES
 @RUNS
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out: Path) -> None:
-    """Say what each row cost and how it answered."""
+    """Tabulate the training cost, outcomes and efficiency scores of every row."""
     from iapo_bench.report.costs import make_costs
 
     make_costs(job, summaries, named(runs), out=out)
@@ -154,10 +160,10 @@ def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out
 @click.command()
 @with_job(Labels, _labels)
 @RUNS
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
-@click.option("--figure", type=FILE, required=True, help="Bars by phase: a PNG file; the SVG is written beside it.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--figure", type=OUT, required=True, help="Bars by phase: a PNG file; the SVG is written beside it.")
 def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> None:
-    """Say where each method's time went: training by phase, and sampling the test problems."""
+    """Tabulate seconds by method: training by phase, sampling of the test problems."""
     from iapo_bench.report.wallclock import make_wallclock
 
     make_wallclock(job, named(runs), out=out, figure=figure)
@@ -168,7 +174,7 @@ def wallclock(job: Labels, runs: tuple[str, ...], out: Path, figure: Path) -> No
 @RUNS
 @click.option(
     "--figure",
-    type=FILE,
+    type=OUT,
     required=True,
     help="Accuracy and length during training: a PNG file; the SVG is written beside it.",
 )
@@ -183,7 +189,7 @@ def curves(job: Labels, runs: tuple[str, ...], figure: Path) -> None:
 @with_job(TuneJob, TierConfig.tune_job)
 @click.option("--trials", type=FILE, required=True, help="Directory of METHOD/trial<i>/validation/grades.parquet.")
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
-@click.option("--out", type=FILE, required=True, help="YAML file of choices; the evidence is written beside it as CSV.")
+@click.option("--out", type=OUT, required=True, help="YAML file of choices; the evidence is written beside it.")
 def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
     """Choose every method's settings from its trials on the validation split."""
     from iapo_bench.report.tuning import choose
@@ -195,10 +201,13 @@ def tune(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
 @with_job(SensitivityJob, TierConfig.sensitivity_job)
 @click.option("--base", type=FILE, required=True, help="The base model's grades on the validation split.")
 @click.option("--grades", type=FILE, multiple=True, required=True, help="Grades of each point, in order; repeat.")
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
-@click.option("--figure", type=FILE, required=True, help="Heat maps: a PNG file; the SVG is written beside it.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--figure", type=OUT, required=True, help="Heat maps: a PNG file; the SVG is written beside it.")
 def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: Path, figure: Path) -> None:
-    """Show how two options of a method, on the tier's grid, move accuracy and length on the validation split."""
+    """Show how two options of a method move accuracy and length.
+
+    Measured on the tier's grid, on the validation split.
+    """
     from iapo_bench.report.sensitivity import make_sensitivity
 
     make_sensitivity(job, base, grades, out=out, figure=figure)
@@ -207,9 +216,9 @@ def sensitivity(job: SensitivityJob, base: Path, grades: tuple[Path, ...], out: 
 @click.command("lm-eval-table")
 @with_job(Labels, _labels)
 @RUNS
-@click.option("--out", type=FILE, required=True, help=f"CSV file: a row for each run, task and metric; {_FORMS}.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file: a row for each run, task and metric; {_FORMS}.")
 def lm_eval_table(job: Labels, runs: tuple[str, ...], out: Path) -> None:
-    """Join the scores that `lm-eval` wrote to DIR/lm_eval."""
+    """Join the scores that `lm-eval` wrote to the lm_eval/ of each run."""
     from iapo_bench.report.lm_eval import make_lm_eval_table
 
     make_lm_eval_table(job, named(runs), out)
@@ -218,11 +227,14 @@ def lm_eval_table(job: Labels, runs: tuple[str, ...], out: Path) -> None:
 @click.command("role-tables")
 @with_job(RolesJob, TierConfig.roles_job)
 @RUNS
-@click.option("--out", type=FILE, required=True, help=f"CSV file: how well each score tells needed tokens; {_FORMS}.")
-@click.option("--roles", type=FILE, required=True, help=f"CSV file: tokens a completion by role; {_FORMS}.")
-@click.option("--figure", type=FILE, required=True, help="Both: a PNG file; the SVG is written beside it.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file: how well each score ranks needed tokens; {_FORMS}.")
+@click.option("--roles", type=OUT, required=True, help=f"CSV file: tokens of a completion by role; {_FORMS}.")
+@click.option("--figure", type=OUT, required=True, help="Both tables: a PNG file; the SVG is written beside it.")
 def role_tables(job: RolesJob, runs: tuple[str, ...], out: Path, roles: Path, figure: Path) -> None:
-    """Say which scores know a needed token, and which roles each method removed. Micro world only."""
+    """Measure which scores rank needed tokens first, and which roles each method removed.
+
+    Micro world only.
+    """
     from iapo_bench.tokens.roles import make_role_tables
 
     make_role_tables(job, named(runs), informativeness=out, roles=roles, figure=figure)
@@ -237,11 +249,11 @@ def _fidelity_job(tier: TierConfig) -> FidelityJob:
 @click.command()
 @with_job(FidelityJob, _fidelity_job)
 @click.option("--base", type=FILE, required=True, help="Directory of the model whose rollouts are credited.")
-@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+@click.option("--data", type=FILE, required=True, help="Directory that `prepare` wrote.")
 @click.option("--summary", "summaries", type=FILE, multiple=True, help="Summary of a method or variant; repeat.")
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ...], out: Path) -> None:
-    """Say what each departure of the released code does to credit and to trained models."""
+    """Measure the effect of each departure of the released code on credit and models."""
     from iapo_bench.report.fidelity import make_fidelity
 
     make_fidelity(job, base=base, data=data, summaries=summaries, out=out)
@@ -250,8 +262,8 @@ def fidelity(job: FidelityJob, base: Path, data: Path, summaries: tuple[Path, ..
 @click.command()
 @with_job(ProtocolJob, TierConfig.protocol_job)
 @RUNS
-@click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--data", type=FILE, required=True, help="Directory that `prepare` wrote.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> None:
     """Measure the same completions by the released protocol and by ours, part by part."""
     from iapo_bench.report.protocol import make_protocol
@@ -266,7 +278,7 @@ def protocol(job: ProtocolJob, runs: tuple[str, ...], data: Path, out: Path) -> 
 @click.option("--summary", "summaries", type=FILE, multiple=True, help="Summary of any tier; repeat.")
 @click.option("--wallclock", "wallclocks", type=FILE, multiple=True, help="CSV of `wallclock`; repeat.")
 @click.option("--bench", type=FILE, help="CSV of `bench informativeness`.")
-@click.option("--out", type=FILE, required=True, help=f"CSV file; {_FORMS}.")
+@click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 def claims(
     ledger: Path,
     published: Path,

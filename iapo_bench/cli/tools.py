@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, read_options, tier_options
+from iapo_bench.cli.options import FILE, OUT, read_options, tier_options
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import list_tiers
 from iapo_bench.errors import UserError
@@ -18,19 +18,21 @@ from iapo_bench.worlds import POSTFIX
 @click.command()
 @click.option("--model", type=FILE, required=True, help="Directory of the model.")
 @click.option("--input", "transcripts", type=FILE, required=True, help="JSON-lines file of transcripts.")
-@click.option("--postfix", default=POSTFIX, help="What makes the model answer at once.")
+@click.option("--postfix", default=POSTFIX, help="Text that makes the model answer at once.")
 @click.option(
     "--temperature",
     default=1.0,
     type=click.FloatRange(0, min_open=True),
     help="Temperature of every distribution that is measured.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only so many transcripts, the first of the file.")
+@click.option("--limit", type=click.IntRange(1), help="Number of transcripts to read, from the first.")
 @click.option("--out", type=FILE, required=True, help="Directory for tokens.parquet and informativeness.html.")
 def informativeness(
     model: Path, transcripts: Path, postfix: str, temperature: float, limit: int | None, out: Path
 ) -> None:
-    """Show what each token of your own transcripts tells about the answer, in colour and as a table.
+    """Show how much each token of your own transcripts tells about the answer.
+
+    Two files come out: a page with coloured tokens, and a table with a row for each token.
 
     \b
     Every line of the input is a JSON object with
@@ -50,10 +52,10 @@ def informativeness(
 
 @click.command()
 @click.argument("rollout", type=FILE)
-@click.option("--groups", type=click.IntRange(1), help="Only so many groups, the first of the step.")
-@click.option("--out", type=FILE, required=True, help="HTML file.")
+@click.option("--groups", type=click.IntRange(1), help="Number of groups to show, from the first.")
+@click.option("--out", type=OUT, required=True, help="HTML file.")
 def credit(rollout: Path, groups: int | None, out: Path) -> None:
-    """Show what a method rewarded: the completions of a step, each token in the colour of its credit.
+    """Show the completions of one training step, each token in the colour of its credit.
 
     \b
     ROLLOUT is a file that training kept, where it was told to:
@@ -82,9 +84,11 @@ def watch(runs: tuple[Path, ...], once: bool) -> None:
 @click.command()
 @tier_options
 @click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
-@click.option("--dataset", help="With --model: gsm8k, math500, dapo or micro; by default the tier's.")
+@click.option(
+    "--dataset", help="With --model: a dataset, such as gsm8k; by default the tier's. A file: --set world.file=FILE."
+)
 def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset: str | None) -> None:
-    """Say what this machine can run, and what is missing. Exit code 1 only when nothing works.
+    """Report what this machine can run and what is missing. Exit code 1 only when nothing works.
 
     With --model: the exact prompt, the tokens that stop a completion, and whether a perfect completion would be graded
     right and well formed; exit code 1 when not, 2 when the model's chat template cannot be used.
@@ -105,13 +109,13 @@ def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset:
 
 @click.command("try")
 @click.argument("method")
-@click.option("--tier", default="micro", help="Where it is tried: a tier's name.")
+@click.option("--tier", default="micro", help="The tier to try it on, by name.")
+@click.option("--seeds", default=1, type=click.IntRange(1), help="Number of training seeds, from the tier's first.")
 @click.option(
-    "--seeds", default=1, type=click.IntRange(1), help="How many of the tier's training seeds, from the first."
+    "--cores", default=os.cpu_count(), type=click.IntRange(1), show_default="all", help="CPU cores for Snakemake."
 )
-@click.option("--cores", default=os.cpu_count(), type=click.IntRange(1), help="For Snakemake.")
 def try_command(method: str, tier: str, seeds: int, cores: int) -> None:
-    """Train METHOD on micro, and say how it differs from the runs that are there: a few minutes.
+    """Train METHOD once on micro and compare it with finished runs: a few minutes.
 
     \b
       iapo-bench new method brief    write methods/brief.py, and change it
@@ -148,8 +152,8 @@ def new(kind: Kind, name: str) -> None:
 @tier_options
 @click.option("--device", help="a100, h100, h200 or cpu; by default h100, and cpu for a tier that asks for no GPU.")
 @click.option("--every-tier", is_flag=True, help="One table of all tiers instead.")
-@click.option("--gpus", default=8, type=click.IntRange(2), help="GPUs of the strategies that share work.")
-@click.option("--length", type=click.FloatRange(1), help="Mean completion tokens; by default an assumption a dataset.")
+@click.option("--gpus", default=8, type=click.IntRange(2), help="GPUs of the strategies that use several.")
+@click.option("--length", type=click.FloatRange(1), help="Mean tokens of a completion; by default assumed by dataset.")
 @click.option(
     "--calibrate",
     type=FILE,
@@ -164,9 +168,10 @@ def plan(
     length: float | None,
     calibrate: Path | None,
 ) -> None:
-    """Say what a tier will take before it runs: jobs, GPU-hours, memory by strategy, disk.
+    """Estimate the cost of a tier before it runs: jobs, CPU- or GPU-hours, memory, disk.
 
-    All datasets of the tier, unless --set world.name=NAME chooses one.
+    The estimate is for `snakemake all`, which makes more than table1.csv, and for every dataset of the tier unless
+    --set world.name=NAME chooses one.
     """
     from iapo_bench.plan.show import default_device, overview
     from iapo_bench.plan.show import plan as make_plan
@@ -192,12 +197,12 @@ def _by_dataset(config: str, overrides: tuple[str, ...]) -> list[TierConfig]:
 @click.command()
 @click.argument("table", type=FILE)
 @click.option("--row", required=True, help="The cell's row: a method, a variant, or base.")
-@click.option("--column", required=True, help="The cell's column, such as pass@16.")
-@click.option("--against", help="The row that samples are set beside; by default the base.")
-@click.option("--problems", default=3, type=click.IntRange(0), help="How many problems to show.")
-@click.option("--samples", default=2, type=click.IntRange(1), help="How many samples of each.")
+@click.option("--column", required=True, help="The cell's column: pass@K, length@K or ratio@K.")
+@click.option("--against", help="The row whose samples are shown beside; by default the base.")
+@click.option("--problems", default=3, type=click.IntRange(0), help="Number of problems to show.")
+@click.option("--samples", default=2, type=click.IntRange(1), help="Number of samples of each.")
 def explain(table: Path, row: str, column: str, against: str | None, problems: int, samples: int) -> None:
-    """Say what is behind a cell of TABLE: files, settings, versions, machines, and its samples.
+    """Show the origin of a cell of TABLE: files, settings, versions, machines, samples.
 
     TABLE is results/table1.csv, another with such rows (ablations.csv), a folder of results, or a bundle. Problems on
     which the row and --against differ most come first.
@@ -215,14 +220,16 @@ def explain(table: Path, row: str, column: str, against: str | None, problems: i
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
 @click.option("--problem", help="The problem's id; by default the one on which A and B differ most.")
-@click.option("--samples", default=4, type=click.IntRange(1), help="How many samples of each.")
-@click.option("--out", type=FILE, help="Also write an HTML page.")
+@click.option("--samples", default=4, type=click.IntRange(1), help="Number of samples of each.")
+@click.option("--out", type=OUT, help="Also write an HTML page.")
 def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | None) -> None:
-    """Show two runs' completions of one problem side by side. A and B: run folders, or files of grades.
+    """Show two runs' completions of one problem side by side.
+
+    A and B are folders of runs (a method has one for each training seed) or files of grades.
 
     \b
       iapo-bench compare results/micro/base results/micro/iapo/seed0
-      iapo-bench compare results/micro/iapo/seed0 results/micro/iapo/seed1 --problem test-17 --out page.html
+      iapo-bench compare results/micro/iapo/seed0 results/micro/iapo/seed1 --problem micro-test-17
     """
     from iapo_bench.report.side_by_side import compare as compare_runs
 
@@ -234,13 +241,13 @@ def compare(a: Path, b: Path, problem: str | None, samples: int, out: Path | Non
 @click.option("--against", type=FILE, required=True, help="The reference: a folder of results, or a bundle.")
 @click.option("--points", default=0.02, type=click.FloatRange(0), help="Margin of Pass@k.")
 @click.option("--share", default=0.03, type=click.FloatRange(0), help="Margin of length and ratio, as a share.")
-@click.option("--out", type=FILE, help="Also write every cell to this CSV file.")
+@click.option("--out", type=OUT, help="Also write every cell to this CSV file.")
 def verify(results: Path, against: Path, points: float, share: float, out: Path | None) -> None:
-    """Compare results with a reference, cell by cell; exit code 1 when a cell is not reproduced.
+    """Compare results with a reference, cell by cell.
 
     RESULTS and the reference are a folder with table1.csv, or a bundle. A cell is reproduced if its difference lies
-    within the margin, within seed variation if it cannot be told from 0, else not reproduced. Results of other settings
-    are refused (exit code 2), and what differs is said; seeds may differ.
+    within the margin, within seed variation if it cannot be told from 0, else not reproduced (exit code 1). Results of
+    other settings are refused (exit code 2) with the settings that differ; seeds may differ.
 
     \b
       iapo-bench verify results --against results/reference/micro
@@ -283,7 +290,7 @@ def bundle(results: Path, out: Path) -> None:
 @click.command()
 @click.option("--write", is_flag=True, help="Write docs/settings.md and configs/schema.json.")
 def settings(write: bool) -> None:
-    """Show every setting: type, default, what it is, and whether it can change a result."""
+    """Show every setting: type, default, meaning, and whether it can change a result."""
     from iapo_bench.config.reference import DOCUMENT, documents
 
     if not write:

@@ -53,8 +53,9 @@ class Request(Section):
 
     @property
     def resources(self) -> dict[str, int]:
-        """As Snakemake calls them, but for cores."""
-        return {"gpu": self.gpus, "mem_mb": self.mem_mb, "runtime": self.runtime}
+        """As Snakemake calls them, but for cores. It would cut a request for `gpu` to what it may hand out; `lease` is
+        the number that the job takes."""
+        return {"gpu": self.gpus, "lease": self.gpus, "mem_mb": self.mem_mb, "runtime": self.runtime}
 
 
 # Tables and figures ask for what the profile says of all jobs.

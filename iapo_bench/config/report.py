@@ -46,6 +46,12 @@ class TokensJob(Section):
     micro_batch_tokens: Positive = Field(description="padded tokens of a pass", json_schema_extra=FREE)
 
 
+class CalibrationJob(TokensJob):
+    """What the calibration of early answers reads, beside the base and its samples."""
+
+    labels: Labels = Field(description="what the table and the figure call the base and its problems")
+
+
 class RolesJob(Section):
     """What the tables of token roles read, beside the scores and samples of every run."""
 

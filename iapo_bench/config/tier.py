@@ -18,7 +18,7 @@ from iapo_bench.config.model import MICRO_SOURCES, BaseJob, CheckpointJob, Model
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, first_problem, merge, read_yaml
-from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
+from iapo_bench.config.report import CalibrationJob, CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
 from iapo_bench.config.section import FREE, Misplaced, Options, Section, identity, slug
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import UNWATCHED, MethodChoice, TrainConfig, TrainJob
@@ -389,6 +389,10 @@ class TierConfig(Section):
             micro_batch_tokens=self.train.micro_batch_tokens,
         )
 
+    def calibration_job(self) -> CalibrationJob:
+        """The settings of `calibration`."""
+        return CalibrationJob(labels=self.labels, **self.tokens_job().model_dump())
+
     def roles_job(self) -> RolesJob:
         """The settings of `role-tables`."""
         return RolesJob(labels=self.labels, world=self.world, world_seed=self.seed)
@@ -409,6 +413,7 @@ class TierConfig(Section):
             seed=self.tune.seed,
             trials=trials,
             completions=self.train.completions,
+            labels=self.labels,
         )
 
     def sensitivity_job(self) -> SensitivityJob:

@@ -31,6 +31,7 @@ class TuneJob(Section):
     seed: int = Field(description="seed of every trial")
     trials: dict[str, list[Options]] = Field(description="what each trial of each method changes")
     completions: Positive = Field(description="budget of a trial")
+    labels: Labels = Field(description="what all trials share")
 
 
 class SensitivityConfig(Section):

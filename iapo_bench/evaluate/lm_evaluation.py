@@ -46,7 +46,7 @@ from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, startin
 from iapo_bench.worlds import GraderKind, read_problems
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, make_grader
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.load import load_world, source_files
 
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 PART = 4096  # requests answered at once, which survive a kill when they are done
@@ -114,7 +114,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
     inputs = {"model": checksums(model), "problems": checksum(data / "test.jsonl"), "backend": _versions(backend)}
-    run = run_identity(job, "iapo_bench.evaluate.lm_evaluation", inputs=inputs)
+    run = run_identity(job, "iapo_bench.evaluate.lm_evaluation", source_files(job.world)[:1], inputs=inputs)
     with resuming(out / "results.resume", run) as folder:
         with (
             _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)),

@@ -18,14 +18,15 @@ from pydantic import TypeAdapter
 
 from iapo_bench.errors import UserError, damaged
 from iapo_bench.evaluate.intervals import Estimate, estimate
-from iapo_bench.files import read_parquet
+from iapo_bench.files import read_parquet, require_columns
 from iapo_bench.worlds.grading import Outcome
 
 Estimator = Literal["unbiased", "first_k"]
 MEASURES = ("pass", "length", "ratio")
-COLUMNS = ("problem_id", "sample", "seed", "n_tokens", "finish_reason", "outcome")
-OPTIONAL_COLUMNS = ("outcome_lenient", "formatted")
+COLUMNS = {"problem_id": str, "sample": int, "seed": int, "n_tokens": int, "finish_reason": str, "outcome": str}
+OPTIONAL_COLUMNS = {"outcome_lenient": str, "formatted": bool}
 COUNTS = ("correct", "tokens", "truncated", "formatted", "lenient")
+_LAYOUT = {"train_seed": int, "seed": int, "problem_id": str}
 _CATEGORIES = ("problem_id", "finish_reason", "outcome", "outcome_lenient")
 
 
@@ -130,14 +131,19 @@ class Tally:
     @classmethod
     def from_parquet(cls, path: Path) -> Self:
         """The inverse of `to_parquet`. Raises UserError for a file that is missing or is not one."""
-        frame = read_parquet(path, ("train_seed", "seed", "problem_id", "n_samples"), "measure again")
+        frame = read_parquet(path, {**_LAYOUT, "n_samples": int, "correct": int, "tokens": int}, "measure again")
         with damaged(path, "measure again"):
-            seeds, sampling, problems = (tuple(frame[key].unique()) for key in ("train_seed", "seed", "problem_id"))
-            shape = (len(seeds), len(sampling), len(problems))
+            layout = pd.MultiIndex.from_frame(frame[[*_LAYOUT]])
+            seeds, sampling, problems = (tuple(frame[key].unique()) for key in _LAYOUT)
+            if not layout.equals(pd.MultiIndex.from_product([seeds, sampling, problems])):
+                raise ValueError("its rows are not every problem of every seed, in order")
+            n_samples, shape = int(frame["n_samples"].iloc[0]), (len(seeds), len(sampling), len(problems))
             counts = {name: frame[name].to_numpy().reshape(shape) for name in COUNTS if name in frame}
-            return cls(
-                tuple(map(int, seeds)), tuple(map(int, sampling)), problems, int(frame["n_samples"].iloc[0]), counts
-            )
+            for name, count in counts.items():
+                within = (count >= 0) & (count <= n_samples) if name != "tokens" else count >= n_samples
+                if count.dtype.kind not in "iu" or not within.all():
+                    raise ValueError(f"'{name}' is no count of {n_samples} samples")
+            return cls(tuple(map(int, seeds)), tuple(map(int, sampling)), problems, n_samples, counts)
 
 
 def pass_at_k(n: int, c: np.ndarray, k: int) -> np.ndarray:
@@ -173,13 +179,15 @@ def read_grades(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} does not exist: grade first")
     with damaged(path, "grade again"):
         present = pq.read_schema(path).names
-        if missing := [column for column in COLUMNS if column not in present]:
-            raise UserError(f"{path} has no column '{missing[0]}': grade again")
-        columns = [column for column in (*COLUMNS, *OPTIONAL_COLUMNS) if column in present]
-        table = pq.read_table(path, columns=columns, read_dictionary=[c for c in _CATEGORIES if c in columns])
+        columns = COLUMNS | {column: kind for column, kind in OPTIONAL_COLUMNS.items() if column in present}
+        names = [column for column in columns if column in present]
+        table = pq.read_table(path, columns=names, read_dictionary=[c for c in _CATEGORIES if c in names])
+        require_columns(table, columns, path, "grade again")
         for column in ("sample", "n_tokens"):
-            table = table.set_column(columns.index(column), column, table[column].cast(pa.int32()))
-        return table.to_pandas(split_blocks=True, self_destruct=True)
+            table = table.set_column(names.index(column), column, table[column].cast(pa.int32()))
+        frame = table.to_pandas(split_blocks=True, self_destruct=True)
+    frame.attrs["file"] = str(path)
+    return frame
 
 
 def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Estimator = "unbiased") -> Summary:
@@ -214,7 +222,7 @@ class Samples:
         """Check and arrange the grades of each training seed. Raises UserError as `summarise` does."""
         if not runs:
             raise UserError("there are no grades to measure")
-        grids = [_Grid.of(frame, f"training seed {train_seed}") for train_seed, frame in runs.items()]
+        grids = [_Grid.of(frame, frame.attrs.get("file", f"training seed {seed}")) for seed, frame in runs.items()]
         for train_seed, grid in zip(runs, grids, strict=True):
             if grid.layout != grids[0].layout:
                 raise UserError(

@@ -56,7 +56,7 @@ def _imports(path: Path, _changed: int) -> list[Path]:
     """The files of this project that a file imports, anywhere in it, or names; its packages' `__init__` run with it."""
     if path.suffix != ".py":
         return []
-    nodes = list(_running(ast.parse(path.read_bytes())))
+    nodes = list(_running(ast.parse(path.read_bytes(), str(path))))
     texts = {text for node in nodes if (text := _text(node))}
     names = {name for node in nodes for name in _imported_names(node, path)} | set(filter(_MODULE.fullmatch, texts))
     folders = (path.parent, path.parent / "templates")  # where jinja2 looks

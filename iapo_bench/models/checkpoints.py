@@ -180,7 +180,9 @@ def sound_generation_config(config: GenerationConfig, name: str | Path) -> Gener
         click.echo(
             f"warning: {name}: the generation config contradicts itself ({keys}): only its token ids are kept", err=True
         )
-        return GenerationConfig(**{name: getattr(config, name) for name in _TOKEN_IDS})
+        ids = {name: getattr(config, name) for name in _TOKEN_IDS}
+        # Some checkpoints pad with -1, which transformers refuses to save as well.
+        return GenerationConfig(**{name: i for name, i in ids.items() if not (isinstance(i, int) and i < 0)})
     return config
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from iapo_bench.errors import UserError
 from iapo_bench.report.rows import Row, caution, parents
-from iapo_bench.report.style import STYLE, Style, method_styles, new_figure, plot_point
+from iapo_bench.report.style import MANY, STYLE, Style, method_styles, new_figure, plot_point
 
 
 class Cross(NamedTuple):
@@ -18,6 +18,11 @@ class Cross(NamedTuple):
 
     x: tuple[float, float, float]
     y: tuple[float, float, float]
+
+
+def bar(mean: float, lo: float, hi: float) -> tuple[float, float, float]:
+    """A mean with its bounds; it is its own bounds where nothing is known of them, with one problem."""
+    return (mean, mean, mean) if np.isnan(lo) else (mean, lo, hi)
 
 
 def accuracy_length(rows: Sequence[Row]) -> Figure:
@@ -34,7 +39,8 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
     styles = method_styles((row.name for row in rows), parents(rows))
     title = f"{rows[0].model} on {rows[0].dataset}: accuracy against length, 95% intervals"
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure(len(shown), caution(rows[0].tier) + title, height=2.6, wide=len(shown) > 1)
+        height = 4.0 if len(rows) > MANY else 2.6
+        figure, axes = new_figure(len(shown), caution(rows[0].tier) + title, height=height, wide=len(shown) > 1)
         found = [{row.name: _cross(row, k) for row in rows} for k in shown]
         for ax, k, crosses in zip(axes, shown, found, strict=True):
             draw_crosses(ax, crosses, styles)
@@ -49,7 +55,7 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
 
 def _cross(row: Row, k: int) -> Cross:
     length, passes = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
-    return Cross((length.mean, length.lo, length.hi), (passes.mean, passes.lo, passes.hi))
+    return Cross(*(bar(cell.mean, cell.lo, cell.hi) for cell in (length, passes)))
 
 
 def draw_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, Style]) -> None:

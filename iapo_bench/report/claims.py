@@ -16,11 +16,12 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind_from_stats
 
 from iapo_bench.config.reading import read_yaml
+from iapo_bench.config.tier_file import list_tiers, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.files import read_csv
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, Row, read_rows
+from iapo_bench.report.rows import CONTROLS, Row, caution, read_rows
 
 RUNS = 3  # behind a published mean
 ALPHA = 0.05
@@ -33,6 +34,7 @@ WORDS = {
     "units": ("comparable", "units differ", ""),
 }
 NO_NUMBERS = "no numbers"
+JUDGE = "snakemake --cores all claims"
 
 
 class _Strict(BaseModel):
@@ -43,6 +45,7 @@ class Best(_Strict):
     kind: Literal["best"]
     measure: str
     method: str
+    against: list[str]
 
 
 class Change(_Strict):
@@ -125,8 +128,6 @@ class Difference:
 class Numbers(Protocol):
     """Rows of one model and dataset that can be compared."""
 
-    def methods(self) -> list[str]: ...
-
     def has(self, *methods: str) -> bool: ...
 
     def measures(self, measure: str) -> bool: ...
@@ -141,9 +142,6 @@ class Published:
 
     def __init__(self, rows: pd.DataFrame) -> None:
         self._rows = rows.set_index("method")
-
-    def methods(self) -> list[str]:
-        return list(self._rows.index)
 
     def has(self, *methods: str) -> bool:
         return set(methods) <= set(self._rows.index)
@@ -175,14 +173,13 @@ class Published:
 
 
 class Measured:
-    """The rows that a tier measured. Its length is that of all samples, whatever the k."""
+    """The rows that a tier measured, but for the base's controls: those have fewer samples, and no claim is of them.
+
+    Length is that of all samples, whatever the k.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = {row.method: row for row in rows}
-
-    def methods(self) -> list[str]:
-        """The rows that a table of methods has: neither the base's controls nor variants of a method."""
-        return [name for name, row in self.rows.items() if name == BASE or (row.trained and row.parent in ("", name))]
+        self.rows = {row.method: row for row in rows if row.method not in CONTROLS}
 
     def has(self, *methods: str) -> bool:
         return set(methods) <= set(self.rows)
@@ -209,11 +206,10 @@ Finding = tuple[bool | None, str]
 
 
 def check_best(check: Best, numbers: Numbers) -> Finding:
-    """Best of all, and told apart from each: by how much, and the largest p-value among them."""
+    """Best of these, and told apart from each: by how much, and the largest p-value among them."""
     sign = -1 if check.measure.startswith("length") else 1
-    others = [name for name in numbers.methods() if name != check.method]
-    found = {name: numbers.difference(check.method, name, check.measure) for name in others}
-    nearest = min(others, key=lambda name: sign * found[name].value)
+    found = {name: numbers.difference(check.method, name, check.measure) for name in check.against}
+    nearest = min(found, key=lambda name: sign * found[name].value)
     ahead = all(sign * difference.value > 0 for difference in found.values())
     decided = all(difference.p < ALPHA for difference in found.values())
     beaten = sign * found[nearest].value < 0 and found[nearest].p < ALPHA
@@ -221,17 +217,21 @@ def check_best(check: Best, numbers: Numbers) -> Finding:
 
 
 def check_change(check: Change, numbers: Numbers) -> Finding:
-    """In the direction that is claimed, against each; and by how much."""
+    """In the direction that is claimed, against each, and by as much; contradicted where the interval leaves it out."""
     sign = 1 if check.direction == "up" else -1
     holds: list[bool | None] = []
     texts = []
     for other in check.against:
         found = numbers.difference(check.method, other, check.measure)
-        relative = found.value / found.b
-        as_claimed = check.by is None or abs(relative - check.by) <= check.tolerance
-        right = sign * found.value > 0
-        holds.append(None if not found.p < ALPHA else right and as_claimed)
-        texts.append(f"{_told(check.method, other, found)}, {relative:+.1%}")
+        lo, relative, hi = (bound / found.b for bound in (found.lo, found.value, found.hi))
+        by = relative if check.by is None else check.by
+        if not lo - check.tolerance <= by <= hi + check.tolerance:
+            holds.append(False)
+        elif not found.p < ALPHA or abs(relative - by) > check.tolerance:
+            holds.append(None)
+        else:
+            holds.append(sign * found.value > 0)
+        texts.append(f"{_told(check.method, other, found)}, {relative:+.1%}".replace("-", "\N{MINUS SIGN}"))
     holds_all = False if False in holds else None if None in holds else True
     return holds_all, "; ".join(texts)
 
@@ -250,7 +250,7 @@ def _told(a: str, b: str, found: Difference) -> str:
 
 def check_numbers(check: Check, numbers: Numbers) -> Finding | None:
     """The finding of a check on rows that can be compared; None where a row or the measure is missing."""
-    if isinstance(check, Best) and numbers.has(check.method) and numbers.measures(check.measure):
+    if isinstance(check, Best) and numbers.has(check.method, *check.against) and numbers.measures(check.measure):
         return check_best(check, numbers)
     if isinstance(check, Change) and numbers.has(check.method, *check.against) and numbers.measures(check.measure):
         return check_change(check, numbers)
@@ -347,7 +347,7 @@ def _on_published(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
         else:
             found = check_numbers(claim.check, Published(own))
         words = "units" if isinstance(claim.check, Units) else "published"
-        rows.append(_row(claim, "published", found, "snakemake claims", words, model=model, dataset="gsm8k"))
+        rows.append(_row(claim, "published", found, JUDGE, words, model=model, dataset="gsm8k"))
     return rows
 
 
@@ -357,18 +357,28 @@ def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     for row in evidence.measured:
         groups.setdefault((row.model, row.dataset, row.tier), []).append(row)
     for (model, dataset, tier), group in groups.items():
-        words = "same" if model in set(evidence.published["model"]) and dataset == "gsm8k" else "other"
+        words = "same" if model in claim.published and dataset == "gsm8k" else "other"
         found = check_numbers(claim.check, Measured(group))
         if isinstance(claim.check, Time):
-            frames = [frame for frame in evidence.wallclocks if set(frame["model"]) == {model}]
-            found = check_time(claim.check, frames[0]) if frames else None
+            own = [
+                f for f in evidence.wallclocks if set(zip(f["model"], f["dataset"], strict=True)) == {(model, dataset)}
+            ]
+            found = check_time(claim.check, own[0]) if own else None
         if found is not None:
-            command = f"snakemake --cores all --config tier={tier} -- all ablations claims"
+            found = found[0], caution(tier) + found[1]
+            command = f"{_measure(tier, dataset)} && {JUDGE}"
             rows.append(_row(claim, "measured", found, command, words, model=model, dataset=dataset, tier=tier))
     if isinstance(claim.check, Growth) and evidence.bench is not None:
         found = check_growth(claim.check, evidence.bench)
         rows.append(_row(claim, "measured", found, "iapo-bench bench informativeness", "other"))
     return rows
+
+
+def _measure(tier: str, dataset: str) -> str:
+    """The command that makes what a tier's claims are judged by."""
+    default = tier in list_tiers() and read_tier(tier).world.name == dataset
+    world = "" if default else f" world='{{name: {dataset}}}'"
+    return f"snakemake --cores all --config tier={tier}{world} -- all ablations"
 
 
 def _row(claim: Claim, numbers: str, found: Finding | None, command: str, words: str, **labels: str) -> dict[str, Any]:

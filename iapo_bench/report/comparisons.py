@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
-from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.document import Block, Table, ranged, write_document
 from iapo_bench.report.rows import Row, caution, opening, read_rows
 from iapo_bench.report.style import INK, MANY, STYLE, new_figure, save_figure
 
@@ -236,8 +236,8 @@ def _seeds(row: Row) -> str:
 
 
 def _interval_text(measure: str, pair: pd.Series) -> str:
-    lo, hi = (number(measure, pair[f"checkpoints_{end}"], signed=True) for end in ("lo", "hi"))
-    return f"{number(measure, pair['difference'], signed=True)} [{lo}, {hi}]"
+    value, lo, hi = (pair[name] for name in ("difference", "checkpoints_lo", "checkpoints_hi"))
+    return ranged(value, lo, hi, form=f"+{KINDS[measure.partition('@')[0]].digits}") or NOT_KNOWN
 
 
 def p_text(p: float) -> str:

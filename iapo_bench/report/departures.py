@@ -296,7 +296,21 @@ DEPARTURES = [
         "s_grpo_lee_trainer.py:1902",
         options={"coins": "shared"},
     ),
-    # What no switch follows.
+    # What no switch of the profile follows.
+    Departure(
+        "defaults of the command",
+        ("iapo",),
+        "Left to itself the command reads next-token entropies, without a KL penalty, at weights of 1e-6. The profile "
+        "is what the published commands ask for; informativeness, loss.kl_coef, alpha and beta follow the defaults.",
+        "utils.py:206, utils.py:253",
+    ),
+    Departure(
+        "attention at padding",
+        ("iapo", "gtpo"),
+        "GTPO, and IAPO with next-token entropies, ran on flash attention, in which padding sees nothing; here it sees "
+        "its row, as in the attention that IAPO's answers are read with.",
+        "main.py:70",
+    ),
     Departure(
         "rounding of arithmetic",
         ("iapo", "gtpo"),
@@ -313,7 +327,7 @@ DEPARTURES = [
     Departure(
         "7B's alignment",
         ("iapo",),
-        "The 7B run pads completions alike on all processes, though not prompts; set reading.ranks to 1 to come close.",
+        "The 7B run pads completions alike on all processes, though not prompts; reading.ranks: 1 comes close.",
         "1881",
     ),
     Departure(

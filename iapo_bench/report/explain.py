@@ -29,7 +29,9 @@ def explain(table: Path, *, row: str, column: str, against: str | None, problems
         known = [name for name in results.table.columns if {f"{name}_lo", f"{name}_hi"} <= {*results.table}]
         if column not in known:
             raise unknown("column", column, known)
-        other = against or (BASE if row != BASE else next(m for m in results.table["method"] if m != row))
+        if np.isnan(line[column]):
+            raise UserError(f"{row} has no {column}: it was not measured, with {line['n_samples']} samples a problem")
+        other = against or (BASE if row != BASE else next((m for m in results.table["method"] if m != row), row))
         results.row(other)
         parts = [
             _cell(line, column),
@@ -102,6 +104,9 @@ def _table_provenance(results: Results, row: str) -> str:
 def _samples(results: Results, row: str, other: str, problems: int, samples: int) -> Iterator[str]:
     """Problems on which two rows differ most first, with samples of both, from their first runs."""
     runs = {name: next(iter(results.runs(name).values())) for name in (row, other)}
+    if runs[row] == runs[other]:
+        yield f"{row} and {other} are made of the same samples: those of {runs[row]}"
+        return
     for name, run in runs.items():
         if not (path := run / "test" / "grades.parquet").is_file():
             yield f"No samples of {name}: {path} does not exist; a bundle that is a folder leaves them out"

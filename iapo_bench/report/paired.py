@@ -102,6 +102,8 @@ def draw_changes(ax: Axes, found: Mapping[str, Estimate], panel: Panel, styles: 
             continue
         lo, hi = (panel.factor * end for end in difference.interval)
         ax.hlines(place, lo, hi, color=look.colour, linewidth=1.6)
+        for end in (lo, hi):  # seen beside a marker that is wider than the interval, too
+            ax.plot([end, end], [place - 0.27, place + 0.27], color=look.colour, linewidth=1)
         plot_point(ax, values[name], place, look)
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_yticks(range(len(found)), list(found))

@@ -93,11 +93,11 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, list[Sequence[int]]]:
     samples are not those that were graded."""
     path = folder / "test" / "grades.parquet"
     read_grades(path)  # which says what is wrong with a file
-    grades, keys = read_parquet(path), ["problem_id", "sample", "seed"]
-    samples = read_parquet(folder / "test" / "samples.parquet", [*keys, "token_ids"], "sample first")[
-        [*keys, "token_ids"]
-    ]
-    joined = grades[keys].merge(samples, on=keys, how="left")
+    keys = {"problem_id": str, "sample": int, "seed": int}
+    grades = read_parquet(path, {**keys, "text": str}, "grade again")
+    columns = {**keys, "token_ids": list[int]}
+    samples = read_parquet(folder / "test" / "samples.parquet", columns, "sample first")[[*columns]]
+    joined = grades[[*keys]].merge(samples, on=[*keys], how="left")
     if len(joined) != len(grades) or joined["token_ids"].isna().any():
         raise UserError(f"{folder / 'test'}: grades and samples differ: grade again")
     return grades, joined["token_ids"].tolist()

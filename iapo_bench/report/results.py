@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import re
 import tarfile
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from iapo_bench.errors import UserError, damaged, unknown
+from iapo_bench.evaluate.metrics import COLUMNS
 from iapo_bench.files import read_csv, read_parquet, whole_file
 from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
 from iapo_bench.report.steps import read_json
@@ -80,12 +82,21 @@ def open_results(path: Path) -> Iterator[Results]:
     """
     if path.name.endswith(ARCHIVES) and path.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            with damaged(path, "fetch or bundle it again"), tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+            with damaged(path, "fetch or bundle it again"):
+                _read_to_its_end(path)
+                with tarfile.open(path) as archive:
+                    archive.extractall(folder, filter="data")
             yield _read(Path(folder), str(path))
     else:
         named = path.suffix == ".csv"
         yield _read(path.parent if named else path, str(path), path.name if named else TABLE)
+
+
+def _read_to_its_end(path: Path) -> None:
+    """gzip's checksum stands at its end: tar takes a damaged header for the end of the archive, and says nothing."""
+    with gzip.open(path) as stream:
+        while stream.read(1 << 20):
+            pass
 
 
 def _read(root: Path, where: str, name: str = TABLE) -> Results:
@@ -102,6 +113,8 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
         frame = frame.astype({"n_problems": int, **dict.fromkeys(numbers, float)})
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
     frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
+    if (twice := frame["method"].duplicated()).any():
+        raise UserError(f"{table} has more than one row '{frame['method'][twice].iloc[0]}': make it again")
     # A dataset's own folder, or that of problems of one's own, lies below the tier's.
     places = [above / part for part in (dataset, f"own/{dataset}", ".") for above in (root / tier, root)]
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
@@ -109,15 +122,16 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
 
 
 def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
-    """Graded samples with their texts; `gold` from the file of problems where the grades have none.
+    """Graded samples with their texts; `question`, and `gold` where the grades have none, from the file of problems.
 
     Raises UserError when the file is missing or holds no texts.
     """
-    frame = read_parquet(path, ("problem_id", "sample", "seed", "n_tokens", "outcome", "text"), "grade again")
-    if "gold" not in frame and problems is not None and problems.is_file():
-        asked = read_problems(problems)
-        frame["gold"] = frame["problem_id"].map({problem.id: problem.answer for problem in asked})
-        frame["question"] = frame["problem_id"].map({problem.id: problem.question for problem in asked})
+    frame = read_parquet(path, COLUMNS | {"text": str}, "grade again")
+    if problems is not None and problems.is_file():
+        asked = {problem.id: problem for problem in read_problems(problems)}
+        for column, field in (("gold", "answer"), ("question", "question")):
+            if column not in frame:
+                frame[column] = frame["problem_id"].map({name: getattr(found, field) for name, found in asked.items()})
     return frame
 
 
@@ -130,7 +144,7 @@ def bundle(results: Path, out: Path) -> list[str]:
     """
     packed = out.name.endswith(ARCHIVES)
     with open_results(results) as found:
-        own = out.resolve() in (found.root.resolve(), found.work.resolve())
+        own = os.path.realpath(out) in map(os.path.realpath, (found.root, found.work))
         if not packed and (own or out.is_file() or (out.suffix and not out.is_dir())):
             raise UserError(f"--out {out}: name a file that ends in .tar.gz, or a folder beside the results")
         kinds = ((found.root, _TABLES), (found.work, _COUNTS + _SAMPLES if packed else _COUNTS))

@@ -243,7 +243,8 @@ A cell is a mean over training seeds and sampling seeds. Its interval is over pr
 there are several; with one training seed it says nothing about what another training run would give. **Bold** is the
 best of a column together with every row that paired tests (Holm's correction at 5%, see the comparisons) cannot tell
 from it; in length and ratio only rows whose accuracy is not below the base's can be bold; where it would be every row,
-none is. The tests are about these methods where every row was trained with several seeds, else about these checkpoints.
+none is. The tests are about these methods where both of a pair were trained with several seeds, or not at all, else
+about these checkpoints.
 TIMEOUT and ERROR, shown where they occur, are completions that grading could not judge; they count as not correct.
 Every k, the standard deviations and the intervals' bounds are in the CSV file beside this one.
 """

@@ -1,6 +1,6 @@
 """The choice of settings on the validation split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import yaml
 from iapo_bench.config.tune import TuneJob
 from iapo_bench.evaluate.metrics import read_grades, summarise
 from iapo_bench.files import to_json, whole_file
+from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.rows import opening
 
 
 def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
-    """Choose each method's settings on validation and write them to `out`, with the evidence as CSV beside it.
+    """Choose each method's settings on validation and write them to `out`, with the evidence (CSV, Markdown, LaTeX,
+    HTML) beside it.
 
     `trials` holds `<method>/trial<i>/validation/grades.parquet` for every trial, `base` the base model's grades. The
     choice is the trial of highest Ratio@k among those whose Pass@k is no more than `tolerance` below the base's, or, if
@@ -34,8 +37,7 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
     k = job.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})
     budget = f"{len(next(iter(job.trials.values())))} trials of {job.completions} completions each"
-    with whole_file(out.with_suffix(".csv")) as partial:
-        frame.to_csv(partial, index=False, float_format="%.6g")
+    write_document(out.with_suffix(".csv"), frame, tuning_blocks(job, frame, budget))
     with whole_file(out) as partial:
         partial.write_text(
             f"# Chosen on the validation split: {budget} for every method, all with seed {job.seed};\n"
@@ -43,6 +45,36 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
             f"{job.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
             + yaml.safe_dump(choices, sort_keys=False)
         )
+
+
+def tuning_blocks(job: TuneJob, frame: pd.DataFrame, budget: str) -> list[Block]:
+    """The trials for readers, from the rows of `choose`; the choice of each method is bold."""
+    columns = {
+        "method": frame["method"].tolist(),
+        "settings": [
+            ", ".join(_settings(trial)) or "as the tier says" for space in job.trials.values() for trial in space
+        ],
+        f"Pass@{job.k}": [f"{value:.3f}" for value in frame[f"pass@{job.k}"]],
+        "Length": [f"{value:.1f}" for value in frame[f"length@{job.k}"]],
+        f"Ratio@{job.k} \N{MULTIPLICATION SIGN} 10³": [f"{1000 * value:.1f}" for value in frame[f"ratio@{job.k}"]],
+    }
+    shown = {
+        name: [f"**{text}**" if chosen else text for text, chosen in zip(texts, frame["chosen"], strict=True)]
+        for name, texts in columns.items()
+    }
+    return [
+        *opening(job.labels, "the choice of settings on validation"),
+        Table(shown, f"{budget} for every method, all with seed {job.seed}. **Bold**: the choice."),
+    ]
+
+
+def _settings(trial: dict[str, Any]) -> Iterator[str]:
+    """What a trial changes, `lr 0.0001`, `k 4`: options by their own names."""
+    for name, value in trial.items():
+        if isinstance(value, dict):
+            yield from _settings(value)
+        else:
+            yield f"{name} {value}"
 
 
 def pick(scores: Sequence[dict[str, float]], floor: float) -> int:

@@ -1,6 +1,6 @@
 """Would you get the same answer? Two results, cell by cell, by a stated margin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,14 @@ class Margins:
 
 
 def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
-    """A row for every cell that both have: both values, their difference, its 95% interval, and a verdict.
+    """A row for every cell of the reference: both values, their difference, its 95% interval, and a verdict.
 
     *Reproduced*: the cells are equal to six digits, or the interval lies within the margin. *Within seed variation*:
     the difference cannot be told from 0 (Holm's correction over cells). Otherwise *not reproduced*. Where both hold
     counts by problem, differences are paired; where only one has several training seeds, the other is taken to vary as
-    they do; where neither has, other training seeds count as not reproduced. Raises UserError, and says what differs,
-    for results of other settings.
+    they do; where neither has, other training seeds count as not reproduced. So does a cell that its own counts by
+    problem do not come to (`as_counted` is False). Raises UserError, and says what differs, for results of other
+    settings, and for cells that the results lack.
     """
     with open_results(results) as ours, open_results(against) as theirs:
         if differences := list(differing(ours, theirs)):
@@ -66,8 +67,10 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
         line["margin"] = margin
         equal = f"{line['value']:.6g}" == f"{line['reference']:.6g}"
         inside = line["lo"] >= -margin and line["hi"] <= margin
-        undecided = np.isnan(p) or p >= ALPHA
-        line["verdict"] = REPRODUCED if equal or inside else WITHIN if undecided else NOT
+        if not line["as_counted"]:
+            line["verdict"] = NOT
+        else:
+            line["verdict"] = REPRODUCED if equal or inside else WITHIN if p >= ALPHA else NOT
     return pd.DataFrame(lines)
 
 
@@ -80,6 +83,10 @@ def differing(ours: Results, theirs: Results) -> Iterator[str]:
         for column in ("model", "dataset", "profile", "n_problems", "n_samples"):
             if not row.empty and str(row.iloc[0][column]) != str(reference[column]):
                 yield f"{reference['method']}: {column} {row.iloc[0][column]} against {reference[column]}"
+        if not row.empty and (
+            lacking := [c for c in _measured(reference) if not np.isfinite(row.iloc[0].get(c, np.nan))]
+        ):
+            yield f"cells that are missing: {reference['method']} {', '.join(lacking)}"
     settings = [results.provenance.get("config", {}) for results in (ours, theirs)]
     mine, other = (dict(_flat({row: told for row, told in each.items() if row in settings[1]})) for each in settings)
     rows: dict[str, list[str]] = {}
@@ -122,11 +129,7 @@ def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
     for _, reference in theirs.table.iterrows():
         method = str(reference["method"])
         row = ours.row(method)
-        for cell in theirs.table.columns:
-            measure, at, k = cell.partition("@")
-            values = [line.get(f"{cell}{end}", np.nan) for line in (row, reference) for end in ("", "_lo", "_hi")]
-            if measure not in MEASURES or not at or not k.isdigit() or np.isnan(values).any():
-                continue
+        for cell in _measured(reference):
             found = _difference(cell, row, reference, rows.get(method), others.get(method))
             lo, hi = found.interval
             yield {"row": method, "cell": cell, "value": float(row[cell]), "reference": float(reference[cell])} | {
@@ -134,13 +137,31 @@ def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
                 "lo": lo,
                 "hi": hi,
                 "p": found.p,
+                "as_counted": _as_counted(cell, row, rows) and _as_counted(cell, reference, others),
             }
 
 
+def _measured(line: pd.Series) -> list[str]:
+    """The cells of a line that hold a value, such as `pass@16`."""
+    kinds = {name: name.partition("@") for name in map(str, line.index)}
+    cells = [name for name, (measure, _, k) in kinds.items() if measure in MEASURES and k.isdigit()]
+    return [cell for cell in cells if not np.isnan(line[cell])]
+
+
+def _values(cell: str, row: Row) -> np.ndarray:
+    """What each problem and training seed contributes to a cell, (T, P)."""
+    return row.tally.values("length" if cell.startswith("length") else cell)
+
+
+def _as_counted(cell: str, line: pd.Series, rows: Mapping[str, Row]) -> bool:
+    """Whether a cell of a table is what the counts by problem beside it come to, where there are some."""
+    row = rows.get(str(line["method"]))
+    return row is None or bool(np.isclose(line[cell], _values(cell, row).mean(), rtol=1e-5, equal_nan=True))
+
+
 def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | None, theirs: Row | None) -> Estimate:
-    measure = "length" if cell.startswith("length") else cell
     if ours and theirs and ours.tally.problems == theirs.tally.problems:
-        values = [side.tally.values(measure) for side in (ours, theirs)]
+        values = [_values(cell, side) for side in (ours, theirs)]
         found = estimate(*values, seeds=True)
         seeds = sorted(len(side) for side in values)
         if ours.trained and seeds[0] == 1 < seeds[1] and len(found.parts) > 1:
@@ -148,7 +169,8 @@ def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | Non
             problems, (variance, df) = found.parts
             return Estimate(found.value, (problems, (variance * (1 + seeds[1]), df)))
         return found
-    halves = [(line[f"{cell}_hi"] - line[f"{cell}_lo"]) / 2 for line in (row, reference)]
+    nothing = float("nan")
+    halves = [(line.get(f"{cell}_hi", nothing) - line.get(f"{cell}_lo", nothing)) / 2 for line in (row, reference)]
     variance = sum((half / 1.96) ** 2 for half in halves)
     return Estimate(float(row[cell] - reference[cell]), ((float(variance), float(row["n_problems"] - 1)),))
 
@@ -185,7 +207,9 @@ def report(cells: pd.DataFrame, margins: Margins) -> str:
     if odd.empty:
         return text
     table = odd[["row", "cell", "value", "reference", "difference", "lo", "hi", "verdict"]].to_dict("list")
-    return f"{text}\n\n{tabulate(table, headers='keys', tablefmt='github', floatfmt='.4g')}"
+    text = f"{text}\n\n{tabulate(table, headers='keys', tablefmt='github', floatfmt='.4g')}"
+    wrong = [f"{line['row']} {line['cell']}" for _, line in odd[~odd["as_counted"]].iterrows()]
+    return f"{text}\n\nA table is not what its counts by problem come to: {', '.join(wrong)}" if wrong else text
 
 
 def exit_status(cells: pd.DataFrame) -> int:

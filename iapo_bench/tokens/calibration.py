@@ -16,9 +16,10 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import log_softmax
 
-from iapo_bench.config.report import TokensJob
-from iapo_bench.files import whole_file
+from iapo_bench.config.report import CalibrationJob, Labels, TokensJob
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids
+from iapo_bench.report.document import Block, Table, ranged, write_document
+from iapo_bench.report.rows import caution, opening
 from iapo_bench.report.style import GREY, STYLE, new_figure, save_figure
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.prompts import encode
@@ -32,9 +33,10 @@ PARTS = 4  # of a completion's reasoning, from its beginning to its end
 
 
 def make_calibration(
-    job: TokensJob, *, model: Path, samples: Path, data: Path, out: Path, figure: Path, prefixes: int = PREFIXES
+    job: CalibrationJob, *, model: Path, samples: Path, data: Path, out: Path, figure: Path, prefixes: int = PREFIXES
 ) -> None:
-    """Write a row for each part of the reasoning and one for all of it (`out`, CSV), and their figure.
+    """Write a row for each part of the reasoning and one for all of it (`out`, CSV, and its other forms beside it), and
+    their figure.
 
     Columns: part, prefixes, continuations (of each), `answered` (share of continuations with an answer),
     `early_entropy` and `continued_entropy` (nats, means), `gap` (their difference) with its 95% interval,
@@ -43,9 +45,8 @@ def make_calibration(
     """
     measured = measure(job, model=model, samples=samples, data=data, prefixes=prefixes)
     table = summarise(measured)
-    with whole_file(out) as partial:
-        table.to_csv(partial, index=False, float_format="%.6g")
-    save_figure(calibration_figure(measured), figure)
+    write_document(out, table, calibration_blocks(job.labels, table))
+    save_figure(calibration_figure(job.labels, measured), figure)
 
 
 def measure(job: TokensJob, *, model: Path, samples: Path, data: Path, prefixes: int = PREFIXES) -> pd.DataFrame:
@@ -113,11 +114,29 @@ def summarise(measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def calibration_figure(measured: pd.DataFrame) -> Figure:
+def calibration_blocks(labels: Labels, table: pd.DataFrame) -> list[Block]:
+    """The table of `make_calibration` for readers."""
+    columns = {"part of the reasoning": table["part"].tolist(), "prefixes": table["prefixes"].map(str).tolist()}
+    for heading, name in (("early answer", "early_entropy"), ("continuations", "continued_entropy")):
+        columns[heading] = [f"{value:.2f}" for value in table[name]]
+    columns["difference"] = [ranged(*ends, form="+.2f") for ends in table[["gap", "gap_lo", "gap_hi"]].to_numpy()]
+    columns["correlation"] = [ranged(value, np.nan, np.nan, form=".2f") for value in table["correlation"]]
+    return [
+        *opening(labels, "whether early answers know their own uncertainty"),
+        Table(
+            columns,
+            f"Entropy, in nats, of the base's early answers and of the answers that {CONTINUATIONS} continuations of "
+            "the same prefixes reach; their difference with its 95% interval, and Spearman's correlation.",
+        ),
+    ]
+
+
+def calibration_figure(labels: Labels, measured: pd.DataFrame) -> Figure:
     """Each prefix: the entropy of its early answer against that of its continuations' answers."""
     known = measured.dropna()
     with mpl.rc_context(STYLE):
-        title = f"Early answers of the base against {CONTINUATIONS} continuations of each of {len(known)} prefixes"
+        title = f"{caution(labels.tier)}{labels.model} on {labels.dataset}: early answers of the base against "
+        title += f"{CONTINUATIONS} continuations of each of {len(known)} prefixes"
         figure, (ax,) = new_figure(1, title, height=3.2, wide=False)
         reach = 1.05 * float(known[["early_entropy", "continued_entropy"]].to_numpy().max(initial=0.1))
         ax.plot([0, reach], [0, reach], color=GREY, linewidth=1, linestyle="--", zorder=1)

@@ -10,10 +10,11 @@ from iapo_bench.train.rollouts import ANSWER_ENTROPY
 from iapo_bench.worlds.datasets.micro import VOCABULARY, token_roles
 from iapo_bench.worlds.grading import Outcome
 
-_COLUMNS = (
-    *("step", "method", "group", "sample", "problem_id", "prompt", "outcome", "truncated", "reward"),
-    *("token_ids", "tokens", "advantages", "weights", "sampler_logp"),
-)
+_COLUMNS = {
+    **{"step": int, "method": str, "group": int, "sample": int, "problem_id": str, "prompt": str, "outcome": str},
+    **{"truncated": bool, "reward": float, "token_ids": list[int], "tokens": list[str]},
+    **dict.fromkeys(("advantages", "weights", "sampler_logp"), list[float]),
+}
 
 
 def make_credit_page(rollout: Path, out: Path, groups: int | None = None) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 
 from iapo_bench.batch import SIGNAL_NOISE
 from iapo_bench.config.report import Labels, RolesJob, TokensJob
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.files import read_parquet
 from iapo_bench.report.document import Block, Table, ranged, write_document
 from iapo_bench.report.rows import BASE, opening, run_names, split_run
@@ -45,8 +45,9 @@ SCORES = {
 AGAINST = {"redundant": ROLES[1:], **{role: (role,) for role in ROLES[1:]}}
 
 _COMPLETION = ["problem_id", "sample"]
-_SAMPLE_COLUMNS = ("problem_id", "sample", "seed", "token_ids", "text")
-_TOKEN_COLUMNS = ("problem_id", "sample", "position", "role", "ranked", *SCORES.values())
+_KEYS = {"problem_id": str, "sample": int}
+_SAMPLE_COLUMNS = {**_KEYS, "seed": int, "token_ids": list[int], "text": str}
+_TOKEN_COLUMNS = {**_KEYS, "position": int, "role": str, "ranked": bool, **dict.fromkeys(SCORES.values(), float)}
 _SPECIAL = (PAD, EOS, UNKNOWN)
 
 
@@ -61,7 +62,7 @@ def make_role_tables(
     counts = {name: count_roles(read_samples(folder / "test" / "samples.parquet")) for name, folder in runs.items()}
     aucs = []
     for name, folder in runs.items():
-        tokens = _read(folder / "test" / "token_roles.parquet", _TOKEN_COLUMNS, "score its tokens first")
+        tokens = read_parquet(folder / "test" / "token_roles.parquet", _TOKEN_COLUMNS, "score its tokens first")
         aucs.append(_labels(job.labels, name) | {"scored_by": "own model"} | auc_table(tokens).to_dict("list"))
     removed = [
         _labels(job.labels, name) | role_table(count, None if name == BASE else counts.get(BASE)).to_dict("list")
@@ -211,8 +212,9 @@ def select(samples: pd.DataFrame, completions: int) -> pd.DataFrame:
 
 def read_samples(path: Path) -> pd.DataFrame:
     """Samples of the micro world. Raises UserError when the file is missing, broken, or holds another vocabulary's."""
-    frame = _read(path, _SAMPLE_COLUMNS, "sample first")
-    frame["token_ids"] = [list(map(int, ids)) for ids in frame["token_ids"]]
+    frame = read_parquet(path, _SAMPLE_COLUMNS, "sample first")
+    with damaged(path, "sample again"):
+        frame["token_ids"] = [list(map(int, ids)) for ids in frame["token_ids"]]
     for problem, ids, text in zip(frame["problem_id"], frame["token_ids"], frame["text"], strict=True):
         if not ids:
             raise UserError(f"{path}: a completion of problem '{problem}' has no tokens: sample again")
@@ -240,10 +242,6 @@ def micro_world(job: RolesJob | TokensJob) -> MicroWorld:
     world = load_world(job.world, job.world_seed)
     assert isinstance(world, MicroWorld)
     return world
-
-
-def _read(path: Path, columns: Iterable[str], hint: str) -> pd.DataFrame:
-    return read_parquet(path, columns, hint)
 
 
 def _labels(labels: Labels, name: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ from iapo_bench.train.trainer import Task, Trainer, Validation
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
 from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
 from iapo_bench.worlds.grading import is_formatted, make_grader
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.load import load_world, source_files
 
 
 def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
@@ -72,7 +72,8 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
     looked = read_problems(data / "validation.jsonl")[: config.validate_problems] if config.validate_every else []
     looked_prompts = encode(looked, dialogue, base, config.max_tokens)
     inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
-    run = run_identity(job, "iapo_bench.train.run", job.plugins, inputs=inputs)
+    plugins = [*job.plugins, *source_files(job.world)[:1]]
+    run = run_identity(job, "iapo_bench.train.run", plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
     parallel.gather([])  # nobody looks into the folder before it is this run's
     engine = make_engine(
@@ -124,7 +125,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             "processes": parallel.size(),
             "sources": {
                 f"{path.parent.name}/{path.name}": text
-                for path in job.plugins
+                for path in plugins
                 if (text := source_if_unknown(path)) is not None
             },
         },

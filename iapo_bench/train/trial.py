@@ -1,6 +1,9 @@
 """What a method is tried for on the first batch of a run: mistakes that would train without a word."""
 
 import copy
+import io
+import pickle
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -18,12 +21,13 @@ JUNK = 9.0  # what signals are made to hold at padding
 
 
 def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
-    """Raise UserError when padding changes a method's rewards or credit, naming file and line, or (with `own_rewards`)
-    when rewards do not change its credit. `batch`: before `shape_rewards`.
+    """Raise UserError when padding changes a method's rewards or credit, naming file and line, when a checkpoint cannot
+    hold its state, or (with `own_rewards`) when rewards do not change its credit. `batch`: before `shape_rewards`.
 
     Entropies that are read at padding on purpose (`Reading.padding`) are let be.
     """
-    method, batch = _twin(method), visible(batch, method)
+    _require_state_kept(method)
+    method = _twin(method)
     if not method.reading.padding:
         _require_no_padding_read(method, batch, seed)
     if own_rewards:
@@ -50,6 +54,20 @@ def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> Non
         )
 
 
+def _require_state_kept(method: Method) -> None:
+    file = io.BytesIO()
+    with blaming(method, "state_dict"):
+        torch.save(method.state_dict(), file)
+        file.seek(0)
+        try:
+            torch.load(file, weights_only=True)
+        except pickle.UnpicklingError as error:
+            what = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(
+                f"a checkpoint cannot hold {what[1] if what else 'what it gives'}: give tensors, numbers and texts"
+            ) from None
+
+
 def _twin(method: Method) -> Method:
     """The method with a state of its own, that of its class too: a trial must leave no trace in the run."""
     twin = copy.deepcopy(method)
@@ -60,13 +78,13 @@ def _twin(method: Method) -> Method:
 
 def _rewards(method: Method, batch: RolloutBatch) -> torch.Tensor:
     with blaming(method, "shape_rewards"):
-        return method.shape_rewards(batch)
+        return method.shape_rewards(visible(batch, method))
 
 
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
     shaped = replace(batch, rewards_B=_rewards(method, batch))
     with blaming(method, "credit"):
-        return method.credit(shaped, torch_stream(seed, "method", 0))
+        return method.credit(visible(shaped, method), torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:

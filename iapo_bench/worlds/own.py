@@ -2,7 +2,7 @@
 
 Columns: question, answer, and if there are any solution (worked) and split. Without a column of splits they are drawn,
 by the text of the problem and the option `seed`. Nothing is mended but the thousands separators of integers: whatever
-cannot be asked or graded is refused, with its line.
+cannot be asked or graded is refused, with its line, and integers that float64 has rounded are left out with a count.
 """
 
 import csv
@@ -20,7 +20,7 @@ from iapo_bench.config.world import OWN_FORMATS, WorldConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_jsonl, read_parquet, read_text
 from iapo_bench.worlds import SPLITS, GraderKind, Problem
-from iapo_bench.worlds.grading import check_gold
+from iapo_bench.worlds.grading import check_gold, is_rounded
 from iapo_bench.worlds.text import ChatWorld, digest_question
 
 FEWEST = 10
@@ -44,7 +44,7 @@ class OwnWorld(ChatWorld):
     the problems, and `seed`, for splits that the file does not say."""
 
     file: Path
-    name: str
+    name: str = "own"
     golds: GraderKind | None = None
     options: dict[str, float | int] = field(default_factory=dict)
 
@@ -82,6 +82,10 @@ class OwnWorld(ChatWorld):
         """The worked solutions that the file holds."""
         return {entry.problem.id: entry.solution for entry in self._entries}
 
+    def left_out(self) -> list[str]:
+        """The problems that no split holds, as float64 has rounded their golds: place and gold of each."""
+        return [f"{entry.place}: {entry.problem.answer}" for entry in self._stated if is_rounded(entry.problem.answer)]
+
     @cached_property
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
         return list(_read(self.file))
@@ -98,7 +102,7 @@ class OwnWorld(ChatWorld):
         return golds
 
     @cached_property
-    def _entries(self) -> list[Entry]:
+    def _stated(self) -> list[Entry]:
         """Every problem once. Raises UserError for one that cannot be asked or graded, or is there twice, unlike."""
         entries: dict[str, Entry] = {}
         kind = self.grader
@@ -117,7 +121,12 @@ class OwnWorld(ChatWorld):
                     raise UserError(f"the problem of {first.place} again, with another answer or split: keep one")
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
-        found = list(entries.values())
+        return list(entries.values())
+
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        """The problems that make the splits. Raises UserError for too few, or splits that only some of them have."""
+        found = [entry for entry in self._stated if not is_rounded(entry.problem.answer)]
         if len(found) < FEWEST:
             raise UserError(f"{self.file} holds {len(found)} problems: {FEWEST} are the fewest that can be split")
         if odd := [entry for entry in found if bool(entry.split) != bool(found[0].split)]:
@@ -154,7 +163,8 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.suffix == ".csv":
         yield from _read_csv(path)
     elif path.suffix == ".parquet":
-        for number, found in enumerate(read_parquet(path, _REQUIRED, _HINT).to_dict("records"), start=1):
+        table = read_parquet(path, dict.fromkeys(_REQUIRED, object), _HINT)
+        for number, found in enumerate(table.to_dict("records"), start=1):
             yield f"{path}: row {number}", {str(key): value for key, value in found.items()}
     else:
         raise UserError(f"{path}: name a file that ends in {', '.join(OWN_FORMATS)}")
@@ -185,6 +195,8 @@ def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
         if abs(value) >= 2**53:
             raise UserError(f"'{name}' is {value}, too large for a float to be exact: write it as text")
         value = int(value)
+    if isinstance(value, float) and float(f"{value:.15g}") != value:
+        raise UserError(f"'{name}' is {value}, which a float has rounded: write it as text")
     if isinstance(value, int | float) and not isinstance(value, bool) and name == "answer":
         value = str(value)
     if not isinstance(value, str):
