@@ -33,7 +33,9 @@ def _check_options(options: Any, owner: str) -> None:
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
         # YAML reads 1e-6 as a string: it wants 1.0e-6.
-        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
+        if (hint in (bool, int, float) and not isinstance(value, (int, hint))) or (
+            isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint)
+        ):
             raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
@@ -228,6 +230,8 @@ def assign(
     real tokens do. `counted`: see `Credit.counted_B`. Raises ValueError for any other shape or mask.
     """
     mask_BT = batch.completion_mask_BT
+    if not isinstance(advantages, torch.Tensor):
+        raise ValueError(f"advantages must be a tensor, is {type(advantages).__name__}")
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
     if shape not in ((B,), (B, 1), (B, T)):
         raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
@@ -255,7 +259,7 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
 
 def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
     """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
-    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook)
+    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook, getattr(type(method), hook, None))
 
 
 def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
@@ -395,7 +399,8 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
         raise unknown("profile", profile, PROFILES)
     cls = _require_no_slip(load_class(paths[name], Method, name), paths[name])
     known = {f.name for f in dataclasses.fields(cls) if f.init}
-    method = cls()
+    with blamed(paths[name], f"method {name}", "defaults"):
+        method = cls()
     for settings in (cls.released if profile == "released" else {}, options):
         for option in settings:
             if option not in known:
@@ -407,8 +412,9 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if isinstance(changes.get(part), dict):
                 changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
-    if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
-        raise UserError(f"{paths[name]}: needs of {name} must be a set of Signal, is {method.needs!r}")
+    with blaming(method, "needs"):
+        if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
+            raise ValueError(f"it must be a set of Signal, is {method.needs!r}")
     return method
 
 

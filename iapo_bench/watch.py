@@ -45,15 +45,16 @@ class _Run:
         return "ended" if self.rows else ""
 
     def look(self) -> None:
-        """Read the rows again if there are others. A last line that is not whole yet is left for the next look."""
+        """Read the rows again if there are others. A last line that is not whole yet is left for the next look, and
+        training problems, whose file has the same name, are no steps."""
         log = self.folder / "train.jsonl"
         if not log.is_file():
             return
         stat = log.stat()
         if self.seen != (seen := (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
             lines = read_text(log).split("\n")[:-1]
-            hint = "train again"
-            self.rows = [parse_json(line, f"{log}:{number}", hint) for number, line in enumerate(lines, start=1)]
+            rows = [parse_json(line, f"{log}:{number}", "train again") for number, line in enumerate(lines, start=1)]
+            self.rows = [row for row in rows if "step" in row]
             self.seen = seen
 
 

@@ -308,6 +308,7 @@ ELSEWHERE = {
     "config/reading.py": (1, "the same for YAML"),
     "machine/resume.py": (6, "files that carry a checksum"),
     "train/state.py": (3, "files that carry a checksum"),
+    "train/trial.py": (1, "a buffer in memory"),
     "train/trainer.py": (2, "what a state that carries a checksum holds"),
     "machine/provenance.py": (2, "the kernel's file; bytes for checksums"),
     "machine/code.py": (4, "our own source"),
@@ -341,6 +342,7 @@ APPENDED = {
     "evaluate/lm_evaluation.py": (1, "a temporary folder"),
     "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
     "train/state.py": (1, "to a path that the caller makes whole"),
+    "train/trial.py": (1, "a buffer in memory"),
 }
 
 

@@ -110,7 +110,10 @@ def test_a_bad_row_is_one_line_with_its_place(tmp_path, change, message):
 
 def test_a_bad_file_is_one_line(tmp_path):
     refused(tmp_path / "my.jsonl", ROWS[:9], "holds 9 problems: 10 are the fewest")
-    refused(tmp_path / "my.csv", [{"question": "q"}], "my.csv:1: no column 'answer' in the header")
+    refused(tmp_path / "my.csv", [{"question": "q"}], "my.csv:1: no columns 'answer' in the header")
+    (tmp_path / "my.csv").write_text("question,answer,answer\n" + "q,1,2\n")
+    with pytest.raises(UserError, match=r"my\.csv:1: 2 columns 'answer' in the header"):
+        load(tmp_path / "my.csv")
     (tmp_path / "my.csv").write_text('question,answer\n"two\nlines?",4\nq,1,2\n')
     with pytest.raises(UserError, match=r"my\.csv:4: more or fewer fields than the header"):
         load(tmp_path / "my.csv")
@@ -123,8 +126,18 @@ def test_a_bad_file_is_one_line(tmp_path):
 
 
 def test_a_file_does_not_pass_under_the_name_of_a_dataset(tmp_path):
-    for path, world in ((tmp_path / "math500.jsonl", {}), (tmp_path / "my.jsonl", {"name": "gsm8k"})):
-        refused(path, ROWS, "is not the dataset '(math500|gsm8k)': give it another name", **world)
+    for path, world, dataset in (
+        (tmp_path / "math500.jsonl", {}, "math500"),
+        (tmp_path / "MATH-500.csv", {"golds": "integer"}, "math500"),
+        (tmp_path / "gsm8k_test.jsonl", {}, "gsm8k"),
+        (tmp_path / "DAPO-Math-17k.parquet", {}, "dapo"),
+        (tmp_path / "my.jsonl", {"name": "gsm-8k"}, "gsm8k"),
+        (tmp_path / "my.jsonl", {"name": "micro"}, "micro"),
+    ):
+        refused(path, ROWS, f"is not the dataset '{dataset}': give it another name", **world)
+        with pytest.raises(UserError, match="is not the dataset"):
+            Workflow(read_tier("smollm2", settings(path, **world)))
+    assert load(write(tmp_path / "math501.jsonl", ROWS))["test"]
 
 
 @pytest.mark.parametrize("name", ["math500", "dapo", "gsm8k"])

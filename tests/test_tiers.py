@@ -7,12 +7,12 @@ import pytest
 import yaml
 from project_copy import copy_project, snakemake
 
+from iapo_bench.config.asked import PAPER_TIERS, asked_for, paper_cells, read_workflow_tier
 from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.plan.show import jobs
 from iapo_bench.train.optimizer import make_optimizer
-from iapo_bench.workflow import PAPER_TIERS, asked_for, paper_cells, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
 DATASETS = ("gsm8k", "math500", "dapo")

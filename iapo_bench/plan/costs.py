@@ -308,7 +308,7 @@ def host_memory(size: Architecture, tier: TierConfig) -> dict[str, float]:
         lengths = lengths_of(tier.world.name)
         peak = memory(size, tier, lengths, DEVICES["cpu"], 2)[0]["peak GiB"]
         return parts | {"training": float(peak)}
-    # Of a sharded model each rank writes its own part, tensor by tensor.
+    # Each rank of a sharded model writes its own part, tensor by tensor.
     later = {} if strategy(tier) == "sharded" else {"checkpoint": checkpoint(size, tier)}
     if tier.train.engine == "vllm":  # pinned, each block rounded up to a power of two
         later["vllm asleep"] = 2 * whole * ranks

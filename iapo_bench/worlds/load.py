@@ -16,10 +16,11 @@ def load_world(config: WorldConfig, seed: int) -> World:
 
 def stated(config: WorldConfig) -> WorldConfig:
     """The section with the kind of golds that a file of one's own holds, so that jobs need not read it again. Raises
-    UserError for a file that is missing or damaged."""
-    if config.file is None or config.golds:
+    UserError for a file that is missing or damaged, or has the name of a dataset."""
+    if config.file is None:
         return config
-    return config.model_copy(update={"golds": _own().open(config, 0).grader})
+    world = _own().open(config, 0)
+    return config if config.golds else config.model_copy(update={"golds": world.grader})
 
 
 def local_files(config: WorldConfig) -> list[Path]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from iapo_bench.config.world import OWN_FORMATS, WorldConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_jsonl, read_parquet, read_text
+from iapo_bench.plugins import list_datasets, load_class
 from iapo_bench.worlds import SPLITS, GraderKind, Problem
 from iapo_bench.worlds.grading import check_gold, is_rounded
 from iapo_bench.worlds.text import ChatWorld, digest_question
@@ -60,6 +61,11 @@ class OwnWorld(ChatWorld):
         if min(options["test"], options["validation"]) <= 0 or options["test"] + options["validation"] >= 1:
             raise UserError("world.options: test and validation are shares above 0 that leave some for training")
         assert config.file
+        if (name := _letters(config.name)) in _published():
+            raise UserError(
+                f"{config.file} is not the dataset '{_published()[name]}': give it another name, "
+                "world: {file: ..., name: mine}"
+            )
         return cls(Path(config.file), config.name, config.golds, options)
 
     @property
@@ -155,6 +161,20 @@ class OwnWorld(ChatWorld):
         return hashlib.sha256(f"{self.options['seed']} {problem_id}".encode()).hexdigest()
 
 
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _published() -> dict[str, str]:
+    """The datasets by the names that they, their files and their repositories go by, letters and digits alone."""
+    titles: dict[str, str] = {}
+    for name, path in list_datasets().items():
+        tables = getattr(load_class(path, object, name), "tables", {}).values()
+        known = [name, *(Path(table.file).stem for table in tables), *(table.hub[0] for table in tables)]
+        titles |= {_letters(title.rpartition("/")[2]): name for title in known}
+    return titles
+
+
 def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file, each with its place for messages."""
     if path.suffix == ".jsonl":
@@ -174,8 +194,10 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     line = 1
     try:
-        if missing := [name for name in _REQUIRED if name not in (rows.fieldnames or ())]:
-            raise UserError(f"{path}:1: no column '{missing[0]}' in the header: {_HINT}")
+        header = rows.fieldnames or ()
+        for name in _REQUIRED:
+            if (count := header.count(name)) != 1:
+                raise UserError(f"{path}:1: {count or 'no'} columns '{name}' in the header: {_HINT}")
         line = rows.line_num + 1
         for row in rows:
             if None in row or None in row.values():
