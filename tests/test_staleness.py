@@ -248,6 +248,29 @@ def stale(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {job for job in before if before[job] != after[job]}
 
 
+def test_every_job_is_named_by_the_module_that_does_its_work_and_by_files_found_by_name(gsm8k, monkeypatch):
+    seen: dict[str, list[str]] = {}
+
+    def digest(module: str, plugins=()) -> str:
+        seen[module.removeprefix("iapo_bench.")] = [path.name for path in plugins]
+        return ""
+
+    monkeypatch.setattr(workflow, "code_digest", digest)
+    names()
+    dataset = ["gsm8k.py"]
+    held_out = [f"{name}.py" for name in read_tier("smollm2").world.held_out]
+    assert seen == {
+        "worlds.prepare": [*dataset, *held_out],
+        "train.base": [*dataset, *held_out],
+        "train.run": ["iapo.py", "correct.py", *dataset],
+        "evaluate.sample": dataset,
+        "evaluate.grade": dataset,
+        "evaluate.lm_evaluation": dataset,
+        "report.rows": [],
+        "report.table1": [],
+    }
+
+
 def test_a_gold_mended_in_place_grades_again_and_trains_nothing(gsm8k):
     before = names()
     write_data(gsm8k / "data", test=4)
