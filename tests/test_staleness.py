@@ -283,6 +283,19 @@ def test_a_training_gold_trains_again_and_samples_no_test_anew_by_itself(gsm8k):
     assert stale(before, names()) == {"prepare", "train"}
 
 
+def test_a_solution_mended_in_place_makes_the_base_anew_that_learns_from_it(gsm8k):
+    def mend() -> None:
+        path = gsm8k / "data" / "gsm8k_train.jsonl"
+        path.write_text(path.read_text().replace("It is.", "It was.", 3))
+
+    taught = {"model": {"source": "model", "sft": {"steps": 3}}}
+    before = names(), names(**taught)
+    mend()
+    after = names(), names(**taught)
+    assert stale(before[0], after[0]) == {"prepare"}
+    assert stale(before[1], after[1]) == {"prepare", "base"}
+
+
 def test_half_the_rows_gone_are_noticed(gsm8k):
     before = names()
     path = gsm8k / "data" / "gsm8k_test.jsonl"
