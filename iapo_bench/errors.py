@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import inspect
 import re
 import resource
 import signal
@@ -127,14 +128,20 @@ _HINTS = {
 
 
 @contextmanager
-def blamed(file: str | Path, owner: str, part: str) -> Iterator[None]:
+def blamed(file: str | Path, owner: str, part: str, function: object = None) -> Iterator[None]:
     """Make one line of whatever goes wrong inside: a UserError with the owner of `file`, the last line reached in it,
-    the part of the owner that was at work, and what most likely helps."""
+    or else where `function` begins there, the part of the owner that was at work, and what most likely helps."""
     try:
         yield
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        hints = [hint for words, hint in _HINTS.items() if lines and words in str(error)]
         kind = "" if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: "
-        hints = [hint for words, hint in _HINTS.items() if words in str(error)]
+        what = f"{kind}{error}"
+        if isinstance(error, SyntaxError) and error.filename == str(file):
+            lines, what = [error.lineno], f"{kind}{error.msg}"
+        code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+        if not lines and code and code.co_filename == str(file):
+            lines = [code.co_firstlineno]
         place = f"{file}:{lines[-1]}" if lines else f"{file}"
-        raise UserError(": ".join([f"{owner} ({place})", part, f"{kind}{error}", *hints[:1]])) from error
+        raise UserError(": ".join([f"{owner} ({place})", part, what, *hints[:1]])) from error

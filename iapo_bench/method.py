@@ -33,7 +33,9 @@ def _check_options(options: Any, owner: str) -> None:
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
         # YAML reads 1e-6 as a string: it wants 1.0e-6.
-        if hint in (bool, int, float) and not isinstance(value, (int, hint)):
+        if (hint in (bool, int, float) and not isinstance(value, (int, hint))) or (
+            isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint)
+        ):
             raise UserError(f"{option.name} of {owner} must be {hint.__name__}, is {value!r}")
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
@@ -151,6 +153,8 @@ class Credit:
             raise ValueError("weights_BT is not 0 at padding")
         if self.counted_B is not None:
             _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
+            if self.weights_BT[~self.counted_B].any():
+                raise ValueError("counted_B leaves out a row that has weights")
         return self
 
 
@@ -222,17 +226,19 @@ def assign(
 ) -> Credit:
     """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
 
-    `weights`: bool (B, T) or (B, 1), the tokens that count in the loss; without it, all real tokens do. `counted`: see
-    `Credit.counted_B`. Raises ValueError for any other shape.
+    `weights`: a mask (B, T) or (B, 1), bool or integers of 0 and 1, the tokens that count in the loss; without it, all
+    real tokens do. `counted`: see `Credit.counted_B`. Raises ValueError for any other shape or mask.
     """
     mask_BT = batch.completion_mask_BT
+    if not isinstance(advantages, torch.Tensor):
+        raise ValueError(f"advantages must be a tensor, is {type(advantages).__name__}")
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
     if shape not in ((B,), (B, 1), (B, T)):
         raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
-    if weights is not None and (weights.dtype != torch.bool or tuple(weights.shape) not in ((B, 1), (B, T))):
-        raise ValueError(f"weights are {weights.dtype} {tuple(weights.shape)}, expected bool ({B}, 1) or ({B}, {T})")
+    if weights is not None and tuple(weights.shape) not in ((B, 1), (B, T)):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, expected ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
-    weights_BT = mask_BT if weights is None else mask_BT & weights
+    weights_BT = mask_BT if weights is None else mask_BT & as_mask(weights, "weights")
     return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
 
 
@@ -253,13 +259,16 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
 
 def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
     """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
-    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook)
+    return blamed(inspect.getfile(type(method)), f"method {method.name}", hook, getattr(type(method), hook, None))
 
 
 def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
-    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them."""
-    hidden: dict[str, Any] = {each.value: None for each in Signal if each not in method.needs}
-    return replace(batch, **hidden)
+    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them, and
+    the rest are copies, so that a hook that writes to one changes no batch but its own."""
+    hidden = {each.value for each in Signal if each not in method.needs}
+    held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    seen: dict[str, Any] = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **{**seen, **dict.fromkeys(hidden)})
 
 
 def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
@@ -390,7 +399,8 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
         raise unknown("profile", profile, PROFILES)
     cls = _require_no_slip(load_class(paths[name], Method, name), paths[name])
     known = {f.name for f in dataclasses.fields(cls) if f.init}
-    method = cls()
+    with blamed(paths[name], f"method {name}", "defaults"):
+        method = cls()
     for settings in (cls.released if profile == "released" else {}, options):
         for option in settings:
             if option not in known:
@@ -402,8 +412,9 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if isinstance(changes.get(part), dict):
                 changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
-    if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
-        raise UserError(f"{paths[name]}: needs of {name} must be a set of Signal, is {method.needs!r}")
+    with blaming(method, "needs"):
+        if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
+            raise ValueError(f"it must be a set of Signal, is {method.needs!r}")
     return method
 
 

@@ -14,6 +14,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 METHOD_DIRS = (ROOT / "methods", ROOT / "baselines")
 DATASET_DIRS = (ROOT / "iapo_bench" / "worlds" / "datasets",)
+OWN_DATASET = ROOT / "iapo_bench" / "worlds" / "own.py"  # problems of one's own, which world.file names
 REWARD_DIRS = (ROOT / "rewards",)
 
 
@@ -55,13 +56,15 @@ def load_class(path: Path, base: type[T], name: str) -> type[T]:
     for value in vars(_module(path)).values():
         if isinstance(value, type) and issubclass(value, base) and getattr(value, "name", None) == name:
             return value
-    raise UserError(f"{path} has no subclass of {base.__name__} with name = '{name}'")
+    kind = "class" if base is object else f"subclass of {base.__name__}"
+    raise UserError(f"{path} has no {kind} with name = '{name}'")
 
 
 def _module(path: Path) -> ModuleType:
     """A file of the package as the module that it is, any other run anew under the name of its folder and its own."""
     if path.is_relative_to(ROOT / "iapo_bench"):
-        return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        with blamed(path, path.stem, "import"):
+            return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.files import is_claimed, parse_json, read_text
 
 PANELS = (("reward", "reward"), ("correct", "share correct"), ("length", "mean length (tokens)"))
@@ -45,7 +45,8 @@ class _Run:
         return "ended" if self.rows else ""
 
     def look(self) -> None:
-        """Read the rows again if there are others. A last line that is not whole yet is left for the next look."""
+        """Read the rows again if there are others. A last line that is not whole yet is left for the next look, and
+        training problems, whose file has the same name, are no steps."""
         log = self.folder / "train.jsonl"
         if not log.is_file():
             return
@@ -53,7 +54,12 @@ class _Run:
         if self.seen != (seen := (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
             lines = read_text(log).split("\n")[:-1]
             hint = "train again"
-            self.rows = [parse_json(line, f"{log}:{number}", hint) for number, line in enumerate(lines, start=1)]
+            rows = [parse_json(line, f"{log}:{number}", hint) for number, line in enumerate(lines, start=1)]
+            with damaged(log, hint):
+                self.rows = [row for row in rows if "step" in row]
+                for row in self.rows:
+                    shown = (key for key in (*dict(PANELS), "validation_correct") if key in row)
+                    [float(row[key]) for key in ("step", "completions_total", *shown)]
             self.seen = seen
 
 

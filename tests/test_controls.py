@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +14,15 @@ from test_tables import make_row
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples, summarise
+from iapo_bench.report.accuracy_length import accuracy_length
+from iapo_bench.report.comparisons import NOT_KNOWN, UNDECIDED, compare, comparison_blocks
 from iapo_bench.report.controls import cut, cut_values, make_controls, shortest, shortest_values
 from iapo_bench.report.costs import aes, cost_blocks, cost_frame, make_costs, ockscore
 from iapo_bench.report.document import markdown
-from iapo_bench.report.frontier import against_controls, controls, make_frontier
+from iapo_bench.report.frontier import against_controls, controls, frontier_blocks, frontier_figure, make_frontier
+from iapo_bench.report.paired import paired_figure
 from iapo_bench.report.rows import read_rows
+from iapo_bench.report.table1 import table_blocks
 from iapo_bench.report.wallclock import PHASES
 
 
@@ -27,6 +32,26 @@ def base_grades(problems=30, samples=8, seed=0) -> pd.DataFrame:
     tokens = generator.integers(10, 60, (2, problems, samples))
     correct = generator.random(tokens.shape) < np.where(tokens < 35, 0.7, 0.3)
     return grades(correct, tokens, seeds=(42, 142), formatted=True, outcome_lenient="CORRECT")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("problems", "right"), [(1, [1, 0]), (3, [0, 0])])
+def test_extremes_are_drawn_and_told(problems, right):
+    """One problem says nothing of others; all wrong at equal length leaves nothing to tell apart."""
+    frame = grades(np.tile(right, (1, problems, 1)), np.full((1, problems, 2), 20))
+    samples = Samples.of({0: frame})
+    rows = [
+        replace(make_row(name, (1, 2)), summary=samples.summary([1, 2]), tally=samples.tally())
+        for name in ("base", "iapo")
+    ]
+    pairs, (curve, values) = compare(rows), controls(samples)
+    for figure in (accuracy_length(rows), paired_figure(rows), frontier_figure(rows, curve)):
+        figure.canvas.draw()
+    assert set(pairs.query("measure == 'pass@1'")["checkpoints_verdict"]) == {NOT_KNOWN if problems == 1 else UNDECIDED}
+    costs = cost_blocks(rows, cost_frame(read_tier("micro").costs_job(), rows[:1], {}))
+    beaten = frontier_blocks(rows, against_controls(rows, curve, values))
+    text = markdown([*table_blocks(rows), *comparison_blocks(pairs), *beaten, *costs])
+    assert not re.findall(r".*\b(?:nan|inf)\b.*", text)
 
 
 def test_cut_by_hand():

@@ -331,6 +331,7 @@ def test_stops_are_every_end_of_sequence_and_the_end_of_turn(tmp_path, capsys):
         {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 258},
         {"num_beams": 1, "length_penalty": 2.0, "eos_token_id": 258},
         {"output_scores": True, "eos_token_id": 258},
+        {"pad_token_id": -1, "eos_token_id": 258},
     ],
 )
 def test_a_generation_config_that_cannot_be_saved_is_mended_when_it_is_loaded(tmp_path, capsys, content):

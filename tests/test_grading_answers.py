@@ -21,7 +21,7 @@ $18 | \\$18 | $18.00 | US$18 | USD 18 | €18 | 18 € | £ 18 | Rs. 18 | 18 dol
 18\\text{ cm}^2 | 18 cm^2 | 18 cm² | 18 km/h | 18 miles per hour | 18 m | 18 ft. | 18~m | 18 PM | 18:00 | 18th
 18 boys and girls | 18 more than Bob | 18, which is even | She has 18 eggs left. | 18个 | 答案是18。 | x = 18 | x=18
 $n = 18$ | a + b + c = 18 | f(x) = 18 | Total: 18 | Answer: 18 | The answer is 18 | The answer is $18$.
-\\text{The answer is } 18 | The final answer is: 18
+\\text{The answer is } 18 | The final answer is: 18 | |A \\cup B| = 18 | \\angle ABC = 18 | E[X] = 18 | 18 \\checkmark
 """
 NOT_18 = """
 17 | 81 | -18 | 180 | 1.8 | 18.5 | 1 8 | 18.0001 | minus 18 | negative 18 | −18 | $-18 | 18e1 | 0x12 | 18k | 18M
@@ -33,6 +33,7 @@ NOT_18 = """
 18\\cancel{}1 | 18 or 19 | 18, 19 | 18 and 19 | {18} or {19} | \\{18\\} | [18] | 18... | 18? | 3:18 | 18:30
 about 18 | at least 18 | more than 18 | 18 or more | 18 thousand | 18 dozen | 18 hundred | 18 and a half
 half of 18 | twice 18 | 18 is wrong | 不是18 | 18万 | eighteen | I do not know | None
+I think 18 | 18, I believe | 18 (approximately) | it isnt 18 | |x| = 18
 """
 THOUSANDS = """
 1,234 | 1234 | 1 234 | 1\\,234 | 1{,}234 | 1,\\!234 | 1\\ 234 | 1\\;234 | 1'234 | 1’234 | 1\u00a0234 | 1\u202f234
@@ -135,7 +136,7 @@ RIGHT = [
             r"$\boxed{\frac{1}{2}}$",
         ],
     ),
-    (r"1\frac{1}{2}", ["1 1/2", "1½", "1.5", "3/2", r"1 \frac{1}{2}"]),
+    (r"1\frac{1}{2}", ["1 1/2", "1 and 1/2", r"1 and \frac12", "1½", "1.5", "3/2", r"1 \frac{1}{2}"]),
     (
         r"4\sqrt{2}",
         [
@@ -252,6 +253,7 @@ WRONG = [
     (r"5.4 \text{ cents}", ["5.4 dollars", "$5.4", "54 cents", r"5.4 \text{ or } 6"]),
     (r"\$36", ["36 cents", "-$36", "$360"]),
     ("(1,2)", [r"\{1,2\}", "1,2", "(2,1)", "[1,2]", "[1,2)", "(1,2,3)", "(1)", "1 < 2"]),
+    ("3, 1/2", ["3 1/2", "7/2"]),
     ("1,-2", ["(1,-2)", "1", "1, 2", "1, -2, 3", "1, 1", "1 and 2", "1,-2,-2"]),
     ("x=5", ["-(x=5)", "y=5", "2x=10", r"x \neq 5", "x > 5", "x = 6 = 5", "x = 5 = 6", "-x=5"]),
     ("y = 2x + 3", ["y = 2x - 3", "-y = 2x + 3", "x = 2y + 3", "z = 2x + 3", r"y \ne 2x+3", "y > 2x+3", "3"]),

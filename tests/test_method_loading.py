@@ -6,6 +6,7 @@ from iapo_bench import plugins
 from iapo_bench.errors import UserError
 from iapo_bench.method import LossSpec, load_method
 from iapo_bench.plugins import list_methods
+from iapo_bench.worlds import datasets
 
 
 def message(*args, **options) -> str:
@@ -86,3 +87,14 @@ def test_a_method_dropped_in_is_found_and_wins(tmp_path, monkeypatch):
     method = load_method("grpo", strength=3.0)
     assert (type(method).__name__, method.strength, len(method.needs)) == ("Mine", 3.0, 1)
     assert message("nameless").endswith("has no subclass of Method with name = 'nameless'")
+
+
+@pytest.mark.parametrize("text", ["import nothing_of_this_name\n", "class Sums(\n"])
+def test_a_dataset_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, monkeypatch, text):
+    folder = tmp_path / "iapo_bench" / "worlds" / "datasets"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(plugins, "ROOT", tmp_path)
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(folder)])
+    (folder / "broken.py").write_text(text)
+    with pytest.raises(UserError, match=r"^broken \(.*broken\.py:1\): import: \w+Error: "):
+        plugins.load_class(folder / "broken.py", object, "broken")

@@ -27,6 +27,7 @@ class Mine(Method):
     name = "mine"
 """
 TOKEN_ENTROPY = "    needs = frozenset({Signal.TOKEN_ENTROPY})\n"
+NO_GRAD = "    @torch.no_grad()\n"
 REWARDS = "    def shape_rewards(self, batch):\n        return "
 CREDIT = "    def credit(self, batch, generator=None):\n        return "
 
@@ -60,14 +61,35 @@ MISTAKES = {
     "weights of another type": (
         CREDIT + "assign(batch.rewards_B, batch, batch.rewards_B > 0)\n",
         10,
-        "weights are torch.bool (16,), expected bool (16, 1) or (16, ",
+        "weights have shape (16,), expected (16, 1) or (16, ",
     ),
-    "rewards by group": (REWARDS + "per_group(batch.rewards_B, batch).float()\n", None, "(4, 4), expected (16,)"),
-    "rewards that are counts": (REWARDS + "batch.lengths_B\n", None, "must be torch.float32, is torch.int64"),
+    "rewards by group": (REWARDS + "per_group(batch.rewards_B, batch).float()\n", 9, "(4, 4), expected (16,)"),
+    "rewards that are counts": (REWARDS + "batch.lengths_B\n", 9, "must be torch.float32, is torch.int64"),
+    "advantages of numpy": (
+        CREDIT + "assign(batch.rewards_B.numpy(), batch)\n",
+        10,
+        "advantages must be a tensor, is ndarray",
+    ),
+    "nothing returned": (CREDIT.replace("return", "assign") + "\n", 9, "the result must be a Credit, is NoneType"),
+    "a credit of another shape": (
+        CREDIT + "Credit(batch.rewards_B, batch.rewards_B)\n",
+        9,
+        "advantages_BT has shape (16,), expected (16, ",
+    ),
     "mask forgotten in the credit": (
-        TOKEN_ENTROPY + CREDIT + "assign(signal(batch, Signal.TOKEN_ENTROPY).mean(dim=1), batch)\n",
+        TOKEN_ENTROPY + NO_GRAD + CREDIT + "assign(signal(batch, Signal.TOKEN_ENTROPY).mean(dim=1), batch)\n",
         10,
         "advantages_BT change with padding: reduce over real tokens, with batch.completion_mask_BT",
+    ),
+    "weights that are no mask": (
+        CREDIT + "assign(batch.rewards_B, batch, batch.completion_mask_BT * 0.5)\n",
+        10,
+        "weights must be bool or integers of 0 and 1, is torch.float32",
+    ),
+    "a state that no checkpoint can hold": (
+        "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n",
+        9,
+        "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: give tensors, numbers and texts",
     ),
     "width taken for the longest length": (
         REWARDS + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n",
@@ -88,13 +110,14 @@ def test_a_mistake_is_one_line_that_names_file_and_line(make_trainer, write_meth
         trainer.step()
     message = str(caught.value)
     assert words in message
-    assert (f"{path}:{line}" if line else path) in message
+    assert f"{path}:{line}" in message
+    assert ("`needs`" in message) == (mistake == "needs forgotten")
     for a, b in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 LOADING = {
-    "syntax": ("    def credit(self, batch:\n", HEAD, r"mine\.py\): import: SyntaxError: .*line 9"),
+    "syntax": ("    def credit(self, batch:\n", HEAD, r"mine\.py:9\): import: SyntaxError: "),
     "import": (
         "",
         "import nothing_of_this_name\n" + HEAD,
@@ -113,13 +136,19 @@ LOADING = {
     "needs that is no set": (
         "    needs = Signal.OLD_LOGP\n" + CREDIT + "None\n",
         HEAD,
-        r"mine\.py: needs of mine must be a set of Signal, is <Signal\.OLD_LOGP",
+        r"mine\.py\): needs: it must be a set of Signal, is <Signal\.OLD_LOGP",
     ),
     "needs by name": (
         "    needs = {'old_logp_BT'}\n" + CREDIT + "None\n",
         HEAD,
-        r"mine\.py: needs of mine must be a set of Signal, is \{'old_logp_BT'\}",
+        r"mine\.py\): needs: it must be a set of Signal, is \{'old_logp_BT'\}",
     ),
+    "a default of another type": (
+        "    strength: float = 'much'\n",
+        HEAD,
+        r"method mine \(.*mine\.py\): defaults: strength of mine must be float, is 'much'",
+    ),
+    "no loss": ("    loss: LossSpec = None\n", HEAD, r"mine\.py\): defaults: loss of mine must be LossSpec, is None"),
     "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
 }
 

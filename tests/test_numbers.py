@@ -85,6 +85,7 @@ SPOILT = {
     "advantages_BT has a gradient": lambda m, c, b: replace(c, advantages_BT=c.advantages_BT.clone().requires_grad_()),
     "advantages_BT is on meta": lambda m, c, b: replace(c, advantages_BT=c.advantages_BT.to("meta")),
     "counted_B must be torch.bool": lambda m, c, b: replace(c, counted_B=b.rewards_B),
+    "counted_B leaves out a row that has weights": lambda m, c, b: replace(c, counted_B=b.correct_B & False),
     "the result must be a Credit, is Tensor": lambda m, c, b: c.advantages_BT,
 }
 
@@ -100,6 +101,18 @@ def test_a_credit_of_another_kind_is_refused_with_method_and_file(make_trainer, 
     assert Path(__file__).name in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_a_hook_that_writes_to_its_batch_changes_no_other(make_trainer):
+    """Trained on padding, or logged NaN: a hook's batch is its own."""
+
+    def overwrite(self, batch):
+        batch.completion_mask_BT.fill_(True)
+        batch.rewards_B.fill_(NAN)
+
+    plain, writing = make_trainer(), make_trainer()
+    plain.method, writing.method = broken(), broken(observe=overwrite)
+    assert untimed(writing.run()) == untimed(plain.run())
 
 
 def fail(*arguments):
@@ -351,6 +364,7 @@ def test_a_batch_turns_masks_of_integers_into_bool_and_refuses_what_is_none():
         values = batch.sampler_logp_BT
         assert torch.equal(masked_normalise(values, mask.to(dtype)), masked_normalise(values, mask))
         assert torch.equal(padded_widths(mask.to(dtype), 2, 1), padded_widths(mask, 2, 1))
+        assert torch.equal(assign(values, batch, mask.to(dtype)).weights_BT, mask.float())
     for wrong in (mask.float(), mask.long() - 1, mask.tolist()):
         with pytest.raises(ValueError, match="completion_mask_BT must"):
             replace(batch, completion_mask_BT=wrong)

@@ -94,6 +94,7 @@ def test_the_kind_of_golds_is_found_out_or_stated(tmp_path, answers, kind):
         ({"answer": True}, r"my\.{0}:3: 'answer' is True: write text"),
         ({"answer": "?!"}, r"my\.{0}:3: the gold answer '\?!' cannot be read as mathematics"),
         ({"answer": 2.0**70}, r"my\.{0}:3: 'answer' is .*, too large for a float to be exact"),
+        ({"answer": 10 / 3}, r"my\.{0}:3: 'answer' is 3\.3333333333333335, which a float has rounded"),
         ({"split": "dev"}, r"my\.{0}:3: unknown split 'dev'"),
         ({"split": "test"}, r"my\.{0}:1: no split, which other problems have"),
         ({"question": ROWS[0]["question"]}, r"my\.{0}:3: the problem of .*my\.{0}:1 again, with another answer"),
@@ -109,7 +110,10 @@ def test_a_bad_row_is_one_line_with_its_place(tmp_path, change, message):
 
 def test_a_bad_file_is_one_line(tmp_path):
     refused(tmp_path / "my.jsonl", ROWS[:9], "holds 9 problems: 10 are the fewest")
-    refused(tmp_path / "my.csv", [{"question": "q"}], "my.csv:1: no column 'answer' in the header")
+    refused(tmp_path / "my.csv", [{"question": "q"}], "my.csv:1: no columns 'answer' in the header")
+    (tmp_path / "my.csv").write_text("question,answer,answer\n" + "q,1,2\n")
+    with pytest.raises(UserError, match=r"my\.csv:1: 2 columns 'answer' in the header"):
+        load(tmp_path / "my.csv")
     (tmp_path / "my.csv").write_text('question,answer\n"two\nlines?",4\nq,1,2\n')
     with pytest.raises(UserError, match=r"my\.csv:4: more or fewer fields than the header"):
         load(tmp_path / "my.csv")
@@ -122,8 +126,18 @@ def test_a_bad_file_is_one_line(tmp_path):
 
 
 def test_a_file_does_not_pass_under_the_name_of_a_dataset(tmp_path):
-    for path, world in ((tmp_path / "math500.jsonl", {}), (tmp_path / "my.jsonl", {"name": "gsm8k"})):
-        refused(path, ROWS, "is not the dataset '(math500|gsm8k)': give it another name", **world)
+    for path, world, dataset in (
+        (tmp_path / "math500.jsonl", {}, "math500"),
+        (tmp_path / "MATH-500.csv", {"golds": "integer"}, "math500"),
+        (tmp_path / "gsm8k_test.jsonl", {}, "gsm8k"),
+        (tmp_path / "DAPO-Math-17k.parquet", {}, "dapo"),
+        (tmp_path / "my.jsonl", {"name": "gsm-8k"}, "gsm8k"),
+        (tmp_path / "my.jsonl", {"name": "micro"}, "micro"),
+    ):
+        refused(path, ROWS, f"is not the dataset '{dataset}': give it another name", **world)
+        with pytest.raises(UserError, match="is not the dataset"):
+            Workflow(read_tier("smollm2", settings(path, **world)))
+    assert load(write(tmp_path / "math501.jsonl", ROWS))["test"]
 
 
 @pytest.mark.parametrize("name", ["math500", "dapo", "gsm8k"])

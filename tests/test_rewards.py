@@ -69,14 +69,18 @@ def test_a_reward_that_fails_is_blamed_by_file_and_line(write_reward):
     path = write_reward("late", "pass\n    return 1 / (len(text) - 4)")
     assert message(pay, "late") == f"reward late ({path}:3): reward: ZeroDivisionError: division by zero"
     path = write_reward("endless", "return float('nan')")
-    assert message(pay, "endless") == f"reward endless ({path}): reward: nan for 'five', must be finite"
+    assert message(pay, "endless") == f"reward endless ({path}:1): reward: nan for 'five', must be finite in float32"
+    path = write_reward("huge", "return -1e39")
+    assert message(pay, "huge") == f"reward huge ({path}:1): reward: -1e+39 for 'five', must be finite in float32"
     path = write_reward("silent", "pass")
-    assert message(pay, "silent").startswith(f"reward silent ({path}): reward: TypeError: float() argument must be")
+    said = message(pay, "silent")
+    assert said.startswith(f"reward silent ({path}:1): reward: TypeError: float() argument must be")
+    assert "needs" not in said
     path = write_reward("nameless", "pass").replace("nameless", "other")
     (plugins.REWARD_DIRS[0] / "other.py").write_text("def pay(): ...\n")
     assert message(pay, "other") == f"{path} has no function `reward`"
     path = write_reward("broken", "return (")
-    assert message(pay, "broken").startswith(f"broken ({path}): import: SyntaxError: ")
+    assert message(pay, "broken").startswith(f"broken ({path}:2): import: SyntaxError: ")
     assert message(pay, "corect").startswith("unknown reward 'corect': did you mean 'correct'?")
 
 
@@ -167,6 +171,12 @@ def test_a_reward_that_does_not_exist_is_one_line(run, made):
     code, err = run("train", *made, "--set", "train.rewards={corect: 1}", "--method", "grpo")
     assert code == 2
     assert "train.rewards: unknown reward 'corect': did you mean 'correct'?" in err
+
+
+def test_a_reward_that_is_no_python_is_one_line_with_its_place(run, made, write_reward):
+    path = write_reward("broken", "return 1 +")
+    code, err = run("train", *made, "--set", "train.rewards={broken: 1}", "--method", "grpo")
+    assert (code, err.splitlines()[-1]) == (2, f"iapo-bench: broken ({path}:2): import: SyntaxError: invalid syntax")
 
 
 def test_the_code_of_rewards_is_part_of_a_run(write_reward):

@@ -51,3 +51,13 @@ def test_prepare_says_how_many_it_leaves_out(tmp_path, run):
     assert code == 0, printed
     assert "3 problems are left out: float64 has rounded their golds" in printed
     assert len(json.loads((tmp_path / "out" / "provenance.json").read_text())["left_out"]) == 3
+
+
+def test_a_file_of_ones_own_leaves_them_out_too(tmp_path):
+    golds = [*map(str, range(12)), *ROUNDED, *EXACT, f"{int(ROUNDED[0]):,}"]
+    rows = [{"question": f"Find ${n}$.", "answer": gold} for n, gold in enumerate(golds)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = load_world(WorldConfig(file=str(tmp_path / "my.jsonl")), 0)
+    assert [line.partition(": ")[2] for line in own.left_out()] == [*ROUNDED, ROUNDED[0]]
+    held = [problem.answer for split in SPLITS for problem in own.load(split)]
+    assert sorted(held) == sorted([*map(str, range(12)), *EXACT])

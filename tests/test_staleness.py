@@ -38,6 +38,7 @@ CHANGES = [
     ("iapo_bench/config/train.py", "default=1e-6", "default=1e-5", {"train"}),
     ("iapo_bench/report/style.py", "STYLE", "STYLES", {"table", "comparisons", "token_roles"}),
     ("iapo_bench/evaluate/lm_evaluation.py", "do_sample: false", "do_sample: true", {"lm_eval"}),
+    ("iapo_bench/worlds/own.py", "import csv", "import csv\n\nODD = 1\n", set()),
     ("iapo_bench/plan/costs.py", "3 * CHUNK_LOGITS", "4 * CHUNK_LOGITS", set()),
     ("iapo_bench/cli/steps.py", "run(job", "run( job", set()),
     ("iapo_bench/doctor.py", "examine", "examined", set()),

@@ -367,6 +367,8 @@ def test_watch_draws_once_through_a_pipe(tmp_path):
     grow(tmp_path / "dapo" / "seed1", range(10))
     (tmp_path / "gtpo" / "seed0").mkdir(parents=True)
     (tmp_path / "gtpo" / "seed0" / "train.jsonl").touch()  # it has not ended its first step
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"id": "a", "question": "1+1?", "answer": "2"}\n')  # problems
     done = watch(tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("reward", "share correct", "mean length (tokens)"):

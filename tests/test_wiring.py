@@ -19,6 +19,7 @@ from iapo_bench.config.section import identity
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.evaluate import sample
+from iapo_bench.machine import resume
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.models.checkpoints import weights_checksum
 from iapo_bench.rollout import Completion, Sampling
@@ -41,7 +42,7 @@ def jobs(tmp_path_factory):
 
 
 def option(command: str, name: str) -> list[str]:
-    return re.findall(rf"--{name} (\S+)", command)
+    return re.findall(rf"--{name}[ =](\S+)", command)
 
 
 def job_of(folder: Path, command: str) -> dict:
@@ -64,6 +65,7 @@ def test_rules_give_each_run_its_own_settings(jobs):
             row = Path(out).stem
             assert job["method"] == row
             grades = [Path(path).parent.parent.name for path in option(command, "grades")]
+            assert grades
             assert [f"seed{seed}" for seed in option(command, "train-seed")] == grades or row == "base"
         else:
             where = Path(out) if found[1] == "sample" else Path(out).parent
@@ -253,3 +255,21 @@ def test_a_setting_of_sampling_acts_if_it_can_change_a_result(run, speaking, tmp
     one = draw(run, speaking, tmp_path / "one")
     other = draw(run, speaking, tmp_path / "other", "--set", f"evaluate.{key}={json.dumps(value)}")
     assert one.equals(other) == (key not in identity(read_tier(golden.TIER).evaluate))
+
+
+def test_a_stopped_job_goes_on_only_with_its_datasets_code(run, speaking, tmp_path, monkeypatch):
+    """Datasets, as methods, are found by name: no import leads to them."""
+    seen = {}
+    monkeypatch.setattr(resume, "code_digest", lambda module, plugins: seen.setdefault(module, list(plugins)) and "")
+    draw(run, speaking, tmp_path / "drawn")
+    where = ("--config", golden.TIER, "--data", speaking / "data")
+    assert run("grade", *where, "--samples", tmp_path / "drawn" / "samples.parquet", "--out", tmp_path / "g")[0] == 0
+    short = ("--set", "train.completions=4", "--set", "train.prompts_per_step=1", "--set", "train.group_size=4")
+    code, said = run(
+        *("train", *where, *short, "--method", "grpo", "--base", speaking / "speaker", "--out", tmp_path / "t")
+    )
+    assert code == 0, said
+    assert len(seen) == 3
+    for plugins in seen.values():
+        assert "micro.py" in [path.name for path in plugins]
+    assert "grpo.py" in [path.name for path in seen["iapo_bench.train.run"]]

@@ -11,6 +11,7 @@ from builders import PERFECT, odd_tokenizer, open_world, reciter
 from project_copy import copy_project, snakemake
 
 from iapo_bench.models.checkpoints import save_model
+from iapo_bench.workflow import is_whole
 
 ROOT = Path(__file__).parent.parent
 DROPPED_IN = '''
@@ -28,7 +29,7 @@ from iapo_bench.method import Credit, Method, assign, group_normalise
 class Brief(Method):
     """A = norm(r - price * length)."""
 
-    name = "brief"
+    name = "brief idea"
     price: float = 0.01
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
@@ -58,8 +59,6 @@ def test_a_target_of_another_tier_is_enough(copy):
     ("arguments", "message"),
     [
         (("--config", "tier=mirco"), "unknown tier 'mirco': did you mean 'micro'"),
-        (("--config", "train={completion: 3}"), "train: unknown key 'completion': did you mean 'completions'"),
-        (("--config", "methods={ipao: {}}"), "unknown method 'ipao': did you mean 'iapo'"),
         (("--config", "train={lr: 1}", "--config", "gpus=0"), "--config stands twice"),
         (("--configfile", "wrong.yaml"), "wrong.yaml:45: unknown option of iapo 'alpa': did you mean 'alpha'"),
         (("--config", "evaluate={n_samples: 2}"), "k=32 needs at least 32 samples"),
@@ -96,12 +95,12 @@ def test_the_smoke_tier_and_then_a_method_of_ones_own(copy):
         assert "Nothing to be done" in again.stdout + again.stderr
 
     made = {path: path.stat().st_mtime_ns for path in results.rglob("seed0/**/*.*") if path.is_file()}
-    (copy / "methods" / "brief.py").write_text(DROPPED_IN)
+    (copy / "methods" / "brief idea.py").write_text(DROPPED_IN)
     with (copy / "configs" / "smoke.yaml").open("a") as file:
-        file.write("  brief:\n")
+        file.write("  brief idea:\n")
     second = snakemake(copy, *target)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert pd.read_csv(results / "table1.csv")["method"].tolist() == [*rows, "brief", "base_cut", "base_shortest"]
+    assert pd.read_csv(results / "table1.csv")["method"].tolist() == [*rows, "brief idea", "base_cut", "base_shortest"]
     assert {path: path.stat().st_mtime_ns for path in made} == made
     log = second.stdout + second.stderr
     assert log.count("rule train:") == 1
@@ -122,6 +121,15 @@ def test_the_default_table_leaves_room_in_both_directions():
     shorter = trained["length@16_hi"] < table.loc["base", "length@16_lo"]
     better = trained["pass@1_lo"] > table.loc["base", "pass@1_hi"]
     assert (shorter | better).any()
+
+
+def test_a_report_leaves_out_a_table_without_its_form_for_readers(tmp_path):
+    for name in ("table.csv", "figure.png"):
+        (tmp_path / name).touch()
+        assert is_whole(tmp_path / name) == (name == "figure.png")
+    (tmp_path / "table.md").touch()
+    assert is_whole(tmp_path / "table.csv")
+    assert not is_whole(tmp_path / "other.csv")
 
 
 def test_the_released_code_and_protocol_have_targets(copy):

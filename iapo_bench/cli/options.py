@@ -43,7 +43,7 @@ RUNS = click.option(
     multiple=True,
     required=True,
     metavar="METHOD/SEED=DIR",
-    help="A run, such as iapo/0=results/micro/iapo/seed0; base=DIR for the base. Repeat.",
+    help="A run, such as dapo/0=results/micro/dapo/seed0; base=DIR for the base. Repeat.",
 )
 
 

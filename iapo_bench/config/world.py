@@ -70,10 +70,6 @@ class WorldConfig(Section):
             if self.golds:
                 raise ValueError(f"golds is of world.file: {self.name} knows its own")
             return self
-        if self.name in list_datasets():
-            raise ValueError(
-                f"{self.file} is not the dataset '{self.name}': give it another name, world: {{file: ..., name: mine}}"
-            )
         if self.name != slug(self.name):
             raise ValueError(f"'{self.name}' is no name of a folder: write small letters, digits, '-' or '_'")
         if self.data_dir or self.splits != "honest":

@@ -43,10 +43,10 @@ from iapo_bench.models.checkpoints import (
 )
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
-from iapo_bench.worlds import GraderKind, read_problems
+from iapo_bench.worlds import GraderKind
 from iapo_bench.worlds.dialogue import completion_texts
-from iapo_bench.worlds.grading import Outcome, make_grader
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.grading import Outcome, make_grader, read_gradable
+from iapo_bench.worlds.load import load_world, source_files
 
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
 PART = 4096  # requests answered at once, which survive a kill when they are done
@@ -114,7 +114,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
     # No special tokens: the prompt has its own already.
     lm.add_bos_token = False
     inputs = {"model": checksums(model), "problems": checksum(data / "test.jsonl"), "backend": _versions(backend)}
-    run = run_identity(job, "iapo_bench.evaluate.lm_evaluation", inputs=inputs)
+    run = run_identity(job, "iapo_bench.evaluate.lm_evaluation", source_files(job.world)[:1], inputs=inputs)
     with resuming(out / "results.resume", run) as folder:
         with (
             _our_text(lm, lambda ids: completion_texts(ids, tokenizer, stop_ids=stops, prefill=dialogue.prefill)),
@@ -180,9 +180,10 @@ def load_problems(
 
     Raises UserError for missing data, and for a prompt that does not fit the model's context with its completion.
     """
-    chosen = read_problems(Path(data) / "test.jsonl")[:problems]
+    asked = load_world(WorldConfig(**world), seed)
+    chosen = read_gradable(Path(data) / "test.jsonl", asked.grader)[:problems]
     tokenizer = load_tokenizer(Path(model))
-    dialogue = load_world(WorldConfig(**world), seed).dialogue(tokenizer, PromptConfig(**prompt))
+    dialogue = asked.dialogue(tokenizer, PromptConfig(**prompt))
     encode(chosen, dialogue, Path(model), max_tokens)  # for its checks
     rows = [
         {"id": problem.id, "prompt": dialogue.render(problem.question), "answer": problem.answer} for problem in chosen

@@ -73,7 +73,7 @@ class Summary:
         """The inverse of `to_dict`; other keys are ignored. Raises KeyError or ValueError for anything else."""
         own = {field.name: content[field.name] for field in fields(cls)}
         cells = {
-            key: Cell(**{part: float("nan") if value is None else value for part, value in cell.items()})
+            key: {part: float("nan") if value is None else value for part, value in cell.items()}
             for key, cell in content["cells"].items()
         }
         return TypeAdapter(cls).validate_python(own | {"cells": cells})

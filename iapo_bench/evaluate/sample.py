@@ -20,7 +20,7 @@ from iapo_bench.rollout.prompts import encode
 from iapo_bench.seeds import stream_seed
 from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.load import load_world, source_files
 
 # Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
 # done before, so that a run that was stopped draws what any other does.
@@ -58,7 +58,8 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     engine.generate(prompts[:8], replace(shared, max_tokens=min(8, config.max_tokens)))
     warmup = time.perf_counter() - started
     inputs = {"model": checksums(model), "problems": checksum(split_file(data, job.split))}
-    with resuming(out / "samples.resume", run_identity(job, "iapo_bench.evaluate.sample", inputs=inputs)) as folder:
+    run = run_identity(job, "iapo_bench.evaluate.sample", source_files(job.world)[:1], inputs=inputs)
+    with resuming(out / "samples.resume", run) as folder:
         parts = []
         for seed in config.seeds:
             drawn = replace(shared, samples_per_prompt=n_samples, seed=stream_seed(seed, "evaluation"))

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from iapo_bench.errors import blamed
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 _MODULE = re.compile(r"\w+(\.\w+)+")
 _FILE = re.compile(r"[\w-][\w./-]*\.\w+")
@@ -56,13 +58,18 @@ def _imports(path: Path, _changed: int) -> list[Path]:
     """The files of this project that a file imports, anywhere in it, or names; its packages' `__init__` run with it."""
     if path.suffix != ".py":
         return []
-    nodes = list(_running(ast.parse(path.read_bytes(), str(path))))
+    nodes = list(_running(_parse(path)))
     texts = {text for node in nodes if (text := _text(node))}
     names = {name for node in nodes for name in _imported_names(node, path)} | set(filter(_MODULE.fullmatch, texts))
     folders = (path.parent, path.parent / "templates")  # where jinja2 looks
     data = [folder / text for text in filter(_FILE.fullmatch, texts) for folder in folders]
     packages = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(ROOT)]
     return [file.resolve() for file in (*packages, *map(_file, names), *data) if file.is_file()]
+
+
+def _parse(path: Path) -> ast.Module:
+    with blamed(path, path.stem, "import"):
+        return ast.parse(path.read_bytes(), str(path))
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
@@ -99,7 +106,7 @@ def _imported_names(node: ast.AST, path: Path) -> Iterator[str]:
 def _file_digest(path: Path, _changed: int) -> str:
     content = path.read_bytes()
     if path.suffix == ".py":
-        content = repr(_plain(_Essence().visit(ast.parse(content)))).encode()
+        content = repr(_plain(_Essence().visit(_parse(path)))).encode()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -180,7 +180,9 @@ def sound_generation_config(config: GenerationConfig, name: str | Path) -> Gener
         click.echo(
             f"warning: {name}: the generation config contradicts itself ({keys}): only its token ids are kept", err=True
         )
-        return GenerationConfig(**{name: getattr(config, name) for name in _TOKEN_IDS})
+        ids = {name: getattr(config, name) for name in _TOKEN_IDS}
+        # Some checkpoints pad with -1, which transformers refuses to save as well.
+        return GenerationConfig(**{name: i for name, i in ids.items() if not (isinstance(i, int) and i < 0)})
     return config
 
 
@@ -209,6 +211,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{path} is not a checkpoint directory")
     with damaged(f"{path}: the tokenizer", "make or fetch the checkpoint again"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        int(tokenizer.model_max_length), tokenizer.all_special_ids  # whatever the file says was taken as it is
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:

@@ -15,7 +15,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from iapo_bench.errors import UserError, first_line
-from iapo_bench.models.checkpoints import ODD, attention_implementation, decoder_and_head, evaluating, unobserved
+from iapo_bench.models.checkpoints import (
+    ODD,
+    attention_implementation,
+    decoder_and_head,
+    evaluating,
+    require_finite,
+    unobserved,
+)
 from iapo_bench.seeds import torch_stream
 
 # Mean distance of log-probabilities, nats, that rounding explains: two orders of summation in one dtype.
@@ -100,6 +107,7 @@ def _require_same_states(model: PreTrainedModel, length: int, what: str, states:
                 f"({type(error).__name__}: {reason})"
             ) from error
         ours, own = (torch.log_softmax(head(hidden).float(), -1) for hidden in (ours_ND, own_LD[places]))
+    require_finite(own, f"{type(model).__name__}, given {length} random tokens")
     gap = float((ours - own).abs().mean())
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     if not gap <= tolerance:

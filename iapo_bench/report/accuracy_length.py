@@ -20,6 +20,11 @@ class Cross(NamedTuple):
     y: tuple[float, float, float]
 
 
+def bar(mean: float, lo: float, hi: float) -> tuple[float, float, float]:
+    """A mean with its bounds; it is its own bounds where nothing is known of them, with one problem."""
+    return (mean, mean, mean) if np.isnan(lo) else (mean, lo, hi)
+
+
 def accuracy_length(rows: Sequence[Row]) -> Figure:
     """Pass@k against Length@k with 95% intervals, at the smallest and the largest k that every row has.
 
@@ -50,7 +55,7 @@ def accuracy_length(rows: Sequence[Row]) -> Figure:
 
 def _cross(row: Row, k: int) -> Cross:
     length, passes = row.summary.cells[f"length@{k}"], row.summary.cells[f"pass@{k}"]
-    return Cross((length.mean, length.lo, length.hi), (passes.mean, passes.lo, passes.hi))
+    return Cross(*(bar(cell.mean, cell.lo, cell.hi) for cell in (length, passes)))
 
 
 def draw_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, Style]) -> None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from iapo_bench.config.report import Labels
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, Estimate, estimate, holm
-from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.document import Block, Table, ranged, write_document
 from iapo_bench.report.rows import Row, caution, opening, read_rows
 from iapo_bench.report.style import INK, MANY, STYLE, new_figure, save_figure
 
@@ -74,7 +74,8 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
 
     For each statement: the bounds of the 95% interval, the p-value of "no difference", the same with Holm's correction
     over the pairs of a measure, and a verdict in words. `detectable` is the true difference that these checkpoints'
-    test, uncorrected, would find with a chance of 80%. Raises UserError for rows that answered different problems.
+    test, uncorrected, would find with a chance of 80%, `methods_detectable` that of these methods' test. Raises
+    UserError for rows that answered different problems.
     """
     if len({(row.model, row.dataset, row.tier, row.tally.problems) for row in rows}) > 1:
         raise UserError("rows are compared on one model, dataset, tier and set of problems: compare each apart")
@@ -93,6 +94,7 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
                 line |= _columns(statement, found)
             line |= {"n_problems": len(a.tally.problems), "n_samples": a.tally.n_samples}
             line |= {f"train_seeds_{side}": _seeds(row) for side, row in (("a", a), ("b", b))}
+            line["methods_detectable"] = drawn.detectable if drawn else np.nan
             of_measure.append(line)
         for statement in STATEMENTS:
             corrected = holm([line[f"{statement}_p"] for line in of_measure])
@@ -165,11 +167,17 @@ def detectable_sentence(table: pd.DataFrame, measure: str) -> str:
     smallest = table.loc[table["measure"] == measure, "detectable"].dropna()
     if smallest.empty:
         return f"No difference in {label(measure)} could have been detected: one problem says nothing of others."
-    low, high = number(measure, smallest.min()), number(measure, smallest.max())
-    return (
-        f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five: "
-        f"{number(measure, smallest.median())} for the median pair ({low} to {high})."
+    text = (
+        f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five, for the "
     )
+    text += f"median pair: {_spread(measure, smallest)} of these checkpoints"
+    methods = table.loc[table["measure"] == measure, "methods_detectable"].dropna()
+    return f"{text}, {_spread(measure, methods)} of these methods." if len(methods) else f"{text}."
+
+
+def _spread(measure: str, values: pd.Series) -> str:
+    low, middle, high = (number(measure, value) for value in values.quantile([0, 0.5, 1]))
+    return f"{middle} ({low} to {high})"
 
 
 def comparisons_figure(table: pd.DataFrame) -> Figure:
@@ -236,8 +244,8 @@ def _seeds(row: Row) -> str:
 
 
 def _interval_text(measure: str, pair: pd.Series) -> str:
-    lo, hi = (number(measure, pair[f"checkpoints_{end}"], signed=True) for end in ("lo", "hi"))
-    return f"{number(measure, pair['difference'], signed=True)} [{lo}, {hi}]"
+    value, lo, hi = (pair[name] for name in ("difference", "checkpoints_lo", "checkpoints_hi"))
+    return ranged(value, lo, hi, form=f"+{KINDS[measure.partition('@')[0]].digits}") or NOT_KNOWN
 
 
 def p_text(p: float) -> str:

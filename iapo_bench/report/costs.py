@@ -10,7 +10,7 @@ import pandas as pd
 from iapo_bench.config.report import CostsJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
-from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.document import Block, Table, ranged, write_document
 from iapo_bench.report.rows import BASE, Row, opening, read_rows, split_run
 from iapo_bench.report.steps import read_steps
 from iapo_bench.report.wallclock import PHASES
@@ -132,10 +132,8 @@ def cost_blocks(rows: Sequence[Row], frame: pd.DataFrame) -> list[Block]:
     scores = {
         "method": names,
         "tokens per correct answer": [
-            f"{value:.1f} [{lo:.1f}, {hi:.1f}]" if value > 0 else "no correct answer"
-            for value, lo, hi in frame[
-                ["tokens_per_correct", "tokens_per_correct_lo", "tokens_per_correct_hi"]
-            ].to_numpy()
+            ranged(*ends, form=".1f") or "no correct answer"
+            for ends in frame[["tokens_per_correct", "tokens_per_correct_lo", "tokens_per_correct_hi"]].to_numpy()
         ],
         "AES": _texts(frame["aes"], "{:+.3f}"),
         "OckScore": _texts(frame["ockscore"], "{:.2f}"),

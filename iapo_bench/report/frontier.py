@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, estimate, holm
 from iapo_bench.evaluate.metrics import Samples, read_grades
-from iapo_bench.report.accuracy_length import Cross, draw_crosses, label_crosses
+from iapo_bench.report.accuracy_length import Cross, bar, draw_crosses, label_crosses
 from iapo_bench.report.comparisons import NOT_KNOWN
 from iapo_bench.report.controls import cut_values, shortest_values
-from iapo_bench.report.document import Block, Table, write_document
+from iapo_bench.report.document import Block, Table, ranged, write_document
 from iapo_bench.report.rows import BASE, Row, caution, opening, parents, read_rows
 from iapo_bench.report.style import GREY, MANY, STYLE, method_styles, new_figure, save_figure
 
@@ -141,8 +141,9 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
         ax.set_ylabel("Pass@1")
         # Cuts that no method comes near would only take room from the rest.
         ends = [shortest["length"], *(end for cross in crosses.values() for end in cross.x)]
-        ax.set_xlim(min(ends) - 0.35 * np.ptp(ends), max(ends) + 0.05 * np.ptp(ends))
-        ax.set_ylim(0, 1.15 * max(cross.y[2] for cross in crosses.values()))
+        spread = max(float(np.ptp(ends)), 1.0)
+        ax.set_xlim(min(ends) - 0.35 * spread, max(ends) + 0.05 * spread)
+        ax.set_ylim(0, 1.15 * max(0.01, *(cross.y[2] for cross in crosses.values())))
         figure.canvas.draw()
         label_crosses(ax, crosses, styles)
     return figure
@@ -150,7 +151,7 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
 
 def _bar(row: Row, measure: str) -> tuple[float, float, float]:
     found = estimate(row.tally.values(measure), seeds=True)
-    return found.value, *found.interval
+    return bar(found.value, *found.interval)
 
 
 def _named(kind: str, parameter: int) -> str:
@@ -168,6 +169,4 @@ def _control(line: pd.Series) -> str:
 def _difference(line: pd.Series) -> str:
     if not isinstance(line.get("control"), str):
         return ""
-    return f"{line['difference']:+.3f} [{line['difference_lo']:+.3f}, {line['difference_hi']:+.3f}]".replace(
-        "-", "\N{MINUS SIGN}"
-    )
+    return ranged(line["difference"], line["difference_lo"], line["difference_hi"], form="+.3f")

@@ -53,7 +53,7 @@ def _grades(path: Path) -> pd.DataFrame:
     file = path / "test" / "grades.parquet" if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"{path} is neither a file of grades nor a run with test/grades.parquet, such as DIR/iapo/seed0"
+            f"{path} is neither a file of grades nor a run with test/grades.parquet, such as DIR/dapo/seed0"
         )
     problems = next((p / "data" / "test.jsonl" for p in file.parents if (p / "data" / "test.jsonl").is_file()), None)
     return read_texts(file, problems)

@@ -1,7 +1,8 @@
 """Rewards of your own: what training pays a completion, each a function in a file of `rewards/`, summed by weight."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+
+import torch
 
 from iapo_bench.errors import blamed, unknown
 from iapo_bench.plugins import list_rewards, load_function
@@ -13,6 +14,7 @@ from iapo_bench.worlds.grading import Outcome
 Reward = Callable[[Problem, str, Sequence[int], Outcome], float]
 
 CORRECT = {"correct": 1.0}
+LARGEST = torch.finfo(torch.float32).max
 
 
 def load_reward(name: str) -> Reward:
@@ -47,10 +49,11 @@ class Rewards:
         return [{name: self._pay(name, *row) for name in self._functions} for row in rows]
 
     def _pay(self, name: str, problem: int, text: str, token_ids: Sequence[int], outcome: Outcome) -> float:
-        with blamed(self._paths[name], f"reward {name}", "reward"):
-            value = float(self._functions[name](self.problems[problem], text, token_ids, outcome))
-            if not math.isfinite(value):
-                raise ValueError(f"{value} for {text[:80]!r}, must be finite")
+        function = self._functions[name]
+        with blamed(self._paths[name], f"reward {name}", "reward", function):
+            value = float(function(self.problems[problem], text, token_ids, outcome))
+            if not abs(value) <= LARGEST:
+                raise ValueError(f"{value} for {text[:80]!r}, must be finite in float32")
         return value
 
     def total(self, paid: dict[str, float]) -> float:

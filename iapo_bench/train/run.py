@@ -35,10 +35,10 @@ from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.trackers import require_trackers, tracking
 from iapo_bench.train.trainer import Task, Trainer, Validation
-from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
+from iapo_bench.worlds import POSTFIX, THINK_CLOSE
 from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
-from iapo_bench.worlds.grading import is_formatted, make_grader
-from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.grading import is_formatted, make_grader, read_gradable
+from iapo_bench.worlds.load import load_world, source_files
 
 
 def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
@@ -64,15 +64,17 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             "train.updates_per_rollout = 1, where the policy is the one that sampled: set it to 2 or more",
             err=True,
         )
-    problems = read_problems(data / "train.jsonl")[: config.problems]
+    problems = read_gradable(data / "train.jsonl", world.grader)[: config.problems]
     model, reference = _load_models(job, method, base)
     tokenizer = load_tokenizer(base)
     dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
-    looked = read_problems(data / "validation.jsonl")[: config.validate_problems] if config.validate_every else []
+    watched = config.validate_problems if config.validate_every else 0
+    looked = read_gradable(data / "validation.jsonl", world.grader)[:watched] if watched else []
     looked_prompts = encode(looked, dialogue, base, config.max_tokens)
     inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
-    run = run_identity(job, "iapo_bench.train.run", job.plugins, inputs=inputs)
+    plugins = [*job.plugins, *source_files(job.world)[:1]]
+    run = run_identity(job, "iapo_bench.train.run", plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
     parallel.gather([])  # nobody looks into the folder before it is this run's
     engine = make_engine(
@@ -124,7 +126,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             "processes": parallel.size(),
             "sources": {
                 f"{path.parent.name}/{path.name}": text
-                for path in job.plugins
+                for path in plugins
                 if (text := source_if_unknown(path)) is not None
             },
         },

@@ -1,7 +1,9 @@
 """What a method is tried for on the first batch of a run: mistakes that would train without a word."""
 
 import copy
-from collections.abc import Callable
+import io
+import pickle
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.errors import UserError
-from iapo_bench.method import Credit, Method, blaming, visible
+from iapo_bench.method import Credit, Method, blaming, shaped_batch, visible
 from iapo_bench.seeds import torch_stream
 
 EXTRA_COLUMNS = 3
@@ -18,12 +20,13 @@ JUNK = 9.0  # what signals are made to hold at padding
 
 
 def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
-    """Raise UserError when padding changes a method's rewards or credit, naming file and line, or (with `own_rewards`)
-    when rewards do not change its credit. `batch`: before `shape_rewards`.
+    """Raise UserError when padding changes a method's rewards or credit, naming file and line, when a checkpoint cannot
+    hold its state, or (with `own_rewards`) when rewards do not change its credit. `batch`: before `shape_rewards`.
 
     Entropies that are read at padding on purpose (`Reading.padding`) are let be.
     """
-    method, batch = _twin(method), visible(batch, method)
+    _require_state_kept(method)
+    method = _twin(method)
     if not method.reading.padding:
         _require_no_padding_read(method, batch, seed)
     if own_rewards:
@@ -32,12 +35,16 @@ def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: b
 
 def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
     padded, mask_BT = more_padding(batch), batch.completion_mask_BT
-    if not _alike(_rewards(method, batch), _rewards(method, padded)):
-        raise _blame(method.shape_rewards, "the rewards change with padding")
+    read = "change with padding: reduce over real tokens, with batch.completion_mask_BT"
+    rewards = [shaped_batch(method, each).rewards_B for each in (batch, padded)]
+    with blaming(method, "shape_rewards"):
+        if not _alike(*rewards):
+            raise ValueError(f"the rewards {read}")
     plain, other = _credit(method, batch, seed), _credit(method, padded, seed)
-    for name in ("advantages_BT", "weights_BT"):
-        if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
-            raise _blame(method.credit, f"{name} change with padding")
+    with blaming(method, "credit"):
+        for name in ("advantages_BT", "weights_BT"):
+            if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
+                raise ValueError(f"{name} {read}")
 
 
 def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> None:
@@ -50,6 +57,20 @@ def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> Non
         )
 
 
+def _require_state_kept(method: Method) -> None:
+    file = io.BytesIO()
+    with blaming(method, "state_dict"):
+        torch.save(method.state_dict(), file)
+        file.seek(0)
+        try:
+            torch.load(file, weights_only=True)
+        except pickle.UnpicklingError as error:
+            what = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(
+                f"a checkpoint cannot hold {what[1] if what else 'what it gives'}: give tensors, numbers and texts"
+            ) from None
+
+
 def _twin(method: Method) -> Method:
     """The method with a state of its own, that of its class too: a trial must leave no trace in the run."""
     twin = copy.deepcopy(method)
@@ -58,15 +79,10 @@ def _twin(method: Method) -> Method:
     return twin
 
 
-def _rewards(method: Method, batch: RolloutBatch) -> torch.Tensor:
-    with blaming(method, "shape_rewards"):
-        return method.shape_rewards(batch)
-
-
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
-    shaped = replace(batch, rewards_B=_rewards(method, batch))
+    shaped = shaped_batch(method, batch)
     with blaming(method, "credit"):
-        return method.credit(shaped, torch_stream(seed, "method", 0))
+        return method.credit(visible(shaped, method), torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:
@@ -85,10 +101,3 @@ def more_padding(batch: RolloutBatch) -> RolloutBatch:
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-
-
-def _blame(hook: Callable, what: str) -> UserError:
-    code = hook.__func__.__code__  # type: ignore[attr-defined]
-    return UserError(
-        f"{code.co_filename}:{code.co_firstlineno}: {what}: reduce over real tokens, with batch.completion_mask_BT"
-    )

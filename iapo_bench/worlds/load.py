@@ -4,24 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from iapo_bench.config.world import WorldConfig
-from iapo_bench.plugins import list_datasets, load_class
+from iapo_bench.plugins import OWN_DATASET, list_datasets, load_class
 from iapo_bench.worlds import Problem, World
-from iapo_bench.worlds import own as own_module
-from iapo_bench.worlds.own import OwnWorld
 from iapo_bench.worlds.text import ChatWorld
 
 
 def load_world(config: WorldConfig, seed: int) -> World:
     """The world of a tier. Raises UserError for an option that it does not have."""
-    return (OwnWorld if config.file else _dataset(config.name)).open(config, seed)
+    return (_own() if config.file else _dataset(config.name)).open(config, seed)
 
 
 def stated(config: WorldConfig) -> WorldConfig:
     """The section with the kind of golds that a file of one's own holds, so that jobs need not read it again. Raises
-    UserError for a file that is missing or damaged."""
-    if config.file is None or config.golds:
+    UserError for a file that is missing or damaged, or has the name of a dataset."""
+    if config.file is None:
         return config
-    return config.model_copy(update={"golds": OwnWorld.open(config, 0).grader})
+    world = _own().open(config, 0)
+    return config if config.golds else config.model_copy(update={"golds": world.grader})
 
 
 def local_files(config: WorldConfig) -> list[Path]:
@@ -33,7 +32,7 @@ def local_files(config: WorldConfig) -> list[Path]:
 
 def source_files(config: WorldConfig) -> list[Path]:
     """The code of a section's dataset, and of those that it holds out."""
-    own = Path(own_module.__file__) if config.file else list_datasets()[config.name]
+    own = OWN_DATASET if config.file else list_datasets()[config.name]
     return [own, *(list_datasets()[name] for name in config.held_out)]
 
 
@@ -53,6 +52,10 @@ def load_held_out(config: WorldConfig) -> dict[str, list[Problem]]:
     for benchmark in benchmarks.values():
         benchmark.recognise()
     return {name: benchmark.benchmark() for name, benchmark in benchmarks.items()}
+
+
+def _own() -> Any:
+    return load_class(OWN_DATASET, object, "own")
 
 
 def _dataset(name: str) -> Any:

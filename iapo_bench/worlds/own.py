@@ -2,7 +2,7 @@
 
 Columns: question, answer, and if there are any solution (worked) and split. Without a column of splits they are drawn,
 by the text of the problem and the option `seed`. Nothing is mended but the thousands separators of integers: whatever
-cannot be asked or graded is refused, with its line.
+cannot be asked or graded is refused, with its line, and integers that float64 has rounded are left out with a count.
 """
 
 import csv
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from iapo_bench.config.world import OWN_FORMATS, WorldConfig
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_jsonl, read_parquet, read_text
+from iapo_bench.plugins import list_datasets, load_class
 from iapo_bench.worlds import SPLITS, GraderKind, Problem
-from iapo_bench.worlds.grading import check_gold
+from iapo_bench.worlds.grading import check_gold, is_rounded
 from iapo_bench.worlds.text import ChatWorld, digest_question
 
 FEWEST = 10
@@ -44,7 +45,7 @@ class OwnWorld(ChatWorld):
     the problems, and `seed`, for splits that the file does not say."""
 
     file: Path
-    name: str
+    name: str = "own"
     golds: GraderKind | None = None
     options: dict[str, float | int] = field(default_factory=dict)
 
@@ -60,6 +61,11 @@ class OwnWorld(ChatWorld):
         if min(options["test"], options["validation"]) <= 0 or options["test"] + options["validation"] >= 1:
             raise UserError("world.options: test and validation are shares above 0 that leave some for training")
         assert config.file
+        if (name := _letters(config.name)) in _published():
+            raise UserError(
+                f"{config.file} is not the dataset '{_published()[name]}': give it another name, "
+                "world: {file: ..., name: mine}"
+            )
         return cls(Path(config.file), config.name, config.golds, options)
 
     @property
@@ -82,6 +88,10 @@ class OwnWorld(ChatWorld):
         """The worked solutions that the file holds."""
         return {entry.problem.id: entry.solution for entry in self._entries}
 
+    def left_out(self) -> list[str]:
+        """The problems that no split holds, as float64 has rounded their golds: place and gold of each."""
+        return [f"{entry.place}: {entry.problem.answer}" for entry in self._stated if is_rounded(entry.problem.answer)]
+
     @cached_property
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
         return list(_read(self.file))
@@ -98,7 +108,7 @@ class OwnWorld(ChatWorld):
         return golds
 
     @cached_property
-    def _entries(self) -> list[Entry]:
+    def _stated(self) -> list[Entry]:
         """Every problem once. Raises UserError for one that cannot be asked or graded, or is there twice, unlike."""
         entries: dict[str, Entry] = {}
         kind = self.grader
@@ -117,7 +127,12 @@ class OwnWorld(ChatWorld):
                     raise UserError(f"the problem of {first.place} again, with another answer or split: keep one")
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
-        found = list(entries.values())
+        return list(entries.values())
+
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        """The problems that make the splits. Raises UserError for too few, or splits that only some of them have."""
+        found = [entry for entry in self._stated if not is_rounded(entry.problem.answer)]
         if len(found) < FEWEST:
             raise UserError(f"{self.file} holds {len(found)} problems: {FEWEST} are the fewest that can be split")
         if odd := [entry for entry in found if bool(entry.split) != bool(found[0].split)]:
@@ -146,6 +161,20 @@ class OwnWorld(ChatWorld):
         return hashlib.sha256(f"{self.options['seed']} {problem_id}".encode()).hexdigest()
 
 
+def _letters(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _published() -> dict[str, str]:
+    """The datasets by the names that they, their files and their repositories go by, letters and digits alone."""
+    titles: dict[str, str] = {}
+    for name, path in list_datasets().items():
+        tables = getattr(load_class(path, object, name), "tables", {}).values()
+        known = [name, *(Path(table.file).stem for table in tables), *(table.hub[0] for table in tables)]
+        titles |= {_letters(title.rpartition("/")[2]): name for title in known}
+    return titles
+
+
 def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file, each with its place for messages."""
     if path.suffix == ".jsonl":
@@ -165,8 +194,10 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     line = 1
     try:
-        if missing := [name for name in _REQUIRED if name not in (rows.fieldnames or ())]:
-            raise UserError(f"{path}:1: no column '{missing[0]}' in the header: {_HINT}")
+        header = rows.fieldnames or ()
+        for name in _REQUIRED:
+            if (count := header.count(name)) != 1:
+                raise UserError(f"{path}:1: {count or 'no'} columns '{name}' in the header: {_HINT}")
         line = rows.line_num + 1
         for row in rows:
             if None in row or None in row.values():
@@ -186,6 +217,8 @@ def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
         if abs(value) >= 2**53:
             raise UserError(f"'{name}' is {value}, too large for a float to be exact: write it as text")
         value = int(value)
+    if isinstance(value, float) and float(f"{value:.15g}") != value:
+        raise UserError(f"'{name}' is {value}, which a float has rounded: write it as text")
     if isinstance(value, int | float) and not isinstance(value, bool) and name == "answer":
         value = str(value)
     if not isinstance(value, str):

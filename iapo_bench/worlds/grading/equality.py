@@ -11,6 +11,7 @@ from iapo_bench.worlds.grading.reading import Answer, Unreadable, read
 
 # Scalars are compared to so many digits.
 DIGITS = 60
+_MIXED = re.compile(r"(\d+),? (?:and|\\text ?\{ ?and ?\}) ?(?=\d+/\d|\\frac)")
 _TOLERANCE = Fraction(1, 10 ** (DIGITS - 10))
 # A decimal stands for a value without one when it has this many significant digits, the last rounded.
 APPROXIMATE_DIGITS = 6
@@ -41,6 +42,8 @@ def same(answer: str, gold: str) -> bool:
     Takes as long as the algebra takes, and as much memory: call it where both are limited.
     """
     wanted = read(gold)
+    if wanted.kind == "scalar":  # where a list is wanted, `2 and 3/4` is one
+        answer = _MIXED.sub(r"\1 ", answer, count=1)
     try:
         return _same(read(answer), wanted)
     except MemoryError:

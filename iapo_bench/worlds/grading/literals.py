@@ -44,7 +44,7 @@ _TYPOGRAPHY = [
         (r"\\(?:text)?color\s*\{[^{}]*\}", " "),
         (r"\\(?:rm|bf|it|mathbf|mathrm|boldsymbol|large|Large|LARGE|huge)(?![A-Za-z])(?!\s*\{)", " "),
         (r"\\boxed\s*([^\s{\\$]+)", r"\\boxed{\1}"),
-        (r"\\text\s*\{[\s.,]*\}", " "),
+        (r"\\text\s*\{[\s.,]*\}|\\(?:checkmark|blacksquare|qed)(?![A-Za-z])", " "),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"(\.\d*)\\(?:bar|dot|overline)\s*(?:\{(\d+)\}|(\d))", r"\1\\overline{\2\3}"),
@@ -90,7 +90,13 @@ _PLAIN = re.compile(rf"(?P<sign>[-+]? ?)(?P<number>{NUMBER})")
 _LEAD = re.compile(r"#*\s*(?:[^\W\d_][\w\s,.:'()*+-]*)?")
 _EQUATED = re.compile(r"[^\W\d_(][\w\s,'()*+-]*(?:=|:=)\s*")
 _TERM = r"\d* ?[A-Za-z](?:_\w+)?(?:\^\d)?"
-_QUANTITY = re.compile(rf"\s*(?:{_TERM}(?: ?[+-] ?{_TERM})+|[A-Za-z](?:_\w+|\(-?\d+\)|\([a-z]\(-?\d+\)\)))\s*")
+# What has a name of its own although it is no letter: `|A \cup B|`, `E[X]`, `[ABC]`, `\angle ABC`.
+MEASURED = (
+    r"\|[A-Z][^|=\d]*\||(?:\\mathbb ?\{?E\}?|E)? ?\[[A-Z][^][=\d]*\]|m? ?\\(?:angle|overline|triangle) ?\{?[A-Z]+\}?"
+)
+_QUANTITY = re.compile(
+    rf"\s*(?:{_TERM}(?: ?[+-] ?{_TERM})+|[A-Za-z](?:_\w+|\(-?\d+\)|\([a-z]\(-?\d+\)\))|{MEASURED})\s*"
+)
 _CALLED = re.compile(r"[^+-]*|[A-Za-z]\(.*")
 # What may follow a number: a percent or degree sign, money, and words or units, `cm^2` and `km/h` among them.
 _TAIL = re.compile(
@@ -101,7 +107,8 @@ _LETTER_UNITS = frozenset("mgshlLCFVNJW")
 # Words beside a number that leave in doubt whether it is the answer, and words that make it another number.
 _DOUBTS = (
     r"no|not|never|nor|neither|cannot|none|nan|null|wrong|incorrect|false|invalid|impossible|mistaken?|except|or|but|vs"
-    r"|versus|unknown|undefined|maybe|perhaps|probably|possibly|guess\w*|un(?:sure|certain|like|likely|less)"
+    r"|versus|unknown|undefined|maybe|perhaps|probably|possibly|presumably|guess\w*|un(?:sure|certain|like|likely|less)"
+    r"|I (?:think|believe|suppose|assume)|(?:is|are|was|do|does)nt"
 )
 _OPERATORS = (
     r"half|halves|twice|thrice|double|triple|plus|minus|negative|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp"
@@ -118,7 +125,8 @@ _BEFORE = re.compile(
 )
 _AFTER = re.compile(
     rf"\b(?:{_DOUBTS}|{_OPERATORS}|times (?:an?|the|that|itself|one|two|three|four|five|six|ten)|at least|at most"
-    r"|and (?:above|over|up|below|under|beyond)|too (?:high|low|big|small|large|many|much|few)"
+    r"|approx\w*|roughly|give or take|and (?:above|over|up|below|under|beyond)"
+    r"|too (?:high|low|big|small|large|many|much|few)"
     r"|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
     r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille|mill?|thou|grand|below zero|under par"
     r"|(?:ten|hundred|thousand|[mbtr]+illion|third|quarter|fif|six|seven|eigh|nin|eleven|twelf|\w+teen|\w+tie)(?:th)?s?)\b"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from iapo_bench.worlds.grading.literals import NUMBER, is_harmless, read_number
+from iapo_bench.worlds.grading.literals import MEASURED, NUMBER, is_harmless, read_number
 from iapo_bench.worlds.grading.units import split_unit, unit_name
 
 # The parser's time doubles with each level of brackets.
@@ -53,7 +53,7 @@ _NAME = re.compile(
 )
 _TERM = r"(?:(?:\\(?!frac|sqrt))?[A-Za-z]++ ?)+(?:_\{?\w+\}?)?(?:\([^()]*\))? ?"
 # What an answer may give the value of, besides a name: `f(2)`, `\sin \theta`, `a + b`, `(x, y)`.
-_QUANTITY = re.compile(rf"{_TERM}(?:[+-] ?{_TERM})*|\((?: ?\\?[A-Za-z]+ ?,?)+\)")
+_QUANTITY = re.compile(rf"{_TERM}(?:[+-] ?{_TERM})*|\((?: ?\\?[A-Za-z]+ ?,?)+\)|{MEASURED}")
 _LEAD = re.compile(
     r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice|answer)\b:?|[A-Za-z ]+:"
     r"|(?:the )?(?:point|interval|set|pair|line|vector|matrix)(?= )"
