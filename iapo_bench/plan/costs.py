@@ -1,4 +1,4 @@
-"""What a run costs: arithmetic, seconds, memory and disk from a model's sizes, before anything is run.
+"""Cost of a run: arithmetic, seconds, memory and disk from a model's sizes, before anything runs.
 
 With N weights that multiply every token (`Architecture.matrix_parameters`, the output layer included):
 

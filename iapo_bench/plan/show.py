@@ -1,4 +1,4 @@
-"""What a tier will take, before anyone spends it: jobs, GPU-hours, memory by strategy, disk."""
+"""Cost of a tier as tables: jobs, GPU-hours, memory by strategy, disk."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every pair of rows, paired by problem: what differs, by how much, and whether that can be told from chance.
+"""Every pair of rows, paired by problem: difference, interval, and a test against chance.
 
 Two statements are kept apart. *These checkpoints*: the problems are a sample, the trained weights are these. *These
 methods*: training seeds are a sample too; with one training seed of a trained method nothing is known.

@@ -1,4 +1,4 @@
-"""The problems of every split, checked, without the training problems that another split has too."""
+"""The problems of every split, checked, without training problems that another split contains too."""
 
 from pathlib import Path
 
