@@ -20,14 +20,15 @@ sys.path.insert(
 )  # the package beside this file, not one installed elsewhere
 from iapo_bench import workflow as suite
 from iapo_bench.cli import terminal
+from iapo_bench.config import asked
 from iapo_bench.errors import UserError
 
 try:
-    suite.check_arguments(sys.argv)
-    TIER = suite.read_workflow_tier(
+    asked.check_arguments(sys.argv)
+    TIER = asked.read_workflow_tier(
         config,
         workflow.config_settings.config,
-        suite.asked_for(sys.argv),
+        asked.asked_for(sys.argv),
         workflow.config_settings.configfiles,
     )
     FLOW = suite.Workflow(TIER)

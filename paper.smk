@@ -6,8 +6,8 @@
 import sys
 
 sys.path.insert(0, workflow.basedir)
+from iapo_bench.config.asked import paper_cells
 from iapo_bench.errors import UserError
-from iapo_bench.workflow import paper_cells
 
 try:
     CELLS = paper_cells(config)

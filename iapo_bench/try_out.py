@@ -1,4 +1,4 @@
-"""A method's first trial: it is trained, and compared with the runs of other methods that are there."""
+"""A method's first trial: it is trained and compared with finished runs of other methods."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import click
 import pandas as pd
 from tabulate import tabulate
 
+from iapo_bench.config.asked import read_workflow_tier
 from iapo_bench.config.tier import BASE
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError, unknown
@@ -16,7 +17,7 @@ from iapo_bench.files import read_csv
 from iapo_bench.plugins import list_methods
 from iapo_bench.report.comparisons import label, make_comparisons, number
 from iapo_bench.report.rows import measure
-from iapo_bench.workflow import Workflow, read_workflow_tier
+from iapo_bench.workflow import Workflow
 
 
 def try_method(name: str, tier: str, *, seeds: int, cores: int) -> None:

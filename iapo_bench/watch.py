@@ -1,6 +1,6 @@
 """Training curves in the terminal, as they grow.
 
-What runs is known by its claim on `resume/`: a run has ended when that is gone, and was stopped when nobody claims it.
+A run holds a claim on its `resume/`: the run has ended when that folder is gone, and was stopped when nobody holds it.
 """
 
 import os
@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.files import is_claimed, parse_json, read_text
 
 PANELS = (("reward", "reward"), ("correct", "share correct"), ("length", "mean length (tokens)"))
@@ -53,8 +53,13 @@ class _Run:
         stat = log.stat()
         if self.seen != (seen := (stat.st_ino, stat.st_size, stat.st_mtime_ns)):
             lines = read_text(log).split("\n")[:-1]
-            rows = [parse_json(line, f"{log}:{number}", "train again") for number, line in enumerate(lines, start=1)]
-            self.rows = [row for row in rows if "step" in row]
+            hint = "train again"
+            rows = [parse_json(line, f"{log}:{number}", hint) for number, line in enumerate(lines, start=1)]
+            with damaged(log, hint):
+                self.rows = [row for row in rows if "step" in row]
+                for row in self.rows:
+                    shown = (key for key in (*dict(PANELS), "validation_correct") if key in row)
+                    [float(row[key]) for key in ("step", "completions_total", *shown)]
             self.seen = seen
 
 

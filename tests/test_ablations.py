@@ -10,11 +10,11 @@ from builders import write_grades
 from matplotlib.text import Text
 from project_copy import copy_project, snakemake
 
+from iapo_bench.config.asked import check_methods
 from iapo_bench.config.section import identity
 from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.report.sensitivity import make_sensitivity, sensitivity_maps
-from iapo_bench.workflow import check_methods
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,21 +20,28 @@ import iapo_bench
 from iapo_bench.cli.options import read_job
 from iapo_bench.config.evaluate import SampleJob
 from iapo_bench.config.reading import CONFIG_DIR, parse_yaml
+from iapo_bench.config.report import Labels
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.metrics import Tally, read_grades
+from iapo_bench.evaluate.metrics import Tally, read_grades, summarise
 from iapo_bench.files import read_csv, read_json, read_jsonl, read_parquet, write_json
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model
+from iapo_bench.plan.calibration import COLUMNS, read_runs
 from iapo_bench.report.comparisons import make_comparisons
 from iapo_bench.report.explain import explain
+from iapo_bench.report.lm_eval import make_lm_eval_table
 from iapo_bench.report.page import make_page
+from iapo_bench.report.rows import read_rows
 from iapo_bench.report.side_by_side import compare
 from iapo_bench.report.verify import Margins, verify
 from iapo_bench.train.sft import SFT, TaughtSFT
+from iapo_bench.watch import watch
 from iapo_bench.worlds import Problem, read_problems, write_problems
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.grading import read_gradable
 
+LABELS = Labels(model="m", dataset="micro", tier="micro")
 NASTY = [
     *(b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\r", b"\n\n", b"\t", b" ", b"{", b"}", b"[", b"]", b":"),
     *(b"nan", b"NaN", b"-Infinity", b".inf", b"1e999", b"-1", b"0", b"null", b"true", b'""', b"'", b'"', b"#", b"!!"),
@@ -205,6 +212,78 @@ def test_results_of_another_shape_are_refused(results, name, content):
         assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "value", "said"),
+    [
+        ("grades", "seed", "x", "column 'seed' is not a whole number"),
+        ("grades", "sample", None, "column 'sample' is not a whole number"),
+        ("grades", "outcome", ["CORRECT"], "column 'outcome' is not text"),
+        ("grades", "outcome", "RIGHT", "unknown outcome 'RIGHT'"),
+        ("grades", "problem_id", {"a": 1}, "column 'problem_id' is not text"),
+        ("grades", "formatted", "yes", "column 'formatted' is not true or false"),
+        ("counts", "correct", "1", "column 'correct' is not a whole number"),
+        ("counts", "correct", 2**40, "'correct' is no count of 2 samples"),
+        ("counts", "n_samples", 2**40, "no count of"),
+        ("counts", "problem_id", "p0", "not every problem of every seed, in order"),
+    ],
+)
+def test_a_column_of_another_kind_is_named(whole, tmp_path, name, column, value, said):
+    path = tmp_path / f"{name}.parquet"
+    frame = pd.read_parquet(whole / path.name)
+    frame[column] = [value] * len(frame) if value is not None else [None, *frame[column][1:]]
+    frame.to_parquet(path, index=False)
+    read = Tally.from_parquet if name == "counts" else lambda path: summarise({0: read_grades(path)}, [1])
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+def test_counts_in_another_order_are_refused(whole, tmp_path):
+    """They would be taken for those of other problems."""
+    path = tmp_path / "counts.parquet"
+    frame = pd.read_parquet(whole / "counts.parquet").assign(train_seed=0)
+    other = frame.assign(train_seed=1).iloc[::-1]
+    pd.concat([frame, other]).to_parquet(path, index=False)
+    with pytest.raises(UserError, match="not every problem of every seed, in order"):
+        Tally.from_parquet(path)
+
+
+TOLD: dict[str, Callable[[Path], Any]] = {
+    "iapo.json": lambda path: read_rows([path]),
+    "lm_eval/scores.json": lambda path: make_lm_eval_table(LABELS, {"base": path.parent.parent}, path),
+    "planned/iapo/seed0/train.jsonl": lambda path: read_runs(path, read_tier("micro")),
+    "watched/train.jsonl": lambda path: watch([path], once=True),
+    "test.jsonl": lambda path: read_gradable(path, "digits"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("iapo.json", {"environment": {"torch": 1.5}}),
+        ("iapo.json", {"cells": {"pass@1": {"mean": [], "std": 0, "lo": 0, "hi": 1}}}),
+        ("lm_eval/scores.json", {"scores": [{"task": 1}]}),
+        ("planned/iapo/seed0/train.jsonl", {"tokens": {}}),
+        ("watched/train.jsonl", {"completions_total": "x"}),
+        ("test.jsonl", {"answer": "one"}),
+    ],
+)
+def test_a_field_of_another_kind_is_named(results, tmp_path, name, change):
+    steps = dict.fromkeys(("step", "completions_total", *COLUMNS), 1)
+    wholes = {
+        "iapo.json": json.loads((results / "micro" / "summaries" / "iapo.json").read_text()),
+        "lm_eval/scores.json": {"backend": "hf", "versions": "", "scores": []},
+        "planned/iapo/seed0/train.jsonl": steps,
+        "watched/train.jsonl": steps,
+        "test.jsonl": {"id": "a", "question": "q", "answer": "1"},
+    }
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(results / "micro" / "summaries" / "iapo.parquet", tmp_path)
+    path.write_text(json.dumps(wholes[name] | change) + "\n")
+    assert str(path) in complaint(lambda: TOLD[name](path), otherwise="it is read")
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer()
@@ -308,6 +387,7 @@ ELSEWHERE = {
     "config/reading.py": (1, "the same for YAML"),
     "machine/resume.py": (6, "files that carry a checksum"),
     "train/state.py": (3, "files that carry a checksum"),
+    "train/trial.py": (1, "a buffer in memory"),
     "train/trainer.py": (2, "what a state that carries a checksum holds"),
     "machine/provenance.py": (2, "the kernel's file; bytes for checksums"),
     "machine/code.py": (4, "our own source"),
@@ -341,6 +421,7 @@ APPENDED = {
     "evaluate/lm_evaluation.py": (1, "a temporary folder"),
     "evaluate/metrics.py": (1, "to a path that the caller makes whole"),
     "train/state.py": (1, "to a path that the caller makes whole"),
+    "train/trial.py": (1, "a buffer in memory"),
 }
 
 

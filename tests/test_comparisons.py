@@ -1,5 +1,6 @@
 """Verdicts on pairs of rows: what is told apart, by which statement, and how it is said."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from iapo_bench.report.comparisons import compare as compare_rows
 from iapo_bench.report.comparisons import (
     comparison_blocks,
     comparisons_figure,
+    detectable_sentence,
     make_comparisons,
     undecided_with,
     verdict,
@@ -134,5 +136,10 @@ def test_files(tmp_path):
     text = (tmp_path / "out" / "comparisons.md").read_text()
     assert "| better against base  | +0.0" in text
     assert "Smallest true difference in Pass@1 that a pair's own test would find four times in five" in text
+    assert "of these methods" not in text, "not known with one training seed"
+    several = compare_rows(rows_of(train_seeds=(0, 1, 2), spread=0.05))
+    said = re.findall(r"([\d.]+) \([\d. to]+\) of these", detectable_sentence(several, "pass@1"))
+    assert said == [f"{several.loc[:2, name].median():.3f}" for name in ("detectable", "methods_detectable")]
+    assert float(said[0]) < float(said[1])
     with pytest.raises(UserError, match="two rows"):
         make_comparisons(paths[:1], out=tmp_path / "x.csv", figure=tmp_path / "x")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from iapo_bench.config.asked import check_arguments, check_methods, read_workflow_tier
 from iapo_bench.config.reading import merge, parse_yaml
 from iapo_bench.config.section import identity
 from iapo_bench.config.tier_file import list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
-from iapo_bench.workflow import check_arguments, check_methods, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
 TIERS = sorted(list_tiers())

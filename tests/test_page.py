@@ -16,7 +16,8 @@ def test_the_verdict_names_who_is_better_and_what_is_not_known():
     assert first == "**Pass@1 against the base**, these checkpoints: better: more accurate; alike: not told apart."
     assert second.startswith("**Length against the base**, these checkpoints: better: shorter")
     assert methods.startswith("Whether other training seeds would say the same is not known")
-    several = verdict_blocks(compare(rows_of(train_seeds=(0, 1, 2))))[-1]
+    passes, _, several = verdict_blocks(compare(rows_of(train_seeds=(0, 1, 2))))
+    assert passes.startswith(f"{first} These methods, with other training seeds too: ")
     assert re.fullmatch(r"With other training seeds too, \d+ of 18 comparisons are decided\.", several)
 
 

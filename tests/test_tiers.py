@@ -7,12 +7,12 @@ import pytest
 import yaml
 from project_copy import copy_project, snakemake
 
+from iapo_bench.config.asked import PAPER_TIERS, asked_for, paper_cells, read_workflow_tier
 from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.plan.show import jobs
 from iapo_bench.train.optimizer import make_optimizer
-from iapo_bench.workflow import PAPER_TIERS, asked_for, paper_cells, read_workflow_tier
 
 ROOT = Path(__file__).parent.parent
 DATASETS = ("gsm8k", "math500", "dapo")
@@ -160,7 +160,7 @@ def test_a_dry_run_of_the_whole_paper_counts_its_jobs(copy):
             assert counts[f"{prefix}metrics"] == 7
 
 
-@pytest.mark.parametrize("name", ["micro", "smoke", "smollm2"])
+@pytest.mark.parametrize("name", ["micro", "smoke", "smollm2", "authors"])
 def test_a_dry_run_has_the_jobs_that_the_plan_counts(copy, name):
     shown = dry_run(copy, "-n", "--config", f"tier={name}")
     counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}

@@ -10,8 +10,9 @@ import pytest
 from project_copy import copy_project
 
 from iapo_bench.cli.options import note_ran
+from iapo_bench.config.asked import read_workflow_tier
 from iapo_bench.try_out import _there, _verdict
-from iapo_bench.workflow import Workflow, read_workflow_tier
+from iapo_bench.workflow import Workflow
 
 
 @pytest.fixture

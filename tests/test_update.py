@@ -252,6 +252,21 @@ def test_several_updates_move_the_ratio(model):
     assert fractions[4] > 0.05
 
 
+def test_activations_are_computed_twice_where_that_is_asked_for(model):
+    """Transformers does so in a model that trains alone."""
+    batch, credit = make_rollout()
+    passes = {}
+    for asked in (False, True):
+        network = copy.deepcopy(model).eval()
+        if asked:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+        calls: list[None] = []
+        network.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        update(network, make_optimizer(network, 0.1), batch, credit, LossSpec(), settings_of(lr=0.1))
+        passes[asked] = len(calls)
+    assert passes == {False: 1, True: 2}
+
+
 def test_kl_needs_its_reference(model):
     batch, credit = make_rollout()
     with pytest.raises(ValueError, match="no reference log-probabilities"):

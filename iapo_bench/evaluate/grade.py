@@ -8,8 +8,8 @@ from iapo_bench.errors import UserError
 from iapo_bench.files import read_parquet, whole_file
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.machine.resume import kept, resuming, run_identity
-from iapo_bench.worlds import read_problems, split_file
-from iapo_bench.worlds.grading import extract_answer, is_formatted, make_grader
+from iapo_bench.worlds import split_file
+from iapo_bench.worlds.grading import extract_answer, is_formatted, make_grader, read_gradable
 from iapo_bench.worlds.load import load_world, source_files
 
 PART = 4096  # samples judged at once, which survive a kill when they are done
@@ -21,7 +21,8 @@ def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
     Rows hold the gold, the extracted answer (null without one), whether the text has the prompt's format, and the
     outcome by the strict rule and by the lenient one.
     """
-    golds = {problem.id: problem.answer for problem in read_problems(split_file(data, job.split))}
+    kind = load_world(job.world, job.world_seed).grader
+    golds = {problem.id: problem.answer for problem in read_gradable(split_file(data, job.split), kind)}
     frame = read_parquet(samples, {"problem_id": str, "text": str}, "sample first")
     if missing := set(frame["problem_id"]) - set(golds):
         raise UserError(f"{samples}: problem '{min(missing)}' is not in {data}: sample again after preparing data")
@@ -31,7 +32,7 @@ def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
     run = run_identity(job, "iapo_bench.evaluate.grade", dataset, packages=("math-verify",), inputs=inputs)
     with (
         resuming(out.with_suffix(".resume"), run) as folder,
-        make_grader(load_world(job.world, job.world_seed).grader) as grader,
+        make_grader(kind) as grader,
     ):
         outcomes: dict[str, list[str]] = {"outcome": [], "outcome_lenient": []}
         for name, judge in zip(outcomes, (grader.grade, grader.grade_leniently), strict=True):

@@ -43,9 +43,9 @@ from iapo_bench.models.checkpoints import (
 )
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
-from iapo_bench.worlds import GraderKind, read_problems
+from iapo_bench.worlds import GraderKind
 from iapo_bench.worlds.dialogue import completion_texts
-from iapo_bench.worlds.grading import Outcome, make_grader
+from iapo_bench.worlds.grading import Outcome, make_grader, read_gradable
 from iapo_bench.worlds.load import load_world, source_files
 
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
@@ -180,9 +180,10 @@ def load_problems(
 
     Raises UserError for missing data, and for a prompt that does not fit the model's context with its completion.
     """
-    chosen = read_problems(Path(data) / "test.jsonl")[:problems]
+    asked = load_world(WorldConfig(**world), seed)
+    chosen = read_gradable(Path(data) / "test.jsonl", asked.grader)[:problems]
     tokenizer = load_tokenizer(Path(model))
-    dialogue = load_world(WorldConfig(**world), seed).dialogue(tokenizer, PromptConfig(**prompt))
+    dialogue = asked.dialogue(tokenizer, PromptConfig(**prompt))
     encode(chosen, dialogue, Path(model), max_tokens)  # for its checks
     rows = [
         {"id": problem.id, "prompt": dialogue.render(problem.question), "answer": problem.answer} for problem in chosen

@@ -1,4 +1,4 @@
-"""What the tables say of a method: Pass@k, Length@k and Ratio@k, with their spread and their uncertainty.
+"""The measures of a method: Pass@k, Length@k and Ratio@k, with their spread and their uncertainty.
 
 Names end in their dimensions: T training seeds, S sampling seeds, P problems, N samples a problem.
 A run is one sampling seed of one training seed.
@@ -73,7 +73,7 @@ class Summary:
         """The inverse of `to_dict`; other keys are ignored. Raises KeyError or ValueError for anything else."""
         own = {field.name: content[field.name] for field in fields(cls)}
         cells = {
-            key: Cell(**{part: float("nan") if value is None else value for part, value in cell.items()})
+            key: {part: float("nan") if value is None else value for part, value in cell.items()}
             for key, cell in content["cells"].items()
         }
         return TypeAdapter(cls).validate_python(own | {"cells": cells})

@@ -211,6 +211,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{path} is not a checkpoint directory")
     with damaged(f"{path}: the tokenizer", "make or fetch the checkpoint again"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        int(tokenizer.model_max_length), tokenizer.all_special_ids  # whatever the file says was taken as it is
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:

@@ -1,4 +1,4 @@
-"""How fast this machine really is: achieved rates from finished runs, and how well they predict other runs."""
+"""Measured speed of this machine: rates of finished runs, and their error in predicting other runs."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iapo_bench.config.tier import TierConfig
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.files import read_json, read_jsonl
 from iapo_bench.models.architectures import Architecture
 from iapo_bench.plan.costs import PHASES, Lengths, Work, flops, sampling_work, training_work
@@ -67,7 +67,9 @@ def read_runs(path: Path, tier: TierConfig) -> list[Run]:
             continue
         timing = file.parent / "test" / "timing.json"
         measured = read_json(timing) if timing.is_file() else None
-        runs.append(Run(method, read_jsonl(file, COLUMNS), measured))
+        rows = read_jsonl(file, COLUMNS)
+        with damaged(file, "train again"):
+            runs.append(Run(method, [{name: float(row[name]) for name in COLUMNS} for row in rows], measured))
     if not runs:
         raise UserError(f"{path} holds no METHOD/seed*/train.jsonl of {tier.tier}: run a training there first")
     return runs

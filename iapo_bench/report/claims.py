@@ -1,4 +1,4 @@
-"""The ledger of claims: what is published of IAPO, whether its own numbers bear it out, and what was measured here.
+"""The ledger of claims: published claims for IAPO, the verdict of the published numbers, and that of ours.
 
 Published numbers are means and population standard deviations over three sampling runs of one training run: differences
 are judged by Welch's test on them. Measured ones are paired by problem. Numbers at second hand stand apart.
@@ -17,7 +17,7 @@ from scipy.stats import ttest_ind_from_stats
 
 from iapo_bench.config.reading import read_yaml
 from iapo_bench.config.tier_file import list_tiers, read_tier
-from iapo_bench.errors import UserError
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.files import read_csv
 from iapo_bench.report.document import Block, Table, write_document
@@ -405,14 +405,23 @@ def make_claims(
     """Write the ledger's verdicts to `out` (CSV) and, for readers, beside it."""
     claims = read_claims(ledger)
     evidence = Evidence(
-        read_csv(published),
-        read_csv(second_hand),
+        _read_published(published),
+        read_csv(second_hand, ("model",)),
         read_rows(summaries),
-        [read_csv(path) for path in wallclocks],
+        [read_csv(path, ("model", "dataset", "inference_seconds", "inference_completions")) for path in wallclocks],
         read_csv(bench) if bench else None,
     )
     table = judge(claims, evidence)
     write_document(out, table, claim_blocks(claims, table))
+
+
+def _read_published(path: Path) -> pd.DataFrame:
+    """Published cells, a row for each model and method. Raises UserError where one is no number, or is there twice."""
+    frame = read_csv(path, ("model", "method"))
+    with damaged(path, "a row for each model and method, with numbers"):
+        if frame.duplicated(["model", "method"]).any():
+            raise ValueError("a model's method stands twice")
+        return frame.astype({column: float for column in frame if "@" in str(column)})
 
 
 def claim_blocks(claims: Sequence[Claim], table: pd.DataFrame) -> list[Block]:

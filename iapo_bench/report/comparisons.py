@@ -1,4 +1,4 @@
-"""Every pair of rows, paired by problem: what differs, by how much, and whether that can be told from chance.
+"""Every pair of rows, paired by problem: difference, interval, and a test against chance.
 
 Two statements are kept apart. *These checkpoints*: the problems are a sample, the trained weights are these. *These
 methods*: training seeds are a sample too; with one training seed of a trained method nothing is known.
@@ -74,7 +74,8 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
 
     For each statement: the bounds of the 95% interval, the p-value of "no difference", the same with Holm's correction
     over the pairs of a measure, and a verdict in words. `detectable` is the true difference that these checkpoints'
-    test, uncorrected, would find with a chance of 80%. Raises UserError for rows that answered different problems.
+    test, uncorrected, would find with a chance of 80%, `methods_detectable` that of these methods' test. Raises
+    UserError for rows that answered different problems.
     """
     if len({(row.model, row.dataset, row.tier, row.tally.problems) for row in rows}) > 1:
         raise UserError("rows are compared on one model, dataset, tier and set of problems: compare each apart")
@@ -93,6 +94,7 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
                 line |= _columns(statement, found)
             line |= {"n_problems": len(a.tally.problems), "n_samples": a.tally.n_samples}
             line |= {f"train_seeds_{side}": _seeds(row) for side, row in (("a", a), ("b", b))}
+            line["methods_detectable"] = drawn.detectable if drawn else np.nan
             of_measure.append(line)
         for statement in STATEMENTS:
             corrected = holm([line[f"{statement}_p"] for line in of_measure])
@@ -165,11 +167,15 @@ def detectable_sentence(table: pd.DataFrame, measure: str) -> str:
     smallest = table.loc[table["measure"] == measure, "detectable"].dropna()
     if smallest.empty:
         return f"No difference in {label(measure)} could have been detected: one problem says nothing of others."
-    low, high = number(measure, smallest.min()), number(measure, smallest.max())
-    return (
-        f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five: "
-        f"{number(measure, smallest.median())} for the median pair ({low} to {high})."
-    )
+    text = f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five, for "
+    text += f"the median pair: {_spread(measure, smallest)} of these checkpoints"
+    methods = table.loc[table["measure"] == measure, "methods_detectable"].dropna()
+    return f"{text}, {_spread(measure, methods)} of these methods." if len(methods) else f"{text}."
+
+
+def _spread(measure: str, values: pd.Series) -> str:
+    low, middle, high = (number(measure, value) for value in values.quantile([0, 0.5, 1]))
+    return f"{middle} ({low} to {high})"
 
 
 def comparisons_figure(table: pd.DataFrame) -> Figure:

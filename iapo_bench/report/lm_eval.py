@@ -1,8 +1,9 @@
-"""The table of what lm-eval measured: a row for each run, task and metric."""
+"""The table of lm-eval's scores: a row for each run, task and metric."""
 
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel
 
 from iapo_bench.config.report import Labels
 from iapo_bench.errors import damaged
@@ -11,7 +12,22 @@ from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import opening, run_names, split_run
 
 COLUMNS = ("method", "train_seed", "task", "metric", "value", "stderr", "n", "backend", "versions")
-_OF_A_SCORE = ("task", "metric", "value", "stderr", "n")
+
+
+class _Score(BaseModel):
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+
+
+class _Scores(BaseModel):
+    """What of `scores.json` is told; other fields are passed over."""
+
+    backend: str
+    versions: str
+    scores: list[_Score]
 
 
 def make_lm_eval_table(labels: Labels, runs: dict[str, Path], out: Path) -> None:
@@ -26,10 +42,9 @@ def make_lm_eval_table(labels: Labels, runs: dict[str, Path], out: Path) -> None
         path = folder / "lm_eval" / "scores.json"
         method, seed = split_run(name)
         with damaged(path, f"run `iapo-bench lm-eval` on {method}"):
-            content = read_json(path)
-            made = {"backend": content["backend"], "versions": content["versions"]}
-            for score in content["scores"]:
-                rows.append({"method": method, "train_seed": seed} | {key: score[key] for key in _OF_A_SCORE} | made)
+            content = _Scores.model_validate(read_json(path))
+        made = {"method": method, "train_seed": seed, "backend": content.backend, "versions": content.versions}
+        rows += [made | score.model_dump() for score in content.scores]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     write_document(out, frame, lm_eval_blocks(labels, frame))
 

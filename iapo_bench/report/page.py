@@ -1,4 +1,4 @@
-"""One page with everything that people read: the verdict first, then figures with captions, then tables."""
+"""The report on one page: the verdict first, then figures with captions, then tables."""
 
 import html
 import re
@@ -86,20 +86,28 @@ def _behind(pairs: pd.DataFrame) -> str:
 
 
 def verdict_blocks(pairs: pd.DataFrame) -> list[Block]:
-    """What the comparisons say, in a few sentences: each measure against the base, and the best."""
+    """What the comparisons say, in a few sentences: accuracy and length against the base, and how much is decided."""
     tier = str(pairs["tier"].iloc[0])
     blocks: list[Block] = [f"**{caution(tier).strip()}**"] if caution(tier) else []
     measures = list(dict.fromkeys(pairs["measure"]))
     for measure in (measures[0], "length"):
         against = pairs[(pairs["measure"] == measure) & (pairs["a"] == BASE)]
-        said: dict[str, list[str]] = {}
-        for name, words in zip(against["b"], against["checkpoints_verdict"], strict=True):
-            said.setdefault(_phrase(name, words), []).append(name)
-        sentence = "; ".join(f"{', '.join(names)}: {phrase}" for phrase, names in said.items())
-        if sentence:
-            blocks.append(f"**{label(measure)} against the base**, these checkpoints: {sentence}.")
+        if against.empty:
+            continue
+        text = f"**{label(measure)} against the base**, these checkpoints: {_said(against, 'checkpoints')}."
+        if (against["methods_verdict"] != NOT_KNOWN).any():
+            text += f" These methods, with other training seeds too: {_said(against, 'methods')}."
+        blocks.append(text)
     blocks.append(_methods(pairs))
     return blocks
+
+
+def _said(against: pd.DataFrame, statement: str) -> str:
+    """The verdicts of a statement on rows against the base, rows of the same verdict together."""
+    said: dict[str, list[str]] = {}
+    for name, words in zip(against["b"], against[f"{statement}_verdict"], strict=True):
+        said.setdefault(_phrase(name, words), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {phrase}" for phrase, names in said.items())
 
 
 def _phrase(name: str, words: str) -> str:

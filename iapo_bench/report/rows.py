@@ -1,4 +1,4 @@
-"""Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
+"""Rows of a table: a method's summary, its test problems, and the source of its settings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from iapo_bench.config.report import Labels, RowJob
 from iapo_bench.errors import UserError, damaged
@@ -72,6 +73,7 @@ class Row:
         told |= {name: int(content.get(name, 0)) for name in _UPDATES}
         if not all(isinstance(told[label], str) for label in (*LABELS, "parent")):
             raise ValueError("a label is not text")
+        TypeAdapter(dict[str, list[str]]).validate_python(told["environment"])
         return cls(**told, summary=Summary.from_dict(content), tally=tally)
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the time went: training by phase, and sampling."""
+"""Wall-clock by method: training by phase, and sampling."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, data
             "train_seed": seed,
             "dataset": dataset,
             "model": model,
-            **{key: timing[key] for key in ("engine", "hardware", "threads")},
+            **{key: str(timing[key]) for key in ("engine", "hardware", "threads")},
             **training,
             "inference_seconds": timing["seconds"],
             "inference_completions": timing["completions"],

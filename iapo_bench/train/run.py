@@ -35,9 +35,9 @@ from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.trackers import require_trackers, tracking
 from iapo_bench.train.trainer import Task, Trainer, Validation
-from iapo_bench.worlds import POSTFIX, THINK_CLOSE, read_problems
+from iapo_bench.worlds import POSTFIX, THINK_CLOSE
 from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
-from iapo_bench.worlds.grading import is_formatted, make_grader
+from iapo_bench.worlds.grading import is_formatted, make_grader, read_gradable
 from iapo_bench.worlds.load import load_world, source_files
 
 
@@ -64,12 +64,13 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             "train.updates_per_rollout = 1, where the policy is the one that sampled: set it to 2 or more",
             err=True,
         )
-    problems = read_problems(data / "train.jsonl")[: config.problems]
+    problems = read_gradable(data / "train.jsonl", world.grader)[: config.problems]
     model, reference = _load_models(job, method, base)
     tokenizer = load_tokenizer(base)
     dialogue = world.dialogue(tokenizer, job.prompt)
     prompts = encode(problems, dialogue, base, config.max_tokens)
-    looked = read_problems(data / "validation.jsonl")[: config.validate_problems] if config.validate_every else []
+    watched = config.validate_problems if config.validate_every else 0
+    looked = read_gradable(data / "validation.jsonl", world.grader)[:watched] if watched else []
     looked_prompts = encode(looked, dialogue, base, config.max_tokens)
     inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
     plugins = [*job.plugins, *source_files(job.world)[:1]]

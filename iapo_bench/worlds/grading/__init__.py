@@ -1,4 +1,4 @@
-"""Judging completions: what answer a text gives, and whether it equals the gold.
+"""Grading completions: the answer of a text, and whether it equals the gold.
 
 The strict rule is the default everywhere: the answer stands in its tags, after the reasoning, and where golds are
 integers nothing is left to compute. The lenient rule is there for comparison. A grader that fails must not look like a
@@ -9,10 +9,11 @@ memory to compare, and from a fault of the grader itself.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from iapo_bench.errors import UserError, unknown
-from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, GraderKind
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, GraderKind, Problem, read_problems
 from iapo_bench.worlds.grading.equality import same, same_text
 from iapo_bench.worlds.grading.lenient import MAX_ANSWER_CHARS, grade_leniently, last_tagged, quick_lenient, shorten
 from iapo_bench.worlds.grading.literals import read_literal, tidy
@@ -31,6 +32,7 @@ __all__ = [
     "is_formatted",
     "is_rounded",
     "make_grader",
+    "read_gradable",
 ]
 
 _FORMAT = re.compile(rf"\s*{THINK_OPEN}.*{THINK_CLOSE}\s*{ANSWER_OPEN}.*{ANSWER_CLOSE}\s*", re.DOTALL)
@@ -99,6 +101,18 @@ def check_gold(gold: str, kind: GraderKind) -> None:
     text = tidy(gold)
     if not is_stated(text) or not same(text, text) or grade_math(completion, gold) is not Outcome.CORRECT:
         raise UserError(f"the gold answer '{gold[:80]}' cannot be read as mathematics: correct or remove it")
+
+
+def read_gradable(file: Path, kind: GraderKind) -> list[Problem]:
+    """Problems that `write_problems` wrote. Raises UserError, with the line, for one that is damaged, or whose gold is
+    no whole number where golds are; whether others are mathematics, which takes seconds, `prepare` has asked."""
+    problems = read_problems(file)
+    for line, problem in enumerate(problems if kind != "math" else (), start=1):
+        try:
+            check_gold(problem.answer, kind)
+        except UserError as error:
+            raise UserError(f"{file}:{line}: {error}") from None
+    return problems
 
 
 def is_rounded(gold: str) -> bool:

@@ -1,0 +1,136 @@
+"""Which tier a run of the workflow is of: what its targets, --config and --configfile say, checked before any job."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from iapo_bench.config.reading import Places, merge, parse_yaml, placed, read_yaml, typed
+from iapo_bench.config.tier import TierConfig
+from iapo_bench.config.tier_file import COMMAND_LINE, list_tiers, parse_tier, read_tier
+from iapo_bench.errors import UserError, unknown
+from iapo_bench.files import read_text
+from iapo_bench.plugins import list_rewards, load_function
+
+PAPER_TIERS = ("qwen-0.5b", "qwen-1.5b", "qwen-7b")
+
+
+def read_workflow_tier(
+    config: dict[str, Any],
+    given: dict[str, Any] | None = None,
+    targets: Iterable[str] = (),
+    files: Iterable[Path] = (),
+) -> TierConfig:
+    """The tier of a workflow run: a whole one given with --configfile, or a named one with --config on top: the one
+    that is named there, or whose folder `targets` lie in, or micro.
+
+    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. So it has
+    what the `files` of --configfile say, whose lines are blamed. Raises UserError for targets of several tiers, or of a
+    tier that does not exist.
+    """
+    config, given = typed(config), typed(given or {})
+    content: dict[str, Any] = {}
+    in_files: Places = {}
+    for each, places in map(read_yaml, files):
+        content, in_files = merge(content, each), in_files | places
+    content = content or config
+    whole = ("model", "world", "train", "evaluate", "methods")
+    if all(key in content for key in whole) and any(content[key] != given.get(key) for key in whole):
+        return check_methods(parse_tier(content, given, source="the --configfile", places=in_files))
+    if "tier" not in config:
+        config = merge(_tier_of(targets, config), config)
+    where = {**placed(config, COMMAND_LINE), **in_files, **placed(given, COMMAND_LINE)}
+    name = str(config.pop("tier", "micro"))
+    if name not in list_tiers():
+        raise UserError(f"{where[('tier',)]}: {unknown('tier', name, list_tiers())}")
+    tier = read_tier(name, config, where=where)
+    if (folder := tier.world.data_dir) and not Path(folder).is_dir():
+        raise UserError(f"world.data_dir: {folder} is no folder: name the one with the dataset's files")
+    return check_methods(tier)
+
+
+def _tier_of(targets: Iterable[str], config: dict[str, Any]) -> dict[str, Any]:
+    """Infer tier and dataset from targets such as results/smollm2/table1.csv, as far as `config` does not say."""
+    found = []
+    for parts in (Path(target).parts for target in targets):
+        if len(parts) < 3 or parts[1] == "figures":  # the default tier's
+            continue
+        if parts[1] not in list_tiers():
+            raise UserError(f"{'/'.join(parts)}: {unknown('tier', parts[1], list_tiers())}")
+        tier: dict[str, Any] = {"tier": parts[1]}
+        datasets = read_tier(parts[1]).datasets
+        if parts[2] in datasets:
+            tier["world"] = {"name": parts[2]}
+        elif datasets and len(parts) > 3 and "world" not in config:
+            raise UserError(f"{'/'.join(parts)}: {unknown('dataset of this tier', parts[2], datasets)}")
+        if tier not in found:
+            found.append(tier)
+    if len(found) > 1:
+        raise UserError("the targets are of several tiers or datasets: ask for one at a time, or use paper.smk")
+    return found[0] if found else {}
+
+
+def check_methods(tier: TierConfig) -> TierConfig:
+    """Build every method and load every reward of the tier once, so that a mistake is an error now and not after an
+    hour.
+
+    Raises UserError with the place where the option was set.
+    """
+    from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
+
+    for name in tier.train.rewards:
+        load_function(list_rewards()[name], "reward")
+    seed = tier.train.seeds[0]
+    for name in [*tier.trained, *tier.ablations]:
+        points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
+        for options in [{}, *points]:
+            chosen = tier.train_job(name, seed, options=options).method
+            try:
+                load_method(chosen.name, chosen.profile, **chosen.options)
+            except UserError as error:
+                section = "methods" if name in tier.methods else "ablations"
+                raise UserError(f"{tier.place(section, name, 'options')}: {error}") from None
+    return tier
+
+
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Raises UserError for settings that Snakemake drops without a word: for all but the last --config, and for a key
+    that stands twice in one, or in a profile."""
+    options: dict[str, list[list[str]]] = {}
+    latest: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, _, value = argument.partition("=")
+            latest = [value] if value else []
+            options.setdefault("--config" if option == "-C" else option, []).append(latest)
+        else:
+            latest.append(argument)
+    settings = options.get("--config", [])
+    if len(settings) > 1:
+        raise UserError(f"{COMMAND_LINE} stands twice, and the last alone would count: write all settings after one")
+    for key, _, value in (setting.partition("=") for group in settings for setting in group):
+        parse_yaml(value, f"{COMMAND_LINE} {key}")
+    profiles = [group[0] for name in ("--profile", "--workflow-profile") for group in options.get(name, []) if group]
+    for file in (file for profile in profiles for file in sorted(Path(profile).glob("config*.yaml"))):
+        parse_yaml(read_text(file), str(file))
+
+
+def asked_for(arguments: Iterable[str]) -> list[str]:
+    """The results that a command line asks for: Snakemake does not say so before it has read the Snakefile."""
+    return [argument for argument in arguments if argument.startswith("results/")]
+
+
+def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """For every model and dataset of `config["tiers"]`: a prefix for rule names, and the workflow's configuration.
+
+    By default the tiers of the paper; whatever else `config` says goes to all. Raises UserError for an unknown tier.
+    """
+    names = config.get("tiers", PAPER_TIERS)
+    rest = {key: value for key, value in config.items() if key != "tiers"}
+    cells = {}
+    for name in [names] if isinstance(names, str) else names:
+        tier = read_tier(name)
+        for dataset in tier.datasets or [tier.world.name]:
+            choice = {"tier": name, "world": {"name": dataset}}
+            cells[re.sub(r"\W", "_", f"{tier.tier}_{dataset}_")] = merge(rest, choice)
+    return cells
