@@ -85,7 +85,7 @@ def commands_page() -> str:
     """The `--help` of every command."""
     parts = ["# Commands\n\nThe `--help` of every command. `iapo-bench` alone lists them by purpose.\n"]
     for path, command in _commands(cli, "iapo-bench"):
-        context = click.Context(command, info_name=path, terminal_width=110, **cli.context_settings)
+        context = click.Context(command, info_name=path, terminal_width=86, **cli.context_settings)
         parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

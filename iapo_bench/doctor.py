@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing for the rest; how a model is asked, and how it is read."""
+"""Reports on the machine (what runs, what is missing) and on a model (its prompt, stops and grading)."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What a method is: credit assignment, the loss it is used in, and nothing else.
+"""The interface of a method: credit assignment and its loss.
 
 A method is one class in `methods/<name>.py` or `baselines/<name>.py`. Its fields with defaults are its options; the
 defaults are the setting that its paper publishes.

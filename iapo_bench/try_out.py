@@ -1,4 +1,4 @@
-"""A method's first trial: it is trained, and compared with the runs of other methods that are there."""
+"""A method's first trial: it is trained and compared with finished runs of other methods."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
 """Training curves in the terminal, as they grow.
 
-What runs is known by its claim on `resume/`: a run has ended when that is gone, and was stopped when nobody claims it.
+A run holds a claim on its `resume/`: the run has ended when that folder is gone, and was stopped when nobody holds it.
 """
 
 import os

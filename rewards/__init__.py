@@ -1,1 +1,1 @@
-"""What training pays a completion, one file each: a function `reward(problem, text, token_ids, outcome)`."""
+"""Rewards of training, one file each: a function `reward(problem, text, token_ids, outcome)`."""

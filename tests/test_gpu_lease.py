@@ -108,6 +108,49 @@ def test_the_environment_is_as_before(tmp_path, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "fake-3, fake-7"
 
 
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [
+        ("-1", []),
+        ("0,-1,1", ["0"]),
+        ("NoDevFiles", []),
+        ("0,0", ["0"]),
+        ("GPU-8932f937, 1,", ["GPU-8932f937", "1"]),
+    ],
+)
+def test_the_list_of_devices_is_read_as_cuda_reads_it(tmp_path, monkeypatch, visible, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_devices() == devices
+    with pytest.raises(UserError, match=f"this job sees {len(devices)}"), lease_gpus(len(devices) + 1, folder=tmp_path):
+        pass
+
+
+def test_a_device_has_one_lock_by_its_number_and_by_its_uuid(tmp_path, monkeypatch):
+    lists_gpus(tmp_path, monkeypatch, "0, GPU-8932f937-d72c", "1, GPU-1f2e3d4c-aaaa")
+    assert visible_devices() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,0")
+    with pytest.raises(UserError, match="this job sees 1"), lease_gpus(2, folder=tmp_path):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with lease_gpus(1, folder=tmp_path):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-1f2e3d4c")
+        with lease_gpus(1, folder=tmp_path) as devices:
+            assert devices == ["GPU-1f2e3d4c"]
+
+
+def test_words_of_nvidia_smi_are_no_devices(tmp_path, monkeypatch):
+    lists_gpus(tmp_path, monkeypatch, "No devices were found")
+    assert visible_devices() == []
+
+
+def lists_gpus(folder: Path, monkeypatch, *lines: str) -> None:
+    """Put an nvidia-smi that says these lines before any other."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (folder / "nvidia-smi").write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
 def test_too_many_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
     with pytest.raises(UserError, match="2 GPUs are asked for, and this job sees 1"), lease_gpus(2, folder=tmp_path):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from iapo_bench.cli import cli
 from iapo_bench.config.lora import LoraConfig
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import list_tiers, read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.models.architectures import ARCHITECTURES, Architecture, build_random, qwen_config
@@ -300,6 +301,7 @@ def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("--device", "h1000"), "unknown device 'h1000': did you mean 'h100'"),
+        (("--every-tier", "--device", "cpu"), "--every-tier plans each tier as it is: leave out --device"),
         (("--calibrate", "nowhere"), "nowhere holds no METHOD/seed*/train.jsonl of micro"),
     ],
 )
@@ -321,6 +323,56 @@ def test_a_cluster_is_asked_for_the_main_memory_that_training_takes():
     together = read_tier("qwen-7b", {"train": {"sharded": False}})
     assert costs.host_memory(show.architecture(together), together)["checkpoint"] == pytest.approx(99, rel=0.01)
     assert large["vllm asleep"] == pytest.approx(8 * 2 * 14.2, rel=0.01)
+
+
+def test_a_cluster_is_asked_for_the_time_that_the_longest_job_takes():
+    for tier in every_cell():
+        size = show.architecture(tier)
+        rows = time_table(
+            tier, size, costs.lengths_of(tier.world.name), show.test_problems(tier), show.default_device(tier), None
+        )
+        for row in show.limits(tier, size, rows):
+            assert row["minutes"] <= row["asked: minutes"], (tier.tier, tier.world.name, row)
+
+
+def every_cell() -> list[TierConfig]:
+    """Every tier, once for each of its datasets."""
+    tiers = [(name, world) for name in list_tiers() for world in read_tier(name).datasets or [None]]
+    return [read_tier(name, {"world": {"name": world}} if world else {}) for name, world in tiers]
+
+
+def test_eight_gpus_share_a_step_and_each_is_paid_for_until_it_ends():
+    """16 prompts a step on 8 GPUs: 2 groups each; arithmetic is shared, and a decode step's reading of the weights is
+    not."""
+    one, eight = (
+        time_table(
+            read_tier("qwen-7b", {"gpus": gpus}),
+            ARCHITECTURES["qwen2.5-7b"],
+            costs.LENGTHS["gsm8k"],
+            1319,
+            "h100",
+            None,
+        )
+        for gpus in (1, 8)
+    )
+    for row, alone in zip(eight[1:-1], one[1:-1], strict=True):
+        assert row["update h"] == pytest.approx(alone["update h"] / 8)
+        assert row["signals h"] == pytest.approx(alone["signals h"] / 8)
+        assert 0.9 < row["rollout h"] / alone["rollout h"] < 1
+        training = row["rollout h"] + row["signals h"] + row["update h"]
+        assert row["GPU-hours"] == pytest.approx(3 * (8 * training + row["sampling h"]))
+    uneven = costs.training_work(read_tier("qwen-7b", {"train": {"prompts_per_step": 10}}), "grpo", costs.ASSUMED)
+    assert costs.largest_share(uneven, 8).completions == uneven.completions // 5, "two of ten groups"
+
+
+def test_what_is_measured_and_not_trained_is_planned_without_training():
+    tier = read_tier("authors", {"world": {"name": "gsm8k"}, "train": {"engine": "transformers"}})
+    text = plan([tier], device="h100", gpus=8)
+    assert "1 checkpoint" in text
+    assert "training" not in text
+    rows = time_table(tier, show.architecture(tier), costs.LENGTHS["gsm8k"], 1319, "h100", None)
+    assert [row["method"] for row in rows] == ["base", "authors", "all"]
+    assert rows[-1]["GPU-hours"] == pytest.approx(2 * rows[0]["GPU-hours"])
 
 
 def test_checkpoints_are_counted_by_steps_and_by_minutes():

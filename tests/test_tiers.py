@@ -160,7 +160,7 @@ def test_a_dry_run_of_the_whole_paper_counts_its_jobs(copy):
             assert counts[f"{prefix}metrics"] == 7
 
 
-@pytest.mark.parametrize("name", ["micro", "smoke", "smollm2"])
+@pytest.mark.parametrize("name", ["micro", "smoke", "smollm2", "authors"])
 def test_a_dry_run_has_the_jobs_that_the_plan_counts(copy, name):
     shown = dry_run(copy, "-n", "--config", f"tier={name}")
     counts = {rule: int(count) for rule, count in re.findall(r"^(\S+) +(\d+)$", shown, re.MULTILINE)}

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from importlib import metadata
 from pathlib import Path
 
 import golden
@@ -20,7 +21,7 @@ from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.evaluate import sample
 from iapo_bench.machine import resume
-from iapo_bench.machine.provenance import checksum
+from iapo_bench.machine.provenance import checksum, checksums
 from iapo_bench.models.checkpoints import weights_checksum
 from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.collate import collate
@@ -257,19 +258,44 @@ def test_a_setting_of_sampling_acts_if_it_can_change_a_result(run, speaking, tmp
     assert one.equals(other) == (key not in identity(read_tier(golden.TIER).evaluate))
 
 
-def test_a_stopped_job_goes_on_only_with_its_datasets_code(run, speaking, tmp_path, monkeypatch):
-    """Datasets, as methods, are found by name: no import leads to them."""
-    seen = {}
-    monkeypatch.setattr(resume, "code_digest", lambda module, plugins: seen.setdefault(module, list(plugins)) and "")
+def test_a_stopped_job_goes_on_with_the_settings_inputs_code_and_versions_that_it_had(
+    run, speaking, tmp_path, monkeypatch
+):
+    """The code is that of its dataset and method too, which no import leads to: they are found by name."""
+    plugins: dict[str, list[str]] = {}
+    known: dict[str, dict] = {}
+
+    def digest(module: str, files) -> str:
+        plugins[module.rpartition(".")[2]] = [path.name for path in files]
+        return "the code"
+
+    def note(path: Path, content: dict) -> None:
+        known[path.parent.name] = content
+
+    monkeypatch.setattr(resume, "code_digest", digest)
+    monkeypatch.setattr(resume, "write_json", note)
     draw(run, speaking, tmp_path / "drawn")
-    where = ("--config", golden.TIER, "--data", speaking / "data")
-    assert run("grade", *where, "--samples", tmp_path / "drawn" / "samples.parquet", "--out", tmp_path / "g")[0] == 0
-    short = ("--set", "train.completions=4", "--set", "train.prompts_per_step=1", "--set", "train.group_size=4")
-    code, said = run(
-        *("train", *where, *short, "--method", "grpo", "--base", speaking / "speaker", "--out", tmp_path / "t")
-    )
-    assert code == 0, said
-    assert len(seen) == 3
-    for plugins in seen.values():
-        assert "micro.py" in [path.name for path in plugins]
-    assert "grpo.py" in [path.name for path in seen["iapo_bench.train.run"]]
+    data, drawn = speaking / "data", tmp_path / "drawn" / "samples.parquet"
+    where = ("--config", golden.TIER, "--data", data)
+    assert run("grade", *where, "--samples", drawn, "--out", tmp_path / "grades")[0] == 0
+    short = {"completions": 4, "prompts_per_step": 1, "group_size": 4}
+    options = [part for key, value in short.items() for part in ("--set", f"train.{key}={value}")]
+    base = speaking / "speaker"
+    assert run("train", *where, *options, "--method", "grpo", "--base", base, "--out", tmp_path / "t")[0] == 0
+
+    tier, short_tier = read_tier(golden.TIER), read_tier(golden.TIER, {"train": short})
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    assert known["samples.resume"] == {
+        "settings": identity(tier.sample_job("test")),
+        **{"model": checksums(base), "problems": checksum(data / "test.jsonl"), "code": "the code", **versions},
+    }
+    assert known["grades.resume"] == {
+        "settings": identity(tier.grade_job("test")),
+        **{"samples": checksum(drawn), "problems": checksum(data / "test.jsonl"), "code": "the code"},
+        "math-verify": metadata.version("math-verify"),
+    }
+    assert known["resume"] == {
+        "settings": identity(short_tier.train_job("grpo", 0)),
+        **{"base": weights_checksum(base), "problems": checksum(data / "train.jsonl"), "code": "the code", **versions},
+    }
+    assert plugins == {"sample": ["micro.py"], "grade": ["micro.py"], "run": ["grpo.py", "correct.py", "micro.py"]}

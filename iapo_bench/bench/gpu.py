@@ -1,4 +1,4 @@
-"""The benchmarks at the size of real models, with random weights: time and memory do not depend on what they say.
+"""The benchmarks at the size of real models, with random weights: time and memory do not depend on the values.
 
 Meant for a GPU, where the models are bfloat16; on a CPU they run in float32, to try them.
 """

@@ -1,6 +1,6 @@
 """The price of the answer entropies: `shared_kv` against `kv_replicated` and against the floor of its arithmetic.
 
-The floor is measured, not computed: plain forwards, by the model as it is, of the tokens that nobody can do without
+The floor is measured, not computed: plain forwards, by the unchanged model, of the necessary tokens
 (the prompt once, each completion K + 1 times after the cached prompt), and the output layer once for each prefix.
 """
 

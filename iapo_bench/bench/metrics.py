@@ -1,4 +1,4 @@
-"""What measuring costs as grades grow: seconds and peak memory of one row's summary and counts."""
+"""Cost of measuring as grades grow: seconds and peak memory of one row's summary and counts."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Where a table's time goes: the seconds of every rule, from what Snakemake measured while it ran."""
+"""Time of a table: the seconds of every rule, as Snakemake measured them during the run."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command line: what jobs run, what makes tables, and tools, each group in a module of its own."""
+"""The command line: steps of the workflow, tables and figures, tools; each group in a module of its own."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A job's log: all that it says goes to a file as whole lines, and the terminal gets one line if it fails."""
+"""A job's log: all output goes to a file as whole lines, and the terminal gets one line on failure."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Options that several commands share, and where a command's settings come from."""
+"""Options that several commands share, and the source of a command's settings."""
 
 import functools
 import os

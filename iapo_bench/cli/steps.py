@@ -1,4 +1,4 @@
-"""What jobs run: problems, the base, training, sampling, grading, lm-eval."""
+"""Commands of jobs: problems, the base, training, sampling, grading, lm-eval."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a workflow run says: about how long it takes, a line for each job, and at the end the table and its files."""
+"""Terminal output of a workflow run: estimated duration, a line for each job, then the table and its files."""
 
 import logging
 import time

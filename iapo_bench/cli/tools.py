@@ -177,6 +177,8 @@ def plan(
     from iapo_bench.plan.show import plan as make_plan
 
     if every_tier:
+        if device or length or calibrate:
+            raise UserError("--every-tier plans each tier as it is: leave out --device, --length and --calibrate")
         click.echo(overview([tier for name in list_tiers() for tier in _by_dataset(name, overrides)]))
         return
     tiers = _by_dataset(config, overrides)

@@ -1,4 +1,4 @@
-"""What the table of departures reads."""
+"""Settings of the table of departures."""
 
 from pydantic import Field
 

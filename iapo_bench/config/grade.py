@@ -1,4 +1,4 @@
-"""What grading reads."""
+"""Settings of grading."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""What jobs ask of a machine or a cluster: the `job` section."""
+"""Resources that jobs request from a machine or a cluster: the `job` section."""
 
 from typing import Annotated, Literal
 

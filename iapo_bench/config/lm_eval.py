@@ -1,4 +1,4 @@
-"""What is measured through lm-eval: the `lm_eval` section."""
+"""Measurements through lm-eval: the `lm_eval` section."""
 
 from typing import Annotated, Literal
 

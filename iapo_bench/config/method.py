@@ -1,4 +1,4 @@
-"""What is particular to one method: an entry of `methods` or `ablations`, or a trial of the search."""
+"""Settings of one method: an entry of `methods` or `ablations`, or a trial of the search."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Where the base model comes from: the `model` section."""
+"""Source of the base model: the `model` section."""
 
 import re
 from pathlib import Path

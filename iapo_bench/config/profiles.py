@@ -1,4 +1,4 @@
-"""What a profile sets of a method's training. Its part of the method's own options stands in the method's class, as
+"""Training settings of a profile. The method's own options under a profile are in the method's class, as
 `released`; `iapo_bench.report.departures` lists both parts, switch by switch.
 """
 

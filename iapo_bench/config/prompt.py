@@ -1,4 +1,4 @@
-"""How problems are put to a chat model: the `prompt` section."""
+"""Prompts for a chat model: the `prompt` section."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

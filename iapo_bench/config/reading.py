@@ -1,4 +1,4 @@
-"""YAML that means what it says: a key twice is an error, `1e-6` is a number, and every value knows its place."""
+"""Strict YAML: a duplicate key is an error, `1e-6` is a number, and every value knows its file and line."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What tables and figures say of the rows that they show."""
+"""Settings of tables and figures, and the labels of their rows."""
 
 from typing import Annotated
 

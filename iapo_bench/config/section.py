@@ -1,4 +1,4 @@
-"""What every section of the settings has in common, and which settings cannot change a result."""
+"""The base class of every section of settings, and the mark of settings that cannot change a result."""
 
 import hashlib
 import json

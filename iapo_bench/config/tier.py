@@ -1,4 +1,4 @@
-"""A whole tier: its sections, which setting wins, and what each job gets of them.
+"""A whole tier: its sections, the precedence of settings, and the settings of each job.
 
 A tier is a file `configs/<tier>.yaml`. The later wins: defaults, the tier's sections, the choice made on validation
 (`configs/tuned/<tier>[/<dataset>].yaml`), the tier's entry for a method, the command line.

@@ -1,4 +1,4 @@
-"""Tiers as they are written: a file, what it says of a dataset, choices made on validation, and the command line."""
+"""Reading a tier: its file, the part for one dataset, choices made on validation, and the command line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What timing rows alone reads."""
+"""Settings of the `time` command."""
 
 from pydantic import Field
 

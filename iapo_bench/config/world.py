@@ -1,4 +1,4 @@
-"""Where the problems come from: the `world` section."""
+"""Source of the problems: the `world` section."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What the tables say of a method: Pass@k, Length@k and Ratio@k, with their spread and their uncertainty.
+"""The measures of a method: Pass@k, Length@k and Ratio@k, with their spread and their uncertainty.
 
 Names end in their dimensions: T training seeds, S sampling seeds, P problems, N samples a problem.
 A run is one sampling seed of one training seed.

@@ -1,1 +1,1 @@
-"""What a run happens on: ranks, GPU leases, provenance."""
+"""The machine of a run: ranks, GPU leases, provenance."""

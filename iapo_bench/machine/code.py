@@ -1,4 +1,4 @@
-"""A digest of the code behind a result: what the module that does the work imports, and nothing else.
+"""A digest of the code behind a result: the import closure of the module that does the work.
 
 The import closure is followed through syntax trees, so no list of files can go stale. A module whose dotted name stands
 in a string, for importlib, counts as imported, and so does a file of data beside a module that names it. What cannot

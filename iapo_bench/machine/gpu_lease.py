@@ -6,12 +6,14 @@ process ends, however it ends.
 
 import getpass
 import os
+import re
 import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,6 +25,7 @@ SLURM_JOB = "SLURM_JOB_ID"
 STARTED = "LOCAL_RANK"  # set in the processes of a launcher
 # Set, jobs lease GPUs and compute on the CPU: to try a cluster, or several processes, on a machine without any.
 PRETEND = "IAPO_BENCH_PRETEND_GPUS"
+NO_DEVICE = re.compile(r"-\d+|NoDevFiles")  # in CUDA_VISIBLE_DEVICES; the latter is Slurm's
 POLL_SECONDS = 0.5
 
 
@@ -33,17 +36,17 @@ def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None)
     To be called before CUDA starts. Yields their ids. The devices to choose from are those of `CUDA_VISIBLE_DEVICES`
     (what a scheduler assigned), or else all of the machine. Raises UserError when there are fewer than `count`.
     """
-    devices = visible_devices()
-    if len(devices) < count:
+    names = _lock_names(visible_devices())
+    if (seen := len(set(names.values()))) < count:
         raise UserError(
-            f"{count} GPUs are asked for, and this job sees {len(devices)}: lower the tier's 'gpus', or 0 for the CPU"
+            f"{count} GPUs are asked for, and this job sees {seen}: lower the tier's 'gpus', or 0 for the CPU"
         )
     folder = folder or Path(tempfile.gettempdir()) / f"iapo-bench-gpus-{getpass.getuser()}"
     # Where Slurm hides other jobs' devices, each job's first is number 0: ids are comparable within a job only.
     folder = folder / os.environ.get(SLURM_JOB, "")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        while (leased := _try(devices, count, jobs_per_gpu, folder, held)) is None:
+        while (leased := _try(names, count, jobs_per_gpu, folder, held)) is None:
             time.sleep(POLL_SECONDS)
         with only_visible(leased):
             yield leased
@@ -85,29 +88,47 @@ def require_usable(count: int) -> None:
 
 def visible_devices() -> list[str]:
     """Ids of the GPUs that this process may use, without starting CUDA."""
-    if VISIBLE in os.environ:
-        return [part.strip() for part in os.environ[VISIBLE].split(",") if part.strip()]
+    if VISIBLE not in os.environ:
+        return list(_uuids())
+    named = (part.strip() for part in os.environ[VISIBLE].split(","))
+    # As CUDA reads it: nothing after the first that is no device. Each once, where CUDA would refuse them all.
+    return list(dict.fromkeys(takewhile(lambda name: not NO_DEVICE.fullmatch(name), filter(None, named))))
+
+
+def _uuids() -> dict[str, str]:
+    """UUIDs of the machine's GPUs by their number."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True
-        )
+        listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return []
-    return listed.stdout.split()
+        return {}
+    rows = (line.partition(",") for line in listed.splitlines())
+    return {
+        number.strip(): uuid.strip() for number, _, uuid in rows if number.strip().isdigit()
+    }  # or words to a person
 
 
-def _try(devices: Sequence[str], count: int, jobs_per_gpu: int, folder: Path, held: ExitStack) -> list[str] | None:
+def _lock_names(devices: Sequence[str]) -> dict[str, str]:
+    """A name for each device that is the same whether it is called by its number or by its UUID, shortened or not."""
+    known = _uuids()
+    names = {
+        device: known.get(device) or next((uuid for uuid in known.values() if uuid.startswith(device)), device)
+        for device in devices
+    }
+    return {device: re.sub(r"\W", "-", name) for device, name in names.items()}
+
+
+def _try(names: Mapping[str, str], count: int, jobs_per_gpu: int, folder: Path, held: ExitStack) -> list[str] | None:
     """Lock `count` devices, all or none: a job that waited with a part of its own could wait for ever."""
     with ExitStack() as stack:
         leased: list[str] = []
         # Empty slots first, so that jobs that share do so only when no device is free.
         for slot in range(jobs_per_gpu):
-            for device in devices:
+            for device, name in names.items():
                 if len(leased) == count:
                     break
                 if device in leased:
                     continue
-                name = "".join(c if c.isalnum() else "-" for c in device)
                 try:
                     stack.enter_context(FileLock(folder / f"{name}.{slot}.lock", timeout=0))
                 except Timeout:

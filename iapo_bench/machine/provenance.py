@@ -1,4 +1,4 @@
-"""Where a result comes from: code, configuration, data, packages, hardware, seeds."""
+"""Provenance of a result: code, configuration, data, packages, hardware, seeds."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What a job that was stopped goes on from: a folder of its own, files that show damage, and finished parts."""
+"""State of a stopped job: a folder of its own, files with checksums, and finished parts."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Whether an attention or a cache of ours computes what a decoder does by itself, for any architecture.
+"""Checks that our attention and cache compute the same as the decoder's own, for any architecture.
 
 Two checks, once for each model and length. What the decoder tells its attention must be plain: every position sees all
 before it, without windows, biases or sinks. And the states after a random sequence of that length must be the decoder's

@@ -1,1 +1,1 @@
-"""What a tier will take before it runs."""
+"""Cost of a tier, estimated before it runs."""

@@ -1,4 +1,4 @@
-"""How fast this machine really is: achieved rates from finished runs, and how well they predict other runs."""
+"""Measured speed of this machine: rates of finished runs, and their error in predicting other runs."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace

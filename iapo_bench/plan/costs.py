@@ -1,4 +1,4 @@
-"""What a run costs: arithmetic, seconds, memory and disk from a model's sizes, before anything is run.
+"""Cost of a run: arithmetic, seconds, memory and disk from a model's sizes, before anything runs.
 
 With N weights that multiply every token (`Architecture.matrix_parameters`, the output layer included):
 
@@ -114,6 +114,12 @@ def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
     )
 
 
+def largest_share(work: Work, ranks: int) -> Work:
+    """The work of the rank with the most groups of a step, which the others wait for."""
+    own = math.ceil(work.step / work.group / ranks) * work.group
+    return replace(work, completions=work.completions * own // work.step, step=own, batch=min(own, work.batch))
+
+
 def sft_work(tier: TierConfig, lengths: Lengths) -> Work | None:
     """The supervised steps that make the base, on worked solutions taken as long as a completion; None without any."""
     kind = TaughtSFT if tier.model.source == "taught" else SFT
@@ -179,7 +185,7 @@ def update_seconds(size: Architecture, work: Work, device: Device, dtype: str) -
 
 
 def seconds(size: Architecture, work: Work, device: Device, dtype: str, engine: str) -> dict[str, float]:
-    """Training seconds by phase, on one device at the assumed utilisation."""
+    """Training seconds by phase, on one device at the assumed utilisation, without waiting for others."""
     signals = flops(size, work)["signals"]
     return {
         "rollout": rollout_seconds(size, work, device, dtype, engine),
@@ -317,6 +323,6 @@ def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) 
     tokens = sampling_work(tier, problems, lengths).completions * lengths.completion
     return {
         "models": models * model,
-        "checkpoints of a training job": CHECKPOINTS * checkpoint(size, tier),
+        **({"checkpoints of a training job": CHECKPOINTS * checkpoint(size, tier)} if tier.trained else {}),
         "samples": models * tokens * SAMPLE_BYTES / GIB,
     }

@@ -1,4 +1,4 @@
-"""How small a difference between two rows a tier could detect, by numbers of problems, samples and training seeds.
+"""Smallest detectable difference between two rows, by numbers of problems, samples and training seeds.
 
 The answer needs the spread of a pilot: finished summaries of the tier. Fewer sampling and training seeds than it has
 are taken from it; another number of problems scales the part of the variance that is theirs.

@@ -1,4 +1,4 @@
-"""What a tier will take, before anyone spends it: jobs, GPU-hours, memory by strategy, disk."""
+"""Cost of a tier as tables: jobs, GPU-hours, memory by strategy, disk."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from iapo_bench.train.sft import TaughtSFT
 from iapo_bench.worlds.datasets.micro import VOCABULARY, MicroWorld
 from iapo_bench.worlds.load import load_world
 
+TRAINING = (*(f"{phase} h" for phase in costs.PHASES), "training h")  # columns of `time_table`
 TEST_PROBLEMS = {
     "honest": {"gsm8k": 1319, "math500": 196, "dapo": 518},
     "published": {"gsm8k": 1319, "math500": 100, "dapo": 50},
@@ -72,45 +73,49 @@ def plan(
             parts.append(
                 "\nSeconds at assumed utilisation (iapo_bench/plan/costs.py), not measured: a factor of 3; no lm-eval."
             )
-    memory = costs.memory(size, tiers[0], costs.lengths_of(tiers[0].world.name), costs.DEVICES[device], gpus)
+    if tiers[0].trained:
+        parts += _memory(size, tiers[0], device, gpus)
+    count = sum(sum(jobs(tier).values()) for tier in tiers)
+    return "\n".join([*parts, f"\nTotal: {count} jobs, {total:.4g} {_hours(device)} on {device}."])
+
+
+def _memory(size: Architecture, tier: TierConfig, device: str, gpus: int) -> list[str]:
+    memory = costs.memory(size, tier, costs.lengths_of(tier.world.name), costs.DEVICES[device], gpus)
     room = costs.DEVICES[device].memory / costs.GIB
     for row in memory:
         row["fits"] = "yes" if float(row["peak GiB"]) < room else "no"
-        row["this tier"] = "yes" if str(row["strategy"]).startswith(costs.strategy(tiers[0])) else ""
-    parts += [
+        row["this tier"] = "yes" if str(row["strategy"]).startswith(costs.strategy(tier)) else ""
+    return [
         f"\n## Memory of a training job, GiB a GPU ({device} has {room:.3g})\n",
         tabulate(memory, headers="keys", tablefmt="github", floatfmt=".3g"),
-        _host(size, tiers[0]),
-        f"\nTotal: {sum(sum(jobs(tier).values()) for tier in tiers)} jobs, {total:.4g} {_hours(device)} on {device}.",
+        _host(size, tier),
     ]
-    return "\n".join(parts)
 
 
 def limits(tier: TierConfig, size: Architecture, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Minutes of the longest job of a kind, beside what the tier asks a cluster for; `rows` of `time_table`.
 
-    A training job that is stopped goes on from its last checkpoint, so its limit may be shorter than the run.
+    A job that is stopped goes on where it was, so its limit may be shorter than the run.
     """
-    runs = [
-        (3600 * sum(value for column, value in row.items() if column.endswith(" h") and column != "sampling h"), row)
-        for row in rows
-        if "steps" in row and row["method"] != "base"
-    ]
-    training, longest = max(runs, key=lambda run: run[0], default=(0.0, {"steps": 0}))
-    sampling = 3600 * max((row.get("sampling h", 0.0) for row in rows), default=0.0)
+    runs = {
+        row["method"]: (3600 * sum(row.get(column, 0.0) for column in TRAINING), row.get("steps", 0)) for row in rows
+    }
+    tuning, _ = runs.pop("base")
+    training, steps = max(runs.values())
     start = {name: costs.VLLM_START_SECONDS * (name == "vllm") for name in ("vllm", "transformers")}
-    made = costs.checkpoints(tier, longest["steps"], training)
-    kinds: list[tuple[Kind, float, str]] = [
-        ("train", training + start[tier.train.engine], f"{made} checkpoints of {costs.checkpoint(size, tier):.3g} GiB"),
-        ("sample", sampling + start[tier.evaluate.engine], ""),
-    ]
-    return [
-        {"job": kind, "minutes": seconds / 60, **_asked(tier.request(kind)), "": note} for kind, seconds, note in kinds
-    ]
+    kinds: dict[Kind, tuple[float, str]] = {"base": (tuning, "")} if tuning else {}
+    if tier.trained:
+        made = costs.checkpoints(tier, steps, training)
+        note = f"{made} checkpoints of {costs.checkpoint(size, tier):.3g} GiB"
+        kinds["train"] = (training + start[tier.train.engine], note)
+    kinds["sample"] = (3600 * rows[0]["sampling h"] + start[tier.evaluate.engine], "")
+    return [_limit(kind, seconds / 60, tier.request(kind), note) for kind, (seconds, note) in kinds.items()]
 
 
-def _asked(request: Request) -> dict[str, int]:
-    return {"asked: minutes": request.runtime, "GPUs": request.gpus, "CPUs": request.cpus, "MB": request.mem_mb}
+def _limit(kind: Kind, minutes: float, request: Request, note: str) -> dict[str, Any]:
+    asked = {"asked: minutes": request.runtime, "GPUs": request.gpus, "CPUs": request.cpus, "MB": request.mem_mb}
+    short = ["longer than asked"] if minutes > request.runtime else []
+    return {"job": kind, "minutes": minutes, **asked, "": ", ".join([*filter(None, [note]), *short])}
 
 
 def _host(size: Architecture, tier: TierConfig) -> str:
@@ -139,8 +144,8 @@ def overview(tiers: list[TierConfig]) -> str:
                 "hours": rows[-1][_hours(device)],
                 "longest job, h": longest["minutes"] / 60,
                 "disk, GiB": sum(costs.disk(size, tier, problems, lengths).values()),
-                "checkpoint, GiB": costs.checkpoint(size, tier),
-                "main memory, GiB": sum(costs.host_memory(size, tier).values()),
+                "checkpoint, GiB": costs.checkpoint(size, tier) if tier.trained else None,
+                "main memory, GiB": sum(costs.host_memory(size, tier).values()) if tier.trained else None,
             }
         )
     note = "Hours of GPUs, or of CPUs where the device is one, at assumed utilisation: a factor of 3."
@@ -198,16 +203,18 @@ def test_problems(tier: TierConfig) -> int:
 
 def jobs(tier: TierConfig) -> dict[str, int]:
     """Jobs by rule, as a dry run of `snakemake` counts them, but for its last, `all`."""
-    runs = len(tier.trained) * len(tier.train.seeds)
+    runs = sum(len(tier.train_seeds(name)) for name in tier.methods)
+    fetched = len(tier.methods) - len(tier.trained)
     return {
         "prepare": 1,
         "base": 1,
-        "train": runs,
+        **({"checkpoint": fetched} if fetched else {}),
+        **({"train": runs - fetched, "curves": 1} if tier.trained else {}),
         "sample": 1 + runs,
         "grade": 1 + runs,
         "metrics": 1 + len(tier.methods),
         **({"controls": 1} if tier.evaluate.n_samples >= 4 else {}),
-        **dict.fromkeys(("table", "page", "comparisons", "paired", "frontier", "costs", "wallclock", "curves"), 1),
+        **dict.fromkeys(("table", "page", "comparisons", "paired", "frontier", "costs", "wallclock"), 1),
         "lm_eval": 1 + runs,
         "lm_eval_table": 1,
         **({"token_roles": 1 + runs, "role_tables": 1, "calibration": 1} if tier.world.name == "micro" else {}),
@@ -217,10 +224,12 @@ def jobs(tier: TierConfig) -> dict[str, int]:
 def time_table(
     tier: TierConfig, size: Architecture, lengths: costs.Lengths, problems: int, device: str, rates: Rates | None
 ) -> list[dict[str, Any]]:
-    """Hours of one training run and of sampling one model, and of both over all seeds; a row a method, and the sum.
+    """Hours of one training job and of sampling one model, as a clock on the wall counts them, and hours of devices for
+    both over all seeds; a row a method, and the sum.
 
     The base's training is its fine-tuning.
     """
+    ranks = max(1, tier.gpus)
     engine, sampler = tier.train.engine, tier.evaluate.engine
     sampled, seeds = costs.sampling_work(tier, problems, lengths), len(tier.train.seeds)
     machine, dtype = costs.DEVICES[device], tier.model.dtype
@@ -234,14 +243,17 @@ def time_table(
         tuning = spent / 3600
         base |= {"steps": examples.completions // examples.step, ("training h" if rates else "update h"): tuning}
     rows = [base | {"sampling h": sampling, _hours(device): tuning + sampling}]
-    for method in tier.trained:
+    for method in tier.methods:
+        if method in tier.measured:
+            rows.append({"method": method, "sampling h": sampling, _hours(device): sampling})
+            continue
         work = costs.training_work(tier, method, lengths)
         if rates:
             training = {"training h": rates.training(size, work) / 3600}
         else:
-            parts = costs.seconds(size, work, machine, dtype, engine)
+            parts = costs.seconds(size, costs.largest_share(work, ranks), machine, dtype, engine)
             training = {f"{phase} h": value / 3600 for phase, value in parts.items()}
-        hours = seeds * (sum(training.values()) + sampling)
+        hours = seeds * (ranks * sum(training.values()) + sampling)
         rows.append(
             {
                 "method": method,

@@ -1,4 +1,4 @@
-"""What each part of a method does, and what the released code's departures do: variants against what they vary."""
+"""Effect of each part of a method, and of the released code's departures: variants against the method."""
 
 from collections.abc import Sequence
 from pathlib import Path

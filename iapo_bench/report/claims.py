@@ -1,4 +1,4 @@
-"""The ledger of claims: what is published of IAPO, whether its own numbers bear it out, and what was measured here.
+"""The ledger of claims: published claims for IAPO, the verdict of the published numbers, and that of ours.
 
 Published numbers are means and population standard deviations over three sampling runs of one training run: differences
 are judged by Welch's test on them. Measured ones are paired by problem. Numbers at second hand stand apart.

@@ -1,4 +1,4 @@
-"""Two ways to shorten the base without training it, made of its own samples: what a method must beat.
+"""Two controls that a method must beat: the base, shortened without training, from its own samples.
 
 Cut: a completion of more than L tokens stops there, unanswered and so wrong. Shortest: of every n samples of a problem
 the shortest is taken; all n have to be started, so its length is what a reader waits for, not what is generated.

@@ -1,4 +1,4 @@
-"""What each row cost and how it answered."""
+"""Training cost, outcomes and efficiency scores of each row."""
 
 from collections.abc import Sequence
 from pathlib import Path

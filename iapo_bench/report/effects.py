@@ -1,4 +1,4 @@
-"""What each departure of the released code does to the credit of real rollouts, one switch at a time and all at once.
+"""Effect of each departure of the released code on the credit of real rollouts, one at a time and together.
 
 Compared are, over all real tokens: the advantage; the gradient's weight, which is the advantage times what the loss
 multiplies a token by; and of IAPO each of the two terms that it adds to the reward's.

@@ -1,4 +1,4 @@
-"""From a cell of the table to what it was made of: files, settings, versions, machines, and some of its samples."""
+"""Origin of a cell of the table: files, settings, versions, machines, and some of its samples."""
 
 import json
 import textwrap

@@ -1,4 +1,4 @@
-"""Fidelity to the released code: each departure, where it stands, what it does to credit and to the trained model."""
+"""Fidelity to the released code: each departure, its place, its effect on credit and on the trained model."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does any method beat early stopping of the base? Accuracy against length, beside what the base can do untrained."""
+"""Does any method beat early stopping of the base? Accuracy against length, beside the untrained base's."""
 
 from collections.abc import Sequence
 from pathlib import Path

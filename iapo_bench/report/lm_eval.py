@@ -1,4 +1,4 @@
-"""The table of what lm-eval measured: a row for each run, task and metric."""
+"""The table of lm-eval's scores: a row for each run, task and metric."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One page with everything that people read: the verdict first, then figures with captions, then tables."""
+"""The report on one page: the verdict first, then figures with captions, then tables."""
 
 import html
 import re

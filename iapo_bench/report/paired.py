@@ -1,4 +1,4 @@
-"""The main figure: what each method changed in the base, paired by problem, in accuracy and in length."""
+"""The main figure: each method's change from the base, paired by problem, in accuracy and in length."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

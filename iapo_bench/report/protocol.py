@@ -1,4 +1,4 @@
-"""How much of a gap is protocol: the same completions, measured as the released code measures and as this suite does.
+"""Effect of the protocol: the same completions, measured as in the released code and as in this suite.
 
 The released code counts a problem as solved if any of the first k completions is right, keeps 15 problems, cuts prompt
 and completion at 768 tokens together, compares strings, and chooses checkpoints and IAPO's weights by Pass@32/Length@32

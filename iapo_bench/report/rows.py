@@ -1,4 +1,4 @@
-"""Rows of a table: a method's summary, what it was measured on, and how its settings were chosen."""
+"""Rows of a table: a method's summary, its test problems, and the source of its settings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What two options of a method do, on a grid, on the validation split."""
+"""Effect of two options of a method, on a grid, on the validation split."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

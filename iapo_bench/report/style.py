@@ -1,4 +1,4 @@
-"""How every figure looks: sizes of a printed column, one look for each method."""
+"""Style of every figure: sizes of a printed column, one colour and marker for each method."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence

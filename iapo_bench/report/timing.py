@@ -1,4 +1,4 @@
-"""Wall-clock that can be believed: every row in turn, alone on the machine, several times over."""
+"""Reliable wall-clock: every row in turn, alone on the machine, several times."""
 
 import tempfile
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Where the time went: training by phase, and sampling."""
+"""Wall-clock by method: training by phase, and sampling."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

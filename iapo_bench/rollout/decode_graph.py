@@ -1,4 +1,4 @@
-"""Steps of few fixed shapes without a word from the host, so that a GPU can replay them as CUDA graphs.
+"""Decode steps of few fixed shapes without host synchronisation, which a GPU replays as CUDA graphs.
 
 A step of an eager model launches some forty kernels a layer, one by one, and a GPU waits for most of them. Captured as
 a graph they are one launch. A graph has fixed shapes, so rows and attention span are rounded up to few sizes, and a row

@@ -1,4 +1,4 @@
-"""What the model says of a rollout: log-probabilities, entropies, and how much each token tells about the answer."""
+"""Signals from a rollout: log-probabilities, entropies, and each token's information about the answer."""
 
 from iapo_bench.signals.informativeness import answer_entropies
 

@@ -1,4 +1,4 @@
-"""How much each token tells about the answer: the early-exit estimator of IAPO (arXiv 2602.19049).
+"""Information of each token about the answer: the early-exit estimator of IAPO (arXiv 2602.19049).
 
 After every prefix of a completion the model is made to answer at once, by a postfix such as `</think><answer>`. The
 entropy of the token that follows is e[t]; a token's conditional mutual information with the answer is the entropy that

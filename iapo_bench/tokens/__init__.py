@@ -1,1 +1,1 @@
-"""What tokens are for and what they tell."""
+"""Roles of tokens, and the information that they carry."""

@@ -1,4 +1,4 @@
-"""Whether the entropy of an early answer is the true uncertainty: the micro world can say.
+"""Calibration of early answers in the micro world: their entropy against the true uncertainty.
 
 After a prefix of its own reasoning a model is made to answer at once, and the entropy of that answer's first token is
 what early exit reads. The same prefix is then continued many times with the same model, and the answers that the

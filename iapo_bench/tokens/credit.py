@@ -1,4 +1,4 @@
-"""What a method rewarded, token by token: the page of a kept rollout."""
+"""The page of a kept rollout: the credit of every token."""
 
 from pathlib import Path
 from typing import Any

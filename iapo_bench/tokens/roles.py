@@ -1,4 +1,4 @@
-"""What a token is for against what a score says of it: the micro world, where the role of every token is known.
+"""Roles against scores of tokens in the micro world, where the role of every token is known.
 
 `iapo_bench.tokens.scores` has a run's own model score the tokens of its own completions. Here, `auc_table` asks how
 well each score tells needed tokens from redundant ones (fillers, checks, restatements); `role_table` which roles a

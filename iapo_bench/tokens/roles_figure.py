@@ -1,4 +1,4 @@
-"""Which scores know a needed token, and which roles each method removed: the figure."""
+"""The figure of scores (do they rank needed tokens first?) and of the roles that each method removed."""
 
 import matplotlib as mpl
 import numpy as np

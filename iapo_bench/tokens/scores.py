@@ -1,4 +1,4 @@
-"""What every score says of every token of a run's own completions, in the micro world, beside the token's role."""
+"""Every score of every token of a run's own completions, in the micro world, beside the token's role."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Anyone's transcripts, scored token by token: what each token of a completion tells about the answer.
+"""Transcripts of the user's own, scored token by token: the information about the answer.
 
 Prompts and completions come in as JSON lines, text or token ids. Out go a table with one row a token and a page that
 shows it (`iapo_bench.tokens.heatmap`). Every row is read and checked before the first is scored.

@@ -1,4 +1,4 @@
-"""Rewards of your own: what training pays a completion, each a function in a file of `rewards/`, summed by weight."""
+"""Rewards of your own: each is a function in a file of `rewards/`; training sums them by weight."""
 
 from collections.abc import Callable, Mapping, Sequence
 

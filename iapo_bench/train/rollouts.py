@@ -1,4 +1,4 @@
-"""Rollouts of chosen steps, kept as parquet: what was generated, what the method made of it, and what it saw."""
+"""Rollouts of chosen steps, kept as parquet: completions, the method's credit, and its signals."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (SFT) before RL: all that the micro world's model knows, and the format for a fetched one."""
+"""Supervised fine-tuning (SFT) before RL: the whole schooling of micro's model, the format of a fetched one."""
 
 import math
 from collections.abc import Iterator, Sequence

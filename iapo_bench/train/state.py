@@ -1,4 +1,4 @@
-"""What a training run goes on from, on the disk: a file, or of a sharded model a directory to which every rank writes
+"""The checkpoint that a training run resumes from: a file, or for a sharded model a directory where every rank writes
 its own part (`torch.distributed.checkpoint`), for any number of ranks to read.
 
 It is there whole or not at all, every file of it ends with its checksum, and the one before lies beside it.

@@ -1,4 +1,4 @@
-"""What a method is tried for on the first batch of a run: mistakes that would train without a word."""
+"""Checks of a method on the first batch of a run: mistakes that would train without an error."""
 
 import copy
 import io

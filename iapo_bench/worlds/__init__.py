@@ -1,4 +1,4 @@
-"""Worlds: where problems come from, how they are put to a model, and how an answer is judged."""
+"""Worlds: the problems, their prompts, and the grading of answers."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

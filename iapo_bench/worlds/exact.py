@@ -1,4 +1,4 @@
-r"""How the code released with the IAPO paper judges: exact strings after normalisation, and a format of one line.
+r"""Grading as in the code released with the IAPO paper: exact strings after normalisation, one-line format.
 
 Answers are normalised as in appendix D of Lewkowycz et al. 2022 (arXiv 2206.14858), without its `ft`. Mathematics plays
 no part: 4.0 is not 4, and `\frac{1}{2}` is not 0.5.
@@ -38,8 +38,8 @@ def is_formatted_on_one_line(text: str) -> bool:
 def grade_exact(text: str, gold: str) -> Outcome:
     """CORRECT where answer and gold are the same string once normalised, else WRONG: no answer is unreadable.
 
-    The answer is what follows the last opening tag, up to its end or the text's; without a tag, the whole text. Of a
-    `\\boxed{...}` in it, the last one's content.
+    The answer follows the last opening tag, up to its end or the text's; without a tag it is the whole text. If it
+    holds `\\boxed{...}`, the content of the last one counts.
     """
     answer = text.split(ANSWER_OPEN)[-1].split(ANSWER_CLOSE)[0].strip()
     return Outcome.CORRECT if normalise_answer(_last_boxed(answer)) == normalise_answer(gold) else Outcome.WRONG

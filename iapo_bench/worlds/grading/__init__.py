@@ -1,4 +1,4 @@
-"""Judging completions: what answer a text gives, and whether it equals the gold.
+"""Grading completions: the answer of a text, and whether it equals the gold.
 
 The strict rule is the default everywhere: the answer stands in its tags, after the reasoning, and where golds are
 integers nothing is left to compute. The lenient rule is there for comparison. A grader that fails must not look like a

@@ -1,4 +1,4 @@
-"""Judging in processes that can be killed: what a model writes costs at most its own small share of time and memory."""
+"""Grading in processes that can be killed: each answer has its own small limit of time and memory."""
 
 import enum
 import logging

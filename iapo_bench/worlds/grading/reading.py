@@ -1,4 +1,4 @@
-r"""Reading: what an answer says, taken apart by its shape. Every character counts, so nothing hides in an answer.
+r"""Parsing an answer by its shape. Every character must be accounted for, so no part is ignored.
 
 Scalars are left in LaTeX, in the spelling that math-verify's parser reads, after a check that every symbol is known.
 """
