@@ -171,7 +171,8 @@ class Workflow:
         job = self.tier.base_job()
         if folder := self.tier.model.directory:
             job = job.model_copy(update={"files": checksums(folder, _checksum)})
-        problems = {split: self._problems(split) for split in ("train", "validation")} if job.model.sft else {}
+        read = ("questions", "golds", "solutions")
+        problems = {split: self._problems(split, read) for split in ("train", "validation")} if job.model.sft else {}
         return self._write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
 
     def checkpoint(self, row: str) -> str:
@@ -316,17 +317,18 @@ class Workflow:
             job = job.model_copy(update={"files": checksums(Path(job.world.data_dir), _checksum)})
         return job
 
-    def _problems(self, split: str) -> dict[str, str]:
-        """What identifies the questions and golds of a split: their content where it is local, otherwise its recipe."""
+    def _problems(self, split: str, parts: Iterable[str] = ("questions", "golds")) -> dict[str, str]:
+        """What identifies the parts of a split: their content where it is local, otherwise its recipe."""
         place, _, split = split.rpartition("/")
         job = self._prepare_job(place.removeprefix("also/"))
         recipe = digest([identity(job), code_digest("iapo_bench.worlds.prepare", source_files(job.world))])
         if not job.files:
-            return {"questions": recipe, "golds": recipe}
+            return dict.fromkeys(parts, recipe)
         known = Path(self.work) / "settings" / f"problems-{recipe}.json"
         if not known.is_file():
             write_json(known, split_digests(job))
-        return read_json(known)[split]
+        digests = read_json(known)[split]
+        return {part: digests[part] for part in parts}
 
     def _write(
         self, name: str, job: BaseModel | None, module: str, plugins: Iterable[Path] = (), **contents: Any

@@ -62,6 +62,10 @@ def test_a_local_directory_stands_for_the_hub(tmp_path, model, tokenizer):
     fetch_checkpoint(job, tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert load_tokenizer(tmp_path / "model").vocab_size == tokenizer.vocab_size
-    with pytest.raises(UserError, match="has no subfolder 'large'"):
-        fetch_checkpoint(job.model_copy(update={"subfolder": "large"}), tmp_path / "other")
+    for change, message in (
+        ({"subfolder": "smal"}, "unknown subfolder of .* 'smal': did you mean 'small'"),
+        ({"source": "random:llama"}, "random:llama has no subfolders: leave out 'small'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fetch_checkpoint(job.model_copy(update=change), tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -248,6 +248,29 @@ def stale(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {job for job in before if before[job] != after[job]}
 
 
+def test_every_job_is_named_by_the_module_that_does_its_work_and_by_files_found_by_name(gsm8k, monkeypatch):
+    seen: dict[str, list[str]] = {}
+
+    def digest(module: str, plugins=()) -> str:
+        seen[module.removeprefix("iapo_bench.")] = [path.name for path in plugins]
+        return ""
+
+    monkeypatch.setattr(workflow, "code_digest", digest)
+    names()
+    dataset = ["gsm8k.py"]
+    held_out = [f"{name}.py" for name in read_tier("smollm2").world.held_out]
+    assert seen == {
+        "worlds.prepare": [*dataset, *held_out],
+        "train.base": [*dataset, *held_out],
+        "train.run": ["iapo.py", "correct.py", *dataset],
+        "evaluate.sample": dataset,
+        "evaluate.grade": dataset,
+        "evaluate.lm_evaluation": dataset,
+        "report.rows": [],
+        "report.table1": [],
+    }
+
+
 def test_a_gold_mended_in_place_grades_again_and_trains_nothing(gsm8k):
     before = names()
     write_data(gsm8k / "data", test=4)
@@ -258,6 +281,19 @@ def test_a_training_gold_trains_again_and_samples_no_test_anew_by_itself(gsm8k):
     before = names()
     write_data(gsm8k / "data", train=4)
     assert stale(before, names()) == {"prepare", "train"}
+
+
+def test_a_solution_mended_in_place_makes_the_base_anew_that_learns_from_it(gsm8k):
+    def mend() -> None:
+        path = gsm8k / "data" / "gsm8k_train.jsonl"
+        path.write_text(path.read_text().replace("It is.", "It was.", 3))
+
+    taught = {"model": {"source": "model", "sft": {"steps": 3}}}
+    before = names(), names(**taught)
+    mend()
+    after = names(), names(**taught)
+    assert stale(before[0], after[0]) == {"prepare"}
+    assert stale(before[1], after[1]) == {"prepare", "base"}
 
 
 def test_half_the_rows_gone_are_noticed(gsm8k):

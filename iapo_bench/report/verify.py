@@ -130,14 +130,18 @@ def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
         method = str(reference["method"])
         row = ours.row(method)
         for cell in _measured(reference):
-            found = _difference(cell, row, reference, rows.get(method), others.get(method))
+            counted = _as_counted(cell, row, rows) and _as_counted(cell, reference, others)
+            if counted:
+                found = _difference(cell, row, reference, rows.get(method), others.get(method))
+            else:
+                found = Estimate(float(row[cell] - reference[cell]), ((float("nan"), 0),))
             lo, hi = found.interval
             yield {"row": method, "cell": cell, "value": float(row[cell]), "reference": float(reference[cell])} | {
                 "difference": found.value,
                 "lo": lo,
                 "hi": hi,
                 "p": found.p,
-                "as_counted": _as_counted(cell, row, rows) and _as_counted(cell, reference, others),
+                "as_counted": counted,
             }
 
 

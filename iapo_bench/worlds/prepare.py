@@ -52,12 +52,16 @@ def prepare(job: PrepareJob, out: Path) -> None:
 
 
 def split_digests(job: PrepareJob) -> dict[str, dict[str, str]]:
-    """For every split a digest of its questions and one of its golds, to tell what a change of the data changes."""
+    """For every split a digest of its questions, its golds, and its worked solutions, to tell what a change of the data
+    changes."""
     splits, _, _ = _split(job)
+    world = load_world(job.world, job.seed)
+    solutions = world.solutions() if isinstance(world, ChatWorld) else {}
     return {
         split: {
             "questions": digest([(problem.id, problem.question) for problem in problems]),
             "golds": digest([problem.answer for problem in problems]),
+            "solutions": digest([solutions.get(problem.id) for problem in problems]),
         }
         for split, problems in splits.items()
     }
