@@ -1,5 +1,7 @@
 """The methods that people ask for beside the five, by hand, and what each shares with GRPO."""
 
+import ast
+import inspect
 from math import exp, sqrt
 
 import pytest
@@ -52,7 +54,9 @@ def test_kimi():
     batch = make_batch([2, 3, 6, 4, 6], [1, 0, 0, 1, 1])
     assert rewards(Kimi(), batch) == pytest.approx([1.2, -0.5, -0.7, 1.0, 0.8])
     assert rewards(Kimi(w=1.0, wrong=0.0), batch) == pytest.approx([1.5, 0, -0.5, 1, 0.5])
-    assert rewards(Kimi(), make_batch([3, 3], [1, 0])) == pytest.approx([1, -0.5])  # equal lengths
+    # Another group has its own shortest and longest; and lengths that are equal.
+    assert rewards(Kimi(), make_batch([2, 6, 3, 3], [1, 0, 1, 0], group_size=2)) == pytest.approx([1.2, -0.7, 1, -0.5])
+    assert rewards(Kimi(), make_batch([2, 6, 7, 9], [1, 1, 1, 1], group_size=2)) == pytest.approx([1.2, 0.8] * 2)
     assert Kimi().loss == PLAIN
 
 
@@ -65,6 +69,9 @@ def test_efficient():
     expected = [r - o for r, o in zip([first, second, 0, 0], others, strict=True)]
     assert advantages(Efficient(), batch) == pytest.approx(expected)
     assert rewards(Efficient(), make_batch([5, 9], [1, 0])) == pytest.approx([0.95, 0])  # alone: z = 0
+    # Lengths 2, 3 and 7: mean 4, variance 14/3.
+    three = [1 - 0.1 / (1 + exp(-(length - 4) / sqrt(14 / 3))) for length in (2, 3, 7)]
+    assert rewards(Efficient(), make_batch([2, 3, 7], [1, 1, 1])) == pytest.approx(three)
     assert Efficient().loss == PLAIN
 
 
@@ -80,6 +87,7 @@ def test_shorterbetter():
 def test_laser():
     batch = make_batch([3, 4, 3, 8], [1, 1, 0, 0], max_tokens=12)
     assert rewards(LASER(), batch) == [1.5, 1, -0.5, -0.5]  # a quarter of 12 tokens is 3
+    assert rewards(LASER(), make_batch([25, 26], [1, 1], truncated=[1, 1], max_tokens=100)) == [1.5, 1]
     assert rewards(LASER(target=4, bonus=1.0), batch) == [2, 2, -0.5, -0.5]
     assert LASER().loss == LossSpec(clip_high=0.28, kl_coef=0.001, entropy_coef=0.001)
     for target in (13, -1):
@@ -131,6 +139,7 @@ def test_grpo_lead():
 def test_grpo_lead_released_leaves_short_groups_alone():
     batch = make_batch([3, 5, 7, 9, 4, 6, 8, 2], [1, 1, 1, 1, 1, 1, 0, 0], group_size=4)
     assert rewards(load_method("grpo_lead", "released"), batch) == [1, 1, 1, 1, 1, 1, -1, -1]
+    assert load_method("grpo_lead", "released").free_tokens == 4000
     # Means of the three shortest are 5 in the first group and, of the two that are correct, 5 in the second.
     for limit, shaped in ((5, [1] * 6), (4.9, rewards(GRPOLEAD(), batch)[:6])):
         assert rewards(GRPOLEAD(free_tokens=limit), batch)[:6] == pytest.approx(shaped)
@@ -146,6 +155,9 @@ def test_gdpo():
     expected = [a / (std + 1e-4) for a in summed]
     assert advantages(GDPO(w_length=0.5), batch) == pytest.approx(expected, rel=1e-5)
     assert advantages(GDPO(), batch)[:2] == [0, 0]
+    assert advantages(GDPO(w_correct=2.0, w_length=1.0), batch) == pytest.approx(expected, rel=1e-3)
+    within = make_batch([25, 26], [0, 0], max_tokens=100)  # by default within a quarter of the limit
+    assert advantages(GDPO(), within) == pytest.approx([1, -1], abs=1e-3)
     assert advantages(GDPO(target=12), batch) == pytest.approx([1, -1, 1, -1], abs=1e-3)
     assert GDPO().loss == PLAIN
     with pytest.raises(UserError, match="target of gdpo must be from 0 to max_tokens = 12"):
@@ -175,6 +187,15 @@ def test_random_rewards_are_fair_coins_that_nothing_moves():
     assert RandomReward().loss == PLAIN
     with pytest.raises(ValueError, match="needs a generator"):
         RandomReward().credit(batch)
+
+
+@pytest.mark.parametrize(
+    "cls", [Kimi, Efficient, ShorterBetter, LASER, ALP, DLER, GRPOLEAD, GDPO, GSPO, CISPO, RandomReward]
+)
+def test_the_interface_asks_for_ten_lines_at_most(cls):
+    hooks = [node for node in ast.walk(ast.parse(inspect.getsource(cls))) if isinstance(node, ast.FunctionDef)]
+    code = [line for hook in hooks for line in hook.body if not isinstance(line, ast.Expr)]  # docstrings
+    assert sum(line.end_lineno - line.lineno + 1 for line in code) <= 10
 
 
 @pytest.mark.parametrize(

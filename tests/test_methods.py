@@ -71,6 +71,8 @@ def test_overlong_punishment_at_its_corners(cache):
 def test_overlong_punishment_can_be_off_or_impossible():
     batch = make_batch([10], [0], max_tokens=10)
     assert [float(DAPO(overlong_cache=off).shape_rewards(batch)) for off in (0, None)] == [-1, -1]
+    # By default the last fifth of the limit: 17 of 20 tokens are one of four into it.
+    assert float(DAPO().shape_rewards(make_batch([17], [1], max_tokens=20))) == 0.75
     assert float(DAPO().shape_rewards(batch)) == -2
     for cache in (11, -1):
         with pytest.raises(UserError, match="overlong_cache of dapo must be from 0 to max_tokens = 10"):
@@ -119,6 +121,11 @@ def test_gfpo_by_token_efficiency():
     # r/|o| = 1/4, -1/3, -1/6, -1: the long wrong answer beats the short ones.
     batch = make_batch([4, 3, 6, 1], [1, 0, 0, 0])
     assert first_column(GFPO(k=2, metric="token_efficiency"), batch) == pytest.approx([1, 0, -1, 0], abs=1e-5)
+    # Rewards of 1.5, 0.5 and 1.5 over 6, 3 and 7 tokens: 0.25, 0.17, 0.21.
+    method = GFPO(k=2, metric="token_efficiency", format_reward=0.5, normaliser="kept")
+    credit = assign_credit(method, make_batch([6, 3, 7], [1, 1, 1], formatted=[1, 0, 1]))
+    assert credit.weights_BT[:, 0].tolist() == [1, 0, 1]
+    assert GFPO().k == 4
 
 
 def test_gfpo_refuses_a_k_that_the_group_cannot_give():
