@@ -47,6 +47,7 @@ JOBS = {
     "costs": lambda tier: tier.costs_job(),
     "timing": lambda tier: tier.timing_job(),
     "tokens": lambda tier: tier.tokens_job(),
+    "calibration": lambda tier: tier.calibration_job(),
     "roles": lambda tier: tier.roles_job(),
     "tune": lambda tier: tier.tune_job(),
     "sensitivity": lambda tier: tier.sensitivity_job(),
@@ -56,9 +57,9 @@ OWN = {"train", "train trial", "timing"}  # training of the method that is chang
 ALL = {*OWN, "train another", "train trial of another"}
 ROWS = {"row", "row of another"}
 EVERY_ROW = {*ROWS, "row of the base", "row of a checkpoint"}
-LABELLED = {*EVERY_ROW, "fidelity", "protocol", "roles", "labels", "timing", "sensitivity"}
+LABELLED = {*EVERY_ROW, "fidelity", "protocol", "calibration", "roles", "labels", "timing", "tune", "sensitivity"}
 PROMPTED = {*ALL, "base", "checkpoint", "sample", "sample validation", "lm_eval", "fidelity", "protocol"}
-WORLD = {*PROMPTED, "prepare", "grade", "tokens", "roles"}
+WORLD = {*PROMPTED, "prepare", "grade", "tokens", "calibration", "roles"}
 READ = {*ALL, "fidelity"}
 TRAINING = {*READ, *ROWS}  # rows say how they were trained
 DRAWN = {"sample", "sample validation", "timing"}  # which rows say too
@@ -85,7 +86,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         {"base", *EVERY_ROW},
         {
             "source": "random:gpt2",
-            "dtype": ("bfloat16", {*PROMPTED, *EVERY_ROW, "tokens"} - {"checkpoint", "protocol"}),
+            "dtype": ("bfloat16", {*PROMPTED, *EVERY_ROW, "tokens", "calibration"} - {"checkpoint", "protocol"}),
             "name": ("other", {*LABELLED, "base"}, "model"),
             "sft": {"steps": 9},
         },
@@ -117,7 +118,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
             "prompts_per_step": (2, TRAINING, "completions"),
             "group_size": (3, TRAINING, "completions"),
             "max_tokens": 9,
-            "temperature": (0.5, {*TRAINING, "tokens"}),
+            "temperature": (0.5, {*TRAINING, "tokens", "calibration"}),
             "lr": (0.1, {*TRAINING, "tune"}),
             "lr_schedule": "linear",
             "updates_per_rollout": (1, TRAINING - {"train trial", "train trial of another"}),
@@ -133,7 +134,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
             "engine": "vllm",
             "engine_deterministic": True,
             "engine_memory": (0.2, READ),
-            "micro_batch_tokens": (77, {*READ, "tokens"}),
+            "micro_batch_tokens": (77, {*READ, "tokens", "calibration"}),
             "rollout_batch_size": (7, READ),
             "sharded": (True, READ),
             "gradient_checkpointing": (True, READ),

@@ -27,7 +27,7 @@ class EvalConfig(Section):
     batch_size: Positive = Field(
         default=256, description="completions under way at once; bounds memory", json_schema_extra=FREE
     )
-    engine: Engine = Field(default="transformers", description="what generates completions")
+    engine: Engine = Field(default="transformers", description="the engine that generates completions")
     engine_deterministic: bool = Field(
         default=False, description="as train's: vllm's batch-invariant kernels, for sampling and for lm-eval"
     )
@@ -40,7 +40,7 @@ class EvalConfig(Section):
         "a part of the table each",
         json_schema_extra=FREE,  # what else is measured
     )
-    problems: Positive | None = Field(default=None, description="use only the first so many problems of the split")
+    problems: Positive | None = Field(default=None, description="number of problems, from the first; null: all")
 
     @field_validator("also", mode="before")
     @classmethod

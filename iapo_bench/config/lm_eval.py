@@ -14,8 +14,8 @@ class LmEvalConfig(Section):
     """What is measured through lm-eval: the tier's own test problems always, and standard tasks."""
 
     tasks: list[str] = Field(default=[], description="lm-eval's names of tasks that training may have harmed")
-    limit: Positive | None = Field(default=None, description="use only the first so many problems of every task")
-    backend: Literal["hf", "vllm"] = Field(default="hf", description="what generates")
+    limit: Positive | None = Field(default=None, description="problems of every task, from the first; null: all")
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="the engine that generates")
     batch_size: Positive = Field(
         default=16,
         description="of standard tasks with hf; our own use evaluate.batch_size",
@@ -28,7 +28,7 @@ class LmEvalJob(Section):
 
     lm_eval: LmEvalConfig = Field(description="tasks and backend")
     max_tokens: Positive = Field(description="limit on completion tokens of the tier's own task")
-    problems: Positive | None = Field(default=None, description="use only the first so many of the test problems")
+    problems: Positive | None = Field(default=None, description="test problems, from the first; null: all")
     batch_size: Positive = Field(description="completions of the own task under way at once", json_schema_extra=FREE)
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of the GPU's memory that vllm may take", json_schema_extra=FREE

@@ -21,7 +21,7 @@ class MethodConfig(Section):
         default=None,
         description="a model that is measured and not trained: a hub id with optional '@REVISION', or a directory",
     )
-    subfolder: str | None = Field(default=None, description="where the model lies in the checkpoint's repository")
+    subfolder: str | None = Field(default=None, description="the model's folder in the checkpoint's repository")
     profile: Profile = Field(default="paper", description="the equations, or the released code")
     lr: Annotated[float, Field(gt=0)] | None = Field(default=None, description="in place of train.lr")
     updates_per_rollout: Positive | None = Field(default=None, description="in place of train.updates_per_rollout")
@@ -30,7 +30,7 @@ class MethodConfig(Section):
     format_rule: FormatRule | None = Field(default=None, description="in place of train.format_rule")
     options: Options = Field(default={}, description="fields of the method's class")
     selection: Selection | None = Field(
-        default=None, description="how these settings were chosen, where it is not as the tier's `selection` says"
+        default=None, description="source of these settings, if it differs from the tier's `selection`"
     )
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ class ModelConfig(Section):
     )
     name: str = Field(
         default="",
-        description="what the table calls it; by default, the last part of the source",
+        description="name in tables; by default the last part of the source",
         json_schema_extra=FREE,  # tables have it among their labels; the model is the same
     )
     sft: dict[str, float | int] = Field(
@@ -79,7 +79,7 @@ class CheckpointJob(Section):
     """What `checkpoint` reads: a model that is measured and not trained."""
 
     source: str = Field(description="a hub id with optional '@REVISION', or a directory")
-    subfolder: str | None = Field(default=None, description="where the model lies in it")
+    subfolder: str | None = Field(default=None, description="the model's folder in it")
     world: WorldConfig = Field(description="the problems that it will be asked")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     world_seed: int = Field(description="seed of the world")

@@ -24,7 +24,7 @@ class PromptConfig(Section):
     example: ExampleConfig | Literal[""] | None = Field(
         default=None, description="a worked example {question, reply}, shown as an earlier turn; '' for none"
     )
-    instruction: str = Field(default="", description="what is added after every question")
+    instruction: str = Field(default="", description="text that is added after every question")
     template: str | None = Field(
         default=None,
         description="FILE.jinja, or its text, in place of the model's chat template: it sees the same variables, and "

@@ -9,7 +9,7 @@ SCHEMA, DOCUMENT = "configs/schema.json", "docs/settings.md"
 _HEAD = """# Every setting
 
 Made by `iapo-bench settings --write` from the classes in `iapo_bench/config/`. "Result" says whether a change can
-change a result, and so makes jobs run again.
+change a result, and so makes jobs run again. A section has a table of its own below.
 """
 
 
@@ -23,10 +23,12 @@ def documents() -> dict[str, str]:
 
 def _section(name: str, section: dict[str, Any]) -> str:
     lines = [f"## {name}\n", f"{section.get('description', '').strip()}\n"]
-    lines += ["| setting | type | default | result | what it is |", "|---|---|---|---|---|"]
+    lines += ["| setting | type | default | result | meaning |", "|---|---|---|---|---|"]
     for key, field in section["properties"].items():
         default = "required" if key in section.get("required", []) else f"`{json.dumps(field.get('default', {}))}`"
         changes = "no" if field.get("changes_result") is False else "yes"
+        if "$ref" in field:
+            default, changes = "required" if default == "required" else "its own", "its own"
         cells = [f"`{key}`", _kind(field), default, changes, " ".join(field["description"].split())]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -34,7 +36,8 @@ def _section(name: str, section: dict[str, Any]) -> str:
 
 def _kind(field: dict[str, Any]) -> str:
     if "$ref" in field:
-        return f"section {field['$ref'].rpartition('/')[2]}"
+        name = field["$ref"].rpartition("/")[2]
+        return f"section [{name}](#{name.lower()})"
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(_kind(option) for option in field["anyOf"]))
     if "enum" in field or "const" in field:

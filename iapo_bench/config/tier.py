@@ -42,17 +42,17 @@ class TierConfig(Section):
         description="GPUs of a training job, a process on each; other jobs that can use one take one",
         json_schema_extra=FREE,
     )
-    job: JobConfig = Field(default=JobConfig(), description="what jobs ask a cluster for")
+    job: JobConfig = Field(default=JobConfig(), description="resources that jobs request from a cluster")
     model: ModelConfig = Field(description="where the base model comes from")
     world: WorldConfig = Field(description="where the problems come from")
     datasets: dict[str, Options] = Field(
         default={},
-        description="what goes with a choice of world.name, laid over the file; results are then kept by dataset",
+        description="settings for one choice of world.name, which override the file; results are then kept by dataset",
     )
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to a chat model")
     train: TrainConfig = Field(description="how every method is trained")
     evaluate: EvalConfig = Field(description="how checkpoints are sampled and measured")
-    lm_eval: LmEvalConfig = Field(default=LmEvalConfig(), description="what is measured through lm-eval")
+    lm_eval: LmEvalConfig = Field(default=LmEvalConfig(), description="measurements through lm-eval")
     tune: TuneConfig | None = Field(default=None, description="the search on the validation split")
     selection: Selection = Field(
         default="by hand",
@@ -64,7 +64,7 @@ class TierConfig(Section):
     tuned: dict[str, MethodConfig] = Field(
         default={}, description="choices made on validation; read from configs/tuned, not set by hand"
     )
-    given: Options = Field(default={}, description="what the command line says; not set by hand")
+    given: Options = Field(default={}, description="settings from the command line; not set by hand")
     _places: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ class TrainConfig(Section):
     updates_per_rollout: Positive = Field(default=1, description="optimiser steps on each step's completions")
     clip_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="limit on the norm of the gradient")
     grader: TrainGrader = Field(
-        default="world", description="what rewards are given by: the world's grader, or exact strings, as released"
+        default="world", description="grader of the rewards: the world's, or exact strings, as released"
     )
     format_rule: FormatRule = Field(
         default="tags",
@@ -49,19 +49,19 @@ class TrainConfig(Section):
         description="weigh tokens by the ratio of the trainer's to the engine's probability, at most this; 2 is usual",
     )
     answer_stride: Positive = Field(
-        default=1, description="read the answer's entropy after every so many tokens only; 1 is exact"
+        default=1, description="tokens between readings of the answer's entropy; 1 is exact"
     )
     skip_answer: bool = Field(default=False, description="skip answer-entropy readings after </think>")
     lora: LoraConfig | None = Field(
         default=None, description="train adapters beside frozen weights; they are added to the weights that are saved"
     )
-    problems: Positive | None = Field(default=None, description="use only the first so many training problems")
+    problems: Positive | None = Field(default=None, description="training problems, from the first; null: all")
     rewards: Annotated[dict[str, float], Field(min_length=1)] = Field(
         default={"correct": 1.0},
-        description="what a completion is trained on: files of rewards/, each with its weight; `correct` is the task's "
+        description="rewards of training: files of rewards/, each with its weight; `correct` is the task's "
         "own, +1 or -1",
     )
-    engine: Engine = Field(default="transformers", description="what generates completions")
+    engine: Engine = Field(default="transformers", description="the engine that generates completions")
     engine_deterministic: bool = Field(
         default=False,
         description="vllm's batch-invariant kernels: the same completion whatever is generated beside it, and slower; "
@@ -102,13 +102,13 @@ class TrainConfig(Section):
     )
     validate_every: Positive | None = Field(
         default=None,
-        description="measure accuracy and length on validation problems after every so many steps and the last; "
-        "nothing is chosen by them",
+        description="steps between measurements of accuracy and length on validation problems (the last step is "
+        "measured, too); no choice depends on them; null: none",
         json_schema_extra=FREE,
     )
     validate_problems: Positive = Field(
         default=64,
-        description="how many validation problems, the first of the split, a completion each",
+        description="number of validation problems, from the first, with a completion each",
         json_schema_extra=FREE,
     )
     keep_rollouts: list[Annotated[int, Field(ge=0)]] = Field(

@@ -16,7 +16,7 @@ class TuneConfig(Section):
     k: Positive = Field(default=16, description="trials are compared by Ratio@k, held to the base's Pass@k")
     seed: int = Field(default=7, description="training and sampling seed of every trial")
     tolerance: Annotated[float, Field(ge=0)] = Field(
-        default=0.02, description="how far validation Pass@k may fall below the base's before a trial is out"
+        default=0.02, description="largest loss of validation Pass@k against the base that a chosen trial may have"
     )
     candidates: dict[str, Annotated[list[Candidate], Field(min_length=1)]] = Field(
         default={}, description="the trials of a method on this tier, in place of configs/methods/METHOD.yaml"

@@ -26,7 +26,7 @@ class WorldConfig(Section):
         description="the dataset: a file of iapo_bench/worlds/datasets, without .py; or what tables call world.file",
     )
     golds: Literal["integer", "math"] | None = Field(
-        default=None, description="what the answers of world.file are; by default found out"
+        default=None, description="kind of the answers of world.file; by default detected"
     )
     data_dir: str | None = Field(
         default=None,
