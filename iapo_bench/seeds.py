@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iapo_bench.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
 
 def stream_seed(seed: int, stream: str, *keys: int) -> int:
-    """A 63-bit seed for `stream` (a name such as "data") at `keys` (step, rank, round, ...)."""
+    """A 63-bit seed for `stream` (a name such as "data") at `keys` (step, rank, round, ...). Raises UserError for a
+    negative seed."""
+    if seed < 0:
+        raise UserError(f"the seed {seed} is below 0: choose a whole number from 0")
     sequence = np.random.SeedSequence([seed, zlib.crc32(stream.encode()), *keys])
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 

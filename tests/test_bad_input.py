@@ -35,6 +35,7 @@ from iapo_bench.report.page import make_page
 from iapo_bench.report.rows import read_rows
 from iapo_bench.report.side_by_side import compare
 from iapo_bench.report.verify import Margins, verify
+from iapo_bench.seeds import stream_seed
 from iapo_bench.train.sft import SFT, TaughtSFT
 from iapo_bench.watch import watch
 from iapo_bench.worlds import Problem, read_problems, write_problems
@@ -350,6 +351,13 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
             parse_yaml(text, "settings")
 
 
+def test_a_job_without_its_name_is_refused_before_it_runs(tmp_path):
+    path = tmp_path / "job.yaml"
+    write_json(path, {"job": read_tier("smoke").sample_job("test").model_dump(mode="json")})
+    with pytest.raises(UserError, match=f"{path}: name: "):
+        read_job(path, SampleJob)
+
+
 def test_a_column_that_is_missing_is_named(whole):
     with pytest.raises(UserError, match=r"grades.parquet has no column 'text': sample first"):
         read_parquet(whole / "grades.parquet", {"problem_id": str, "text": str}, "sample first")
@@ -364,6 +372,7 @@ def test_a_column_that_is_missing_is_named(whole):
         (lambda: MicroWorld(n_train=-4), "every split needs at least one problem"),
         (lambda: MicroWorld(n_test=2.5), "n_test must be a whole number"),
         (lambda: MicroWorld(slip=7.0), "slip is a chance from 0 to 1"),
+        (lambda: stream_seed(-1, "data"), "the seed -1 is below 0"),
         (lambda: load_method("iapo", alpha=math.inf), "option alpha of iapo is not a finite number"),
         (lambda: load_method("grpo", loss={"kl_coef": math.nan}), "option loss.kl_coef of grpo is not a finite number"),
         (lambda: read_tier("smoke", {"train": {"lr": math.inf}}), "train.lr"),

@@ -100,6 +100,8 @@ def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str)
 def read_job(path: Path, kind: type[BaseModel]) -> Any:
     """The settings of a job, from a file of the workflow. Raises UserError when they are not those of `kind`."""
     content, _ = read_yaml(path)
+    if not isinstance(content.get("name"), str):
+        raise UserError(f"{path}: name: the file of a job names it: let the workflow write it again")
     try:
         return kind.model_validate(content.get("job"))
     except ValidationError as error:
