@@ -565,7 +565,7 @@ def test_too_little_memory_to_import_is_one_line(made, tmp_path):
 
 
 def test_a_stop_is_a_line_of_its_own_beside_an_open_bar(tmp_path):
-    bar = "bar = tqdm(total=8, file=sys.stderr); bar.kept = bar; os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)"
+    bar = "bar = tqdm(total=8, file=sys.stderr); bar.kept = bar; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     code = f"""
 import os, signal, sys, time
 from tqdm import tqdm
@@ -576,8 +576,8 @@ def wait():
 main()
 """
     done = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 128 + signal.SIGHUP
-    assert _lines(done) == ["iapo-bench: stopped by SIGHUP; the same command goes on where it stopped"], done.stderr
+    assert done.returncode == 128 + signal.SIGTERM
+    assert _lines(done) == ["iapo-bench: stopped by SIGTERM; the same command goes on where it stopped"], done.stderr
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -259,6 +260,17 @@ def test_an_archive_with_a_flipped_byte_is_refused(reference, tmp_path):
             open_results(path),
         ):
             pass
+
+
+@pytest.mark.parametrize("name", ["../out.csv", "/out.csv", "link"])
+def test_an_archive_writes_nothing_outside_its_folder(tmp_path, name):
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = (tarfile.SYMTYPE, "/etc") if name == "link" else (tarfile.REGTYPE, "")
+        archive.addfile(member)
+    with pytest.raises(UserError, match=f"cannot be read .*{name} is no file inside it"), open_results(path):
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"\x1f\x8b\x08\x00junk"])

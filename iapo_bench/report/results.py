@@ -73,6 +73,15 @@ class Results:
         return read_texts(run / "test" / "grades.parquet", self.work / "data" / "test.jsonl")
 
 
+def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Put the files of an archive into a folder, and nothing outside it; not every Python 3.11 has tarfile's filters."""
+    archive.extraction_filter = getattr(tarfile, "data_filter", None)
+    for member in archive:
+        if not (member.isfile() or member.isdir()) or not (folder / member.name).resolve().is_relative_to(folder):
+            raise ValueError(f"{member.name} is no file inside it")
+        archive.extract(member, folder)
+
+
 @contextmanager
 def open_results(path: Path) -> Iterator[Results]:
     """The results in a folder, or in an archive, for as long as the block runs. `path` may name a table of them, such
@@ -85,7 +94,7 @@ def open_results(path: Path) -> Iterator[Results]:
             with damaged(path, "fetch or bundle it again"):
                 _read_to_its_end(path)
                 with tarfile.open(path) as archive:
-                    archive.extractall(folder, filter="data")
+                    _unpack(archive, Path(folder).resolve())
             yield _read(Path(folder), str(path))
     else:
         named = path.suffix == ".csv"
