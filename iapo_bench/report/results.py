@@ -74,7 +74,7 @@ class Results:
 
 
 def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
-    """Put the files of an archive into a folder, and nothing outside it; not every Python 3.11 has tarfile's filters."""
+    """Put an archive's files into a folder, and nothing outside it; not every Python 3.11 has tarfile's filters."""
     archive.extraction_filter = getattr(tarfile, "data_filter", None)
     for member in archive:
         if not (member.isfile() or member.isdir()) or not (folder / member.name).resolve().is_relative_to(folder):
