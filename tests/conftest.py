@@ -1,6 +1,7 @@
 """Small real models: the micro tokenizer with a decoder small enough for a test, never a mock."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,10 @@ from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 
 torch.set_num_threads(1)
+# A shell's background job and nohup ignore these, and so would every command that a test stops with one.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 # How long a case takes says how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
