@@ -46,8 +46,8 @@ def commands(page: Path) -> list[Command]:
     shell = [text for language, text in blocks(page) if language == "bash" and not SCRIPT.search(text)]
     fenced = [command for text in shell for command in _of_block(text, name)]
     prose = _FENCE.sub("", page.read_text())
-    spans = [Command(tuple(shlex.split(" ".join(span.split()))), name, inline=True) for span in _SPAN.findall(prose)]
-    return [*fenced, *spans]
+    spans = [part for span in _SPAN.findall(prose) for part in " ".join(span.split()).split(" && ")]
+    return [*fenced, *(Command(tuple(shlex.split(part)), name, inline=True) for part in spans)]
 
 
 def _of_block(text: str, place: str) -> list[Command]:
