@@ -33,7 +33,7 @@ _MEMORY = re.compile(
 )
 # What libraries that write in another language than Python say of the file system.
 _SYSTEM = re.compile(r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system")
-_GOES_ON = "the same command goes on where it stopped"
+GOES_ON = "the same command goes on where it stopped"
 _ADDRESS_SPACE = 1.25  # GiB; loading torch, transformers and scipy takes 1.1
 
 
@@ -43,11 +43,11 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     reason = first_line(error)
     if short_of_memory(error):
-        return f"out of memory ({reason}): give it more, or smaller batches; {_GOES_ON}"
+        return f"out of memory ({reason}): give it more, or smaller batches; {GOES_ON}"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror or reason}; when that is mended, {_GOES_ON}"
+        return f"{error.filename}: {error.strerror or reason}; when that is mended, {GOES_ON}"
     if isinstance(error, OSError) or _SYSTEM.search(str(error)):
-        return f"{reason}; when that is mended, {_GOES_ON}"
+        return f"{reason}; when that is mended, {GOES_ON}"
     return None
 
 
@@ -77,7 +77,7 @@ def require_address_space() -> None:
     if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE * 2**30:
         raise UserError(
             f"out of memory (`ulimit -v` leaves {limit / 2**30:.2f} GiB, and {_ADDRESS_SPACE} are needed to load the "
-            f"libraries): give it more; {_GOES_ON}"
+            f"libraries): give it more; {GOES_ON}"
         )
 
 

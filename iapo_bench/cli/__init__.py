@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from iapo_bench.errors import Stopped, explain, require_address_space, short_of_memory
+from iapo_bench.errors import GOES_ON, Stopped, explain, require_address_space, short_of_memory
 
 
 class _Grouped(click.Group):
@@ -109,7 +109,7 @@ def _main() -> None:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt, Stopped) as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        fail(f"stopped by {signal.Signals(number).name}; the same command goes on where it stopped", 128 + number)
+        fail(f"stopped by {signal.Signals(number).name}; {GOES_ON}", 128 + number)
     except click.exceptions.NoArgsIsHelpError as asked:  # its message is the help, which keeps its lines
         asked.show()
         sys.exit(asked.exit_code)
