@@ -564,12 +564,19 @@ def test_too_little_memory_to_import_is_one_line(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stop_is_a_line_of_its_own_beside_an_open_bar(tmp_path):
-    bar = "bar = tqdm(total=8, file=sys.stderr); bar.kept = bar; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+@pytest.mark.parametrize("bar", ["bar = tqdm(total=8, file=sys.stderr); bar.kept = bar; stop()", "bar = Half()"])
+def test_a_stop_is_a_line_of_its_own_beside_a_bar_that_is_open_or_half_built(bar):
     code = f"""
 import os, signal, sys, time
 from tqdm import tqdm
 from iapo_bench.cli import cli, main
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+class Half(tqdm):
+    def __init__(self):
+        self.disable = False
+        stop()
 @cli.command()
 def wait():
     {bar}

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from iapo_bench.errors import GOES_ON, Stopped, explain, require_address_space, short_of_memory
+from iapo_bench.errors import GOES_ON, Stopped, explain, require_address_space
 
 
 class _Grouped(click.Group):
@@ -119,8 +119,6 @@ def _main() -> None:
         if (line := explain(error)) is None:
             raise
         error.__traceback__ = None  # which keeps alive all that the memory went to
-        if short_of_memory(error):
-            sys.unraisablehook = lambda _: None  # exit handlers of libraries have no memory either
         fail(line)
 
 
@@ -162,6 +160,8 @@ def _stop(number: int, _: object) -> None:
 
 def fail(message: str, code: int = 2) -> None:
     """Print an error as one line and exit with its code, 2 for one of the user's."""
+    # What comes after is no news: objects that a signal left half built, exit handlers without memory.
+    sys.unraisablehook = lambda _: None
     bars = sys.modules.get("tqdm")
     # A bar that a library left open owns the terminal's line.
     with suppress(OSError), bars.tqdm.external_write_mode(sys.stderr) if bars else nullcontext():
