@@ -8,6 +8,7 @@ import pytest
 
 from iapo_bench.errors import UserError
 from iapo_bench.worlds.grading import (
+    MAX_ANSWER_CHARS,
     Limits,
     Outcome,
     check_gold,
@@ -19,7 +20,7 @@ from iapo_bench.worlds.grading import (
     is_rounded,
     make_grader,
 )
-from iapo_bench.worlds.grading.lenient import MAX_ANSWER_CHARS, grade_leniently
+from iapo_bench.worlds.grading.lenient import grade_leniently, make_lenient_grader
 from iapo_bench.worlds.grading.processes import Judges
 
 C, W, U, T, E = Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE, Outcome.TIMEOUT, Outcome.ERROR
@@ -163,13 +164,12 @@ def test_the_lenient_rule_forgives_missing_tags_and_unfinished_arithmetic(text, 
 )
 def test_every_kind_of_grader_has_both_rules(kind, strict, lenient):
     texts, golds = [tagged("8/2"), tagged("4"), "<think> 2+2 is 4"], ["4"] * 3
-    with make_grader(kind, workers=1) as grader:
-        assert grader.grade(texts, golds) == strict
-        assert grader.grade_leniently(texts, golds) == lenient
-        for grade in (grader.grade, grader.grade_leniently):
-            assert grade([], []) == []
+    for make, outcomes in ((make_grader, strict), (make_lenient_grader, lenient)):
+        with make(kind, workers=1) as grader:
+            assert grader.grade(texts, golds) == outcomes
+            assert grader.grade([], []) == []
             with pytest.raises(ValueError, match="shorter"):
-                grade([tagged("4")], [])
+                grader.grade([tagged("4")], [])
 
 
 def test_an_unknown_kind_of_grader_is_the_users_mistake():
@@ -262,16 +262,18 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("kind", "rule"), [("integer", "grade"), ("math", "grade"), ("math", "grade_leniently")])
-def test_hostile_answers_cost_little_and_are_never_an_error(kind, rule, caplog):
+@pytest.mark.parametrize(
+    ("kind", "make"), [("integer", make_grader), ("math", make_grader), ("math", make_lenient_grader)]
+)
+def test_hostile_answers_cost_little_and_are_never_an_error(kind, make, caplog):
     texts, golds = (
         [tagged(answer) for answer in HOSTILE.values()],
         ["424242" if kind == "integer" else "x+1"] * len(HOSTILE),
     )
     limits = Limits(seconds=1, wall_seconds=10)
-    with make_grader(kind, workers=2, limits=limits) as grader, caplog.at_level(logging.WARNING):
-        outcomes = getattr(grader, rule)(texts, golds)
-        assert getattr(grader, rule)([tagged("18")], ["18"]) == [C]
+    with make(kind, workers=2, limits=limits) as grader, caplog.at_level(logging.WARNING):
+        outcomes = grader.grade(texts, golds)
+        assert grader.grade([tagged("18")], ["18"]) == [C]
     assert {name: found for name, found in zip(HOSTILE, outcomes, strict=True) if found in (C, E)} == {}
     assert caplog.text == ""
 

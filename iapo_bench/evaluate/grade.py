@@ -10,6 +10,7 @@ from iapo_bench.machine.provenance import checksum
 from iapo_bench.machine.resume import kept, resuming, run_identity
 from iapo_bench.worlds import split_file
 from iapo_bench.worlds.grading import extract_answer, is_formatted, make_grader, read_gradable
+from iapo_bench.worlds.grading.lenient import make_lenient_grader
 from iapo_bench.worlds.load import load_world, source_files
 
 PART = 4096  # samples judged at once, which survive a kill when they are done
@@ -30,17 +31,15 @@ def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
     inputs = {"samples": checksum(samples), "problems": checksum(split_file(data, job.split))}
     dataset = source_files(job.world)[:1]
     run = run_identity(job, "iapo_bench.evaluate.grade", dataset, packages=("math-verify",), inputs=inputs)
-    with (
-        resuming(out.with_suffix(".resume"), run) as folder,
-        make_grader(kind) as grader,
-    ):
-        outcomes: dict[str, list[str]] = {"outcome": [], "outcome_lenient": []}
-        for name, judge in zip(outcomes, (grader.grade, grader.grade_leniently), strict=True):
-            for start in range(0, len(texts), PART):
-                part = slice(start, start + PART)
-                outcomes[name] += kept(
-                    folder, f"{name}-{start}", partial(judge, texts[part], wanted[part], progress=True)
-                )
+    with resuming(out.with_suffix(".resume"), run) as folder:
+        outcomes: dict[str, list[str]] = {}
+        for name, make in (("outcome", make_grader), ("outcome_lenient", make_lenient_grader)):
+            outcomes[name] = []
+            with make(kind) as grader:
+                for start in range(0, len(texts), PART):
+                    part = slice(start, start + PART)
+                    judge = partial(grader.grade, texts[part], wanted[part], progress=True)
+                    outcomes[name] += kept(folder, f"{name}-{start}", judge)
         frame["gold"] = wanted
         frame["answer"] = [extract_answer(text) for text in texts]
         frame["formatted"] = [is_formatted(text) for text in texts]

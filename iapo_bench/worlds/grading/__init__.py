@@ -1,9 +1,10 @@
 """Grading completions: the answer of a text, and whether it equals the gold.
 
 The strict rule is the default everywhere: the answer stands in its tags, after the reasoning, and where golds are
-integers nothing is left to compute. The lenient rule is there for comparison. A grader that fails must not look like a
-model that fails, so an outcome tells a wrong answer from one that was not given, from one that took too much time or
-memory to compare, and from a fault of the grader itself.
+integers nothing is left to compute. The lenient rule, there for comparison, is in `lenient.py`, which only the stage
+that grades samples imports. A grader that fails must not look like a model that fails, so an outcome tells a wrong
+answer from one that was not given, from one that took too much time or memory to compare, and from a fault of the
+grader itself.
 """
 
 import re
@@ -15,15 +16,17 @@ from typing import Self
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, GraderKind, Problem, read_problems
 from iapo_bench.worlds.grading.equality import same, same_text
-from iapo_bench.worlds.grading.lenient import MAX_ANSWER_CHARS, grade_leniently, last_tagged, quick_lenient, shorten
 from iapo_bench.worlds.grading.literals import read_literal, tidy
 from iapo_bench.worlds.grading.processes import Judge, Judges, Limits, Outcome
 from iapo_bench.worlds.grading.reading import Unreadable, is_stated
 
 __all__ = [
+    "MAX_ANSWER_CHARS",
+    "RULES",
     "Grader",
     "Limits",
     "Outcome",
+    "Rule",
     "check_gold",
     "extract_answer",
     "grade_digits",
@@ -31,14 +34,25 @@ __all__ = [
     "grade_math",
     "is_formatted",
     "is_rounded",
+    "last_tagged",
     "make_grader",
     "read_gradable",
 ]
 
 _FORMAT = re.compile(rf"\s*{THINK_OPEN}.*{THINK_CLOSE}\s*{ANSWER_OPEN}.*{ANSWER_CLOSE}\s*", re.DOTALL)
 
+# The longest gold of any dataset here has 53 characters; beyond this, reading costs time and proves nothing.
+MAX_ANSWER_CHARS = 1000
 # Beyond it float64 leaves out integers.
 _EXACT_IN_FLOAT64 = 2**53
+
+_ANSWER = re.compile(f"{ANSWER_OPEN}((?:(?!{ANSWER_OPEN}).)*?){ANSWER_CLOSE}", re.DOTALL)
+
+
+def last_tagged(text: str) -> str | None:
+    """What stands in the last complete `<answer>...</answer>`, newlines included; None without one."""
+    answers = _ANSWER.findall(text)
+    return answers[-1] if answers else None
 
 
 def extract_answer(text: str) -> str | None:
@@ -124,7 +138,7 @@ def is_rounded(gold: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """How to judge: `quick` in this process, None where it cannot tell; `thorough` in one that can be killed.
 
     `shorten` cuts a text to what both read, so that equal answers are judged once.
@@ -138,10 +152,8 @@ class _Rule:
 class Grader:
     """Judges completions in batches, inside a `with` block; processes start when they are needed."""
 
-    def __init__(
-        self, strict: _Rule, lenient: _Rule, *, workers: int | None = None, limits: Limits | None = None
-    ) -> None:
-        self._strict, self._lenient = strict, lenient
+    def __init__(self, rule: Rule, *, workers: int | None = None, limits: Limits | None = None) -> None:
+        self._rule = rule
         self._judges = Judges(workers=workers, limits=limits)
 
     def __enter__(self) -> Self:
@@ -151,14 +163,8 @@ class Grader:
         self._judges.close()
 
     def grade(self, texts: Sequence[str], golds: Sequence[str], *, progress: bool = False) -> list[Outcome]:
-        """One outcome for each text, in order, by the strict rule. Raises ValueError when the lengths differ."""
-        return self._apply(self._strict, texts, golds, progress)
-
-    def grade_leniently(self, texts: Sequence[str], golds: Sequence[str], *, progress: bool = False) -> list[Outcome]:
-        """The same by the lenient rule."""
-        return self._apply(self._lenient, texts, golds, progress)
-
-    def _apply(self, rule: _Rule, texts: Sequence[str], golds: Sequence[str], progress: bool) -> list[Outcome]:
+        """One outcome for each text, in order. Raises ValueError when the lengths differ."""
+        rule = self._rule
         pairs = [(rule.shorten(text), gold) for text, gold in zip(texts, golds, strict=True)]
         outcomes = {pair: rule.quick(*pair) for pair in dict.fromkeys(pairs)}
         left = [pair for pair, outcome in outcomes.items() if outcome is None]
@@ -168,13 +174,13 @@ class Grader:
 
 
 def make_grader(kind: GraderKind, *, workers: int | None = None, limits: Limits | None = None) -> Grader:
-    """The grader of a world: `digits` (the micro world), `integer` (golds are integers) or `math`.
+    """The strict grader of a world: `digits` (the micro world), `integer` (golds are integers) or `math`.
 
     Raises UserError for any other kind.
     """
-    if kind not in _RULES:
-        raise unknown("grader", kind, _RULES)
-    return Grader(*_RULES[kind], workers=workers, limits=limits)
+    if kind not in RULES:
+        raise unknown("grader", kind, RULES)
+    return Grader(RULES[kind], workers=workers, limits=limits)
 
 
 def _quick_math(text: str, gold: str) -> Outcome | None:
@@ -202,10 +208,8 @@ def _answer_only(text: str) -> str:
     return "" if answer is None else f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
 
 
-_LENIENT = _Rule(quick_lenient, grade_leniently, shorten)
-_DIGITS = _Rule(grade_digits, None, _answer_only)
-_RULES: dict[str, tuple[_Rule, _Rule]] = {
-    "digits": (_DIGITS, _DIGITS),
-    "integer": (_Rule(grade_integer, None, _answer_only), _LENIENT),
-    "math": (_Rule(_quick_math, grade_math, _answer_only), _LENIENT),
+RULES: dict[str, Rule] = {
+    "digits": Rule(grade_digits, None, _answer_only),
+    "integer": Rule(grade_integer, None, _answer_only),
+    "math": Rule(_quick_math, grade_math, _answer_only),
 }

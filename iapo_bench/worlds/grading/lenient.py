@@ -7,28 +7,26 @@ import logging
 import re
 from typing import Any
 
-from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN
-from iapo_bench.worlds.grading.processes import Outcome
+from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, GraderKind
+from iapo_bench.worlds.grading import MAX_ANSWER_CHARS, RULES, Grader, Rule, last_tagged
+from iapo_bench.worlds.grading.processes import Limits, Outcome
 
 # math-verify warns whenever its own timeouts are off, as they are here: limits of the process replace them.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-# The longest gold of any dataset here has 53 characters; beyond this, parsing costs time and proves nothing.
-MAX_ANSWER_CHARS = 1000
 # A text without answer tags is read from its end, this far back.
 MAX_UNTAGGED_CHARS = 4000
 
-_ANSWER = re.compile(f"{ANSWER_OPEN}((?:(?!{ANSWER_OPEN}).)*?){ANSWER_CLOSE}", re.DOTALL)
 _DELIMITED = re.compile(r"\\boxed|\\\(|\\\[|(?<!\\)\$[^$]+(?<!\\)\$")
 _CURRENCY = re.compile(r"\\?[$€£]")
 _WORD = re.compile(r"(?<![A-Za-z])(?!sqrt)[A-Za-z]{3,}")
 _SPACED_ROOT = re.compile(r"\s+(\\?sqrt)")
 
 
-def last_tagged(text: str) -> str | None:
-    """What stands in the last complete `<answer>...</answer>`, newlines included; None without one."""
-    answers = _ANSWER.findall(text)
-    return answers[-1] if answers else None
+def make_lenient_grader(kind: GraderKind, *, workers: int | None = None, limits: Limits | None = None) -> Grader:
+    """The lenient grader of a world; digits have the strict rule alone."""
+    rule = RULES[kind] if kind == "digits" else Rule(quick_lenient, grade_leniently, shorten)
+    return Grader(rule, workers=workers, limits=limits)
 
 
 def shorten(text: str) -> str:
