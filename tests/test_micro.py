@@ -95,7 +95,7 @@ def test_too_few_problems_or_impossible_sizes():
         MicroWorld(5000, 9, 9, min_terms=2, taught_terms=2, max_terms=2).load("train")
     with pytest.raises(UserError, match="min_terms <= taught_terms <= max_terms"):
         MicroWorld(min_terms=5, max_terms=4)
-    with pytest.raises(UserError, match="at least one problem"):
+    with pytest.raises(UserError, match="must be from 1 to"):
         MicroWorld(n_test=0)
     with pytest.raises(UserError, match="unknown split 'dev'"):
         WORLD.load("dev")

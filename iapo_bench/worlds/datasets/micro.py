@@ -38,6 +38,8 @@ VOCABULARY = (
     *("again", "we", "have"),
 )
 LARGEST = 99
+MOST_PROBLEMS = 1_000_000  # of a split
+MOST_TERMS = 100
 
 
 class Role(enum.Enum):
@@ -90,11 +92,12 @@ class MicroWorld:
         for name in ("slip", "check", "filler", "restate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"micro world: {name} is a chance from 0 to 1, not {getattr(self, name)}")
-        if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms:
+        if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms <= MOST_TERMS:
             terms = (self.min_terms, self.taught_terms, self.max_terms)
-            raise UserError(f"micro world: 2 <= min_terms <= taught_terms <= max_terms, not {terms}")
-        if min(self.n_train, self.n_validation, self.n_test) < 1:
-            raise UserError("micro world: every split needs at least one problem")
+            raise UserError(f"micro world: 2 <= min_terms <= taught_terms <= max_terms <= {MOST_TERMS}, not {terms}")
+        for name in ("n_train", "n_validation", "n_test"):
+            if not 1 <= (size := getattr(self, name)) <= MOST_PROBLEMS:
+                raise UserError(f"micro world: {name} must be from 1 to {MOST_PROBLEMS} problems, is {str(size)[:20]}")
 
     def load(self, split: str) -> list[Problem]:
         """The problems of a split; no question appears in two splits."""
