@@ -21,7 +21,7 @@ from iapo_bench.models.checkpoints import load_tokenizer
 from iapo_bench.worlds import read_problems
 from iapo_bench.worlds.load import load_world
 
-pytestmark = [pytest.mark.smoke_05b, pytest.mark.xdist_group("0.5b")]  # one model at a time
+pytestmark = pytest.mark.smoke_05b
 
 ROOT = Path(__file__).parent.parent
 TIER = read_tier("smoke-0.5b")
