@@ -106,7 +106,7 @@ def test_a_trial_compares_with_what_is_there_and_trains_nothing_else(tmp_path):
 
     def trial(method: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "iapo_bench", "try", method, "--tier", "smoke", "--cores", "2"],
+            [sys.executable, "-m", "iapo_bench", "try", method, "--config", "smoke", "--cores", "2"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
             capture_output=True,

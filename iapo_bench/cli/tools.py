@@ -109,7 +109,9 @@ def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset:
 
 @click.command("try")
 @click.argument("method")
-@click.option("--tier", default="micro", help="The tier to try it on, by name.")
+@click.option(
+    "--config", "tier", default="micro", metavar="TIER", show_default=True, help="The tier to try it on, by name."
+)
 @click.option("--seeds", default=1, type=click.IntRange(1), help="Number of training seeds, from the tier's first.")
 @click.option(
     "--cores", default=os.cpu_count(), type=click.IntRange(1), show_default="all", help="CPU cores for Snakemake."
