@@ -11,12 +11,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.evaluate.grade import grade
 from iapo_bench.models.checkpoints import save_model
 from iapo_bench.models.sources import _byte_tokenizer
 from iapo_bench.plugins import list_methods
 from iapo_bench.workflow import Workflow
-from iapo_bench.worlds import SPLITS
+from iapo_bench.worlds import SPLITS, read_problems, split_file
 from iapo_bench.worlds.load import load_world
+from iapo_bench.worlds.prepare import prepare
 
 ROWS = [{"question": f"Ann has {n} eggs, and buys {n}. How many?", "answer": 2 * n} for n in range(40)]
 
@@ -228,6 +230,29 @@ def tiny_llama(folder: Path) -> Path:
     )
     save_model(LlamaForCausalLM(config), tokenizer, folder)
     return folder
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_grades_hold_both_rules_the_answer_and_the_gold_of_the_split(tmp_path, split):
+    tier = read_tier("smollm2", settings(write(tmp_path / "my.jsonl", ROWS)))
+    prepare(tier.prepare_job(), tmp_path / "data")
+    problem = read_problems(split_file(tmp_path / "data", split))[0]
+    gold = problem.answer
+    texts = {
+        f"<think> so </think> <answer> {gold} </answer>": ("CORRECT", "CORRECT", gold, True),
+        f"<think> so </think> <answer> {int(gold) - 1}+1 </answer>": ("WRONG", "CORRECT", f"{int(gold) - 1}+1", True),
+        f"The result is {gold}": ("UNPARSEABLE", "CORRECT", None, False),
+        "<answer> -1 </answer>": ("WRONG", "WRONG", "-1", False),
+    }
+    frame = pd.DataFrame({"problem_id": problem.id, "sample": range(4), "seed": 0, "text": list(texts)})
+    frame.to_parquet(tmp_path / "samples.parquet")
+    out = tmp_path / "grades.parquet"
+    grade(tier.grade_job(split), samples=tmp_path / "samples.parquet", data=tmp_path / "data", out=out)
+    found = pd.read_parquet(out)
+    assert set(found["gold"]) == {gold}
+    for row, wanted in zip(found.itertuples(), texts.values(), strict=True):
+        answer = row.answer and row.answer.strip()
+        assert (row.outcome, row.outcome_lenient, answer, row.formatted) == wanted
 
 
 def test_other_datasets_are_measured_by_their_own_prompt_and_grader_and_make_nothing_stale(tmp_path, monkeypatch):
