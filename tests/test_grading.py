@@ -284,6 +284,12 @@ def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
         grader.grade([tagged(r"\sqrt{4}")], ["2"])
 
 
+def test_a_worker_says_nothing_of_time_limits_that_are_off(capfd):
+    with make_grader("math", workers=1) as grader:
+        assert grader.grade([tagged(r"\sqrt{4}")], ["2"]) == [C]
+    assert capfd.readouterr().err == ""
+
+
 def test_outcomes_are_their_names():
     assert [str(outcome) for outcome in make_grader("integer").grade([tagged("4")], ["4"])] == ["CORRECT"]
     assert Outcome("TIMEOUT") is Outcome.TIMEOUT

@@ -3,16 +3,12 @@
 It forgives missing tags and unfinished arithmetic, so it also counts answers that were never given.
 """
 
-import logging
 import re
 from typing import Any
 
 from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, GraderKind
 from iapo_bench.worlds.grading import MAX_ANSWER_CHARS, RULES, Grader, Rule, last_tagged
 from iapo_bench.worlds.grading.processes import Limits, Outcome
-
-# math-verify warns whenever its own timeouts are off, as they are here: limits of the process replace them.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 # A text without answer tags is read from its end, this far back.
 MAX_UNTAGGED_CHARS = 4000

@@ -18,6 +18,8 @@ from pebble import ProcessExpired, ProcessPool
 from iapo_bench.progress import progress as progress_bar
 
 logger = logging.getLogger(__name__)
+# math-verify warns whenever its own timeouts are off, as they are here: limits of the process replace them.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 class Outcome(enum.StrEnum):
