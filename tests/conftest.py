@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,11 +14,15 @@ import hypothesis
 import pytest
 import torch
 from builders import any_problems
+from stages import SMALL
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from iapo_bench.cli import main
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.models.checkpoints import build_micro
+from iapo_bench.train.base import make_base
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
+from iapo_bench.worlds.prepare import prepare
 
 torch.set_num_threads(1)
 # A shell's background job and nohup ignore these, and so would every command that a test stops with one.
@@ -97,6 +102,15 @@ def run(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         return code, capsys.readouterr().err
 
     return call
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Problems and a base, small."""
+    folder, tier = tmp_path_factory.mktemp("made"), read_tier("smoke", SMALL)
+    prepare(tier.prepare_job(), folder / "data")
+    make_base(tier.base_job(), folder / "base" / "model")
+    return folder
 
 
 @pytest.fixture(scope="module")
