@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from project_copy import copy_project, snakemake
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
@@ -188,6 +189,11 @@ def find_damaged(folder: Path) -> dict[str, tuple[int, bool]]:
     return found
 
 
+def count_workers() -> int:
+    """Threads of this process that carry out gloo's collectives."""
+    return sum(path.read_text() == "pt_gloo_runloop\n" for path in Path("/proc/self/task").glob("*/comm"))
+
+
 def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     """What each of the two processes does: all cases, and then a run in which rank 1 fails."""
     torch.set_num_threads(1)
@@ -201,6 +207,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
             shutil.copy(folder / "of-one.pt", folder / f"of-one{kind}-{rank}.pt")
             results[f"resumed{kind}"] = run(CASES[RESUMED + kind], folder / f"of-one{kind}-{rank}.pt")
         results["found"] = find_damaged(folder)
+        results["workers"] = count_workers()
         torch.save(results, folder / f"{rank}.pt")
     os.environ["MASTER_PORT"] = str(ports[1])
     try:
@@ -330,6 +337,41 @@ def test_a_rank_that_fails_ends_the_others(two):
     assert second == "the grader is gone"
     assert "lost touch" in first
     assert "\n" not in first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_collectives_end_one_after_the_other(two):
+    """Two of gloo's threads free the name of the last one twice when both end one at once."""
+    assert [rank["workers"] for rank in two["ranks"]] == [1, 1]
+
+
+def storm(rank: int, port: int, seconds: float) -> None:
+    """Collectives as a sharded model makes them, but 32 at once."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with parallel.processes():
+        collectives = torch.ops._c10d_functional  # those of DTensor
+        part = torch.full([3], float(rank))
+        end = time.monotonic() + seconds
+        while all(parallel.gather([time.monotonic() < end])):
+            wholes = [collectives.all_gather_into_tensor(part, 2, dist.group.WORLD.group_name) for _ in range(32)]
+            assert all(collectives.wait_tensor(whole).sum() == 3 for whole in wholes)
+
+
+@pytest.mark.slow
+def test_many_collectives_at_once():
+    """With two of gloo's threads one of these processes mostly aborts within ten seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=storm, args=(rank, port, 30)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from iapo_bench.machine.gpu_lease import STARTED
 # How long a rank waits for the others: longer than one can be behind with its completions or a checkpoint.
 TIMEOUT = timedelta(minutes=30)
 BUCKET = 2**25  # gradients summed at once: 128 MiB of float32
+SERIAL_GLOO = "serial_gloo"  # the backend that `_serial_gloo` makes
 
 
 @contextmanager
@@ -50,7 +51,8 @@ def processes() -> Iterator[None]:
         store, own, count = next(rendezvous("env://", timeout=TIMEOUT))
         store.set_timeout(TIMEOUT)
         # Objects travel by gloo even where tensors travel by nccl.
-        backends = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.Backend.register_backend(SERIAL_GLOO, _serial_gloo, devices=["cpu"])
+        backends = f"cpu:{SERIAL_GLOO},cuda:nccl" if cuda else SERIAL_GLOO
         ranks = dist.PrefixStore("ranks", store)
         dist.init_process_group(backends, store=ranks, rank=own, world_size=count, timeout=TIMEOUT)
     if cuda:
@@ -153,6 +155,21 @@ def sum_numbers(numbers: dict[str, float]) -> dict[str, float]:
 def largest(number: int) -> int:
     """The largest of the ranks' numbers. Every rank must call it."""
     return max(gather([number]))
+
+
+def _serial_gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) -> Any:
+    """Gloo with one worker thread.
+
+    Its usual two write the name of the collective that ended last (`pgStatus_` in torch's ProcessGroupGloo::runLoop)
+    without a lock. Names of over 15 letters, which sharded models' collectives have, lie on the heap: when two end at
+    once the old name is freed twice, and the process aborts, then or later.
+    """
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._threads = 1
+    options._timeout = timeout
+    options._devices = [gloo.create_default_device()]
+    return gloo(store, rank, size, options)
 
 
 def _sum_bucket(parameters: list[torch.nn.Parameter]) -> None:
