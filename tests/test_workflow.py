@@ -109,6 +109,18 @@ def test_the_smoke_tier_and_then_a_method_of_ones_own(copy):
 
 
 @pytest.mark.slow
+def test_a_job_whose_rule_changed_says_so(tmp_path):
+    copy = copy_project(tmp_path)
+    target = ("results/smoke/data", "--config", "tier=smoke")
+    assert "stale" not in snakemake(copy, *target).stderr
+    rules = copy / "rules" / "train.smk"
+    rules.write_text(rules.read_text().replace('"prepare --settings', '"prepare  --settings'))
+    again = snakemake(copy, *target).stderr
+    assert "stale: prepare, since its rule has another command\n" in again
+    assert "1 of 1  rule prepare" in again
+
+
+@pytest.mark.slow
 def test_the_default_table_leaves_room_in_both_directions():
     """The base is neither hopeless nor done, every method had the same budget, and training changed something."""
     path = ROOT / "results" / "table1.csv"

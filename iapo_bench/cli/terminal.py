@@ -29,8 +29,7 @@ class _OneLine(logging.Filter):
             return not record.getMessage().startswith("[")  # the time before a paragraph
         kind, told = str(getattr(event, "value", event)), vars(record)
         if kind == "job_info":
-            name = "/".join(map(str, (told.get("wildcards") or {}).values()))
-            self._begun[told["jobid"]] = (f"{told['rule_name']}: {name}".removesuffix(": "), time.monotonic())
+            self._begun[told["jobid"]] = _named(told["rule_name"], told.get("wildcards")), time.monotonic()
         elif kind == "job_finished":
             self._ended.append(told["job_id"])
         elif kind == "progress":
@@ -53,9 +52,26 @@ def start(workflow: Any, flow: Workflow) -> None:
         f"training seeds, {len(jobs)} jobs; {estimate(jobs, flow.work, at_once)}; logs: {flow.work}/logs",
         err=True,
     )
+    for job in jobs:
+        if changed := _changed_rule(workflow.dag.reason(job)):
+            click.echo(f"stale: {_named(job.rule.name, job.wildcards_dict)}, since its rule has {changed}", err=True)
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(_OneLine())
+
+
+def _named(rule: str, wildcards: dict[str, Any] | None) -> str:
+    return f"{rule}: {'/'.join(map(str, (wildcards or {}).values()))}".removesuffix(": ")
+
+
+def _changed_rule(reason: Any) -> str:
+    """What makes a finished job stale that its settings file, which the workflow compares, does not hold."""
+    kinds = {
+        "another command": reason.code_changed,
+        "other arguments": reason.params_changed,
+        "another environment": reason.software_stack_changed,
+    }
+    return " and ".join(kind for kind, is_so in kinds.items() if is_so)
 
 
 def estimate(jobs: list[Any], work: str, cores: int) -> str:
