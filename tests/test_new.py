@@ -110,6 +110,19 @@ def test_a_name_that_is_taken_is_refused(tmp_path):
     assert [path.read_text() for path in root.glob("*/*.py")] == ["kept"]
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_kill_between_the_two_files_leaves_a_name_that_is_free(tmp_path, kept):
+    paths = write_new("method", "mine", skeleton(tmp_path))
+    texts = [path.read_text() for path in paths]
+    paths[1 - kept].unlink()
+    assert write_new("method", "mine", tmp_path) == paths
+    assert [path.read_text() for path in paths] == texts
+    paths[1 - kept].unlink()
+    paths[kept].write_text(texts[kept] + "# mine")
+    with pytest.raises(UserError, match="exists"):
+        write_new("method", "mine", tmp_path)
+
+
 def test_it_needs_a_checkout(tmp_path):
     (tmp_path / "methods").mkdir()
     with pytest.raises(UserError, match="tests does not exist: `iapo-bench new` needs a checkout"):

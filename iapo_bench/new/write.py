@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.files import read_text, whole_file
 from iapo_bench.new import Kind
 from iapo_bench.plugins import (
     DATASET_DIRS,
@@ -39,17 +39,21 @@ def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot name a {kind}: use lower-case letters, digits and _, a letter first")
     paths = root / folder.relative_to(ROOT) / f"{name}.py", root / "tests" / f"test_{name}.py"
-    for taken in (known().get(name), *paths):
-        if taken is not None and taken.exists():
-            raise UserError(f"{taken} exists: choose another name, or edit that file")
     for path in paths:
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} does not exist: `iapo-bench new` needs a checkout of the project")
     templates = Environment(
         loader=PackageLoader("iapo_bench.new"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
+    values = {"name": name, "class_name": name.title().replace("_", "")}
+    sources = (templates.get_template(template) for template in (f"{kind}.py.j2", f"test_{kind}.py.j2"))
+    texts = {path: source.render(values) for path, source in zip(paths, sources, strict=True)}
+    # A kill may have come between the two: the one that is there as it was written does not stand in the way.
+    whole = all(path.exists() for path in paths)
+    for taken in (known().get(name), *paths):
+        if taken is not None and taken.exists() and (whole or read_text(taken) != texts.get(taken)):
+            raise UserError(f"{taken} exists: choose another name, or edit that file")
     with ExitStack() as both:
-        for path, template in zip(paths, (f"{kind}.py.j2", f"test_{kind}.py.j2"), strict=True):
-            text = templates.get_template(template).render(name=name, class_name=name.title().replace("_", ""))
+        for path, text in texts.items():
             both.enter_context(whole_file(path)).write_text(text)
     return paths
