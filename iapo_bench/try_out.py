@@ -69,7 +69,10 @@ def _train(flow: Workflow, name: str, tier: str, cores: int) -> None:
     settings = [f"tier={tier}", f"methods=[{name}]", f"train={{seeds: {flow.seeds}}}"]
     done = subprocess.run([*command, "--config", *settings])
     if done.returncode:
-        raise UserError(f"{name} could not be tried: what is printed above says why; logs are in {flow.work}/logs")
+        hint = f"what is printed above says why; logs are in {flow.work}/logs"
+        if any(Path(".snakemake/locks").glob("*")):
+            hint = "another Snakemake works here, or a kill left its lock: then run `snakemake --unlock`, and try again"
+        raise UserError(f"{name} could not be tried: {hint}")
 
 
 def _compare(flow: Workflow, rows: list[str], out: Path) -> pd.DataFrame:

@@ -132,3 +132,9 @@ def test_a_trial_compares_with_what_is_there_and_trains_nothing_else(tmp_path):
     assert "stale: train--grpo-seed0" in third.stderr
     assert trained.stat().st_mtime_ns == before
     assert not (folder / "results" / "smoke" / "table1.csv").exists()
+    lock = folder / ".snakemake" / "locks" / "0.output.lock"  # as a kill leaves it
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text("results/smoke/sgrpo/seed0/model\n")
+    locked = trial("sgrpo")
+    assert locked.returncode == 2
+    assert locked.stderr.splitlines()[-1].endswith("then run `snakemake --unlock`, and try again")
