@@ -40,9 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# The longest of the slower checks: begun last, one would run on alone. Three processes get two each to begin with.
+LONGEST = ("slurm_jobs", "trial_compares", "recipe_makes_it_again", "dataset_dropped_in", "smoke_tier_and_then")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A cluster's jobs wait for one another, so that test goes first, and others run beside it."""
-    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+    """Let the longest go first."""
+    items.sort(key=lambda item: [name not in item.name for name in LONGEST])
 
 
 @pytest.fixture(scope="session")
