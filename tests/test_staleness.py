@@ -1,5 +1,6 @@
 """What makes a result stale: executed code, settings that change results, contents of files; and nothing else."""
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator
@@ -182,6 +183,17 @@ def test_another_python_makes_nothing_stale(tmp_path):
     path = tmp_path / "some.py"
     path.write_text('class A:\n    def f(self, x: int = 1) -> str:\n        return f"{x!r:>{x}}" "b"\n')
     assert code._file_digest(path, 0).startswith("add819f6f06b")
+
+
+def test_texts_that_another_python_splits_are_one():
+    """Python 3.12.1 ends the format of `{x:>{y}}` with an empty text."""
+    whole = ast.parse('y = f"{x:>{y}} ab"')
+    split = ast.parse('y = f"{x:>{y}} ab"')
+    joined = split.body[0].value
+    joined.values[0].format_spec.values.append(ast.Constant(""))
+    joined.values[1:] = [ast.Constant(" a"), ast.Constant("b")]
+    assert ast.dump(split) != ast.dump(whole)
+    assert code._plain(code._Essence().visit(split)) == code._plain(code._Essence().visit(whole))
 
 
 def stems(module: str, room: str | None = None) -> set[str]:

@@ -126,6 +126,17 @@ class _Essence(ast.NodeTransformer):
             return None
         return self.generic_visit(node)
 
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        # Some versions of Python add empty texts, or split one: here each is one constant.
+        whole: list[ast.expr] = []
+        for value in node.values:
+            if isinstance(value, ast.Constant) and whole and isinstance(whole[-1], ast.Constant):
+                whole[-1] = ast.Constant(whole[-1].value + value.value)
+            elif not (isinstance(value, ast.Constant) and value.value == ""):
+                whole.append(value)
+        node.values = whole
+        return self.generic_visit(node)
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = ast.unparse(node.func).rpartition(".")[2]
         if name == "Field":
