@@ -12,6 +12,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,11 @@ class _Essence(ast.NodeTransformer):
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         # Some versions of Python add empty texts, or split one: here each is one constant.
         whole: list[ast.expr] = []
-        for value in node.values:
-            if isinstance(value, ast.Constant) and whole and isinstance(whole[-1], ast.Constant):
-                whole[-1] = ast.Constant(whole[-1].value + value.value)
-            elif not (isinstance(value, ast.Constant) and value.value == ""):
-                whole.append(value)
+        for is_text, values in groupby(node.values, lambda value: isinstance(value, ast.Constant)):
+            if not is_text:
+                whole += values
+            elif text := "".join(str(vars(value)["value"]) for value in values):
+                whole.append(ast.Constant(text))
         node.values = whole
         return self.generic_visit(node)
 
