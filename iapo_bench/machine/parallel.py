@@ -50,9 +50,9 @@ def processes() -> Iterator[None]:
     with in_touch():
         store, own, count = next(rendezvous("env://", timeout=TIMEOUT))
         store.set_timeout(TIMEOUT)
-        # Objects travel by gloo even where tensors travel by nccl.
         dist.Backend.register_backend(SERIAL_GLOO, _serial_gloo, devices=["cpu"])
-        backends = f"cpu:{SERIAL_GLOO},cuda:nccl" if cuda else SERIAL_GLOO
+        # Objects travel by gloo even where tensors travel by nccl; the names of those collectives are short.
+        backends = "cpu:gloo,cuda:nccl" if cuda else SERIAL_GLOO
         ranks = dist.PrefixStore("ranks", store)
         dist.init_process_group(backends, store=ranks, rank=own, world_size=count, timeout=TIMEOUT)
     if cuda:
@@ -161,8 +161,8 @@ def _serial_gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) ->
     """Gloo with one worker thread.
 
     Its usual two write the name of the collective that ended last (`pgStatus_` in torch's ProcessGroupGloo::runLoop)
-    without a lock. Names of over 15 letters, which sharded models' collectives have, lie on the heap: when two end at
-    once the old name is freed twice, and the process aborts, then or later.
+    without a lock. Names of over 15 letters, which those of a sharded model's tensors have, lie on the heap: when two
+    end at once the old name is freed twice, and the process aborts, then or later.
     """
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
