@@ -31,7 +31,7 @@ from iapo_bench.method import (
     masked_normalise,
     padded_widths,
 )
-from iapo_bench.models.checkpoints import build_micro, disable_dropout, load_model, save_model
+from iapo_bench.models.checkpoints import build_micro, disable_dropout, load_model, require_finite, save_model
 from iapo_bench.models.lora import add_lora, merged_weights, trainable_state
 from iapo_bench.report.rows import read_rows
 from iapo_bench.report.table1 import table_blocks
@@ -181,6 +181,16 @@ def test_a_step_that_breaks_the_weights_is_never_saved(make_trainer, tmp_path):
         trainer.run(tmp_path / "state.pt", tmp_path / "broken")
     assert len(json.loads(torch.load(tmp_path / "state.pt", weights_only=True)["rows"])) == 1
     assert (tmp_path / "broken" / "step1.pt").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_finite_numbers_may_have_a_sum_that_is_not(dtype):
+    large = torch.full([8], 1).to(dtype) if not dtype.is_floating_point else torch.full([8], torch.finfo(dtype).max)
+    require_finite({"large": large.to(dtype)}, "state")
+    if dtype.is_floating_point:
+        for bad in ([INF, 1.0], [INF, -INF], [float("nan"), 1.0], [-INF] * 4):
+            with pytest.raises(UserError, match=r"state: nested\.0 holds a number that is not finite"):
+                require_finite({"nested": [torch.tensor(bad, dtype=dtype)]}, "state")
 
 
 @pytest.mark.parametrize("number", [NAN, INF, -INF])

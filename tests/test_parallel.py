@@ -366,7 +366,7 @@ def test_many_collectives_at_once():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=storm, args=(rank, port, 30)) for rank in range(2)]
+    processes = [context.Process(target=storm, args=(rank, port, 20)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
