@@ -41,9 +41,19 @@ class Results:
     name: str = TABLE
 
     @property
+    def file(self) -> Path:
+        """The table's own file."""
+        return self.root / self.name
+
+    @property
+    def record(self) -> Path:
+        """The file that says how the table was made."""
+        return self.file.with_suffix(".provenance.json")
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What is recorded of the table. Raises UserError when it is not there, or is something else."""
-        path = self.root / Path(self.name).with_suffix(".provenance.json")
+        path = self.record
         content = read_json(path)
         if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
             raise UserError(f"{path} does not say what code, config and inputs were: make the table again")
@@ -53,7 +63,7 @@ class Results:
         """A line of the table. Raises UserError for a name that is not in it."""
         found = self.table[self.table["method"] == name]
         if found.empty:
-            raise unknown("row", name, self.table["method"])
+            raise unknown(f"row of {self.file}", name, self.table["method"])
         return found.iloc[0]
 
     def summaries(self) -> dict[str, Row]:

@@ -57,9 +57,8 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
     settings, and for cells that the results lack.
     """
     with open_results(results) as ours, open_results(against) as theirs:
-        if differences := list(differing(ours, theirs)):
-            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-            raise UserError(f"the results differ in settings: {'; '.join(differences[:5])}{more}: nothing is compared")
+        _require_alike(ours.file, theirs.file, differing_rows(ours, theirs))
+        _require_alike(ours.record, theirs.record, differing_settings(ours, theirs))
         lines = list(_cells(ours, theirs))
     corrected = holm([line["p"] for line in lines])
     for line, p in zip(lines, corrected, strict=True):
@@ -74,8 +73,14 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def differing(ours: Results, theirs: Results) -> Iterator[str]:
-    """What the settings of two results differ in, in words."""
+def _require_alike(ours: Path, theirs: Path, differences: Iterator[str]) -> None:
+    if found := list(differences):
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(f"{ours} differs from {theirs}: {'; '.join(found[:5])}{more}: nothing is compared")
+
+
+def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
+    """What the rows of two tables differ in that must be alike, in words."""
     if missing := sorted({*theirs.table["method"]} - {*ours.table["method"]}):
         yield f"rows that are missing: {', '.join(missing)}"
     for _, reference in theirs.table.iterrows():
@@ -87,6 +92,10 @@ def differing(ours: Results, theirs: Results) -> Iterator[str]:
             lacking := [c for c in _measured(reference) if not np.isfinite(row.iloc[0].get(c, np.nan))]
         ):
             yield f"cells that are missing: {reference['method']} {', '.join(lacking)}"
+
+
+def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
+    """What the settings of two results differ in, in words."""
     settings = [results.provenance.get("config", {}) for results in (ours, theirs)]
     mine, other = (dict(_flat({row: told for row, told in each.items() if row in settings[1]})) for each in settings)
     rows: dict[str, list[str]] = {}
