@@ -28,9 +28,11 @@ def explain(table: Path, *, row: str, column: str, against: str | None, problems
         line = results.row(row)
         known = [name for name in results.table.columns if {f"{name}_lo", f"{name}_hi"} <= {*results.table}]
         if column not in known:
-            raise unknown("column", column, known)
+            raise unknown(f"column of {results.file}", column, known)
         if np.isnan(line[column]):
-            raise UserError(f"{row} has no {column}: it was not measured, with {line['n_samples']} samples a problem")
+            raise UserError(
+                f"{results.file}: {row} has no {column}: it was not measured, with {line['n_samples']} samples a problem"
+            )
         other = against or (BASE if row != BASE else next((m for m in results.table["method"] if m != row), row))
         results.row(other)
         parts = [
