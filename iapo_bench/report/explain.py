@@ -28,11 +28,10 @@ def explain(table: Path, *, row: str, column: str, against: str | None, problems
         line = results.row(row)
         known = [name for name in results.table.columns if {f"{name}_lo", f"{name}_hi"} <= {*results.table}]
         if column not in known:
-            raise unknown(f"column of {results.file}", column, known)
+            raise UserError(f"{results.file}: {unknown('column', column, known)}")
         if np.isnan(line[column]):
-            raise UserError(
-                f"{results.file}: {row} has no {column}: it was not measured, with {line['n_samples']} samples a problem"
-            )
+            measured = f"with {line['n_samples']} samples a problem"
+            raise UserError(f"{results.file}: {row} has no {column}: it was not measured, {measured}")
         other = against or (BASE if row != BASE else next((m for m in results.table["method"] if m != row), row))
         results.row(other)
         parts = [

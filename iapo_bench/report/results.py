@@ -63,7 +63,7 @@ class Results:
         """A line of the table. Raises UserError for a name that is not in it."""
         found = self.table[self.table["method"] == name]
         if found.empty:
-            raise unknown(f"row of {self.file}", name, self.table["method"])
+            raise UserError(f"{self.file}: {unknown('row', name, self.table['method'])}")
         return found.iloc[0]
 
     def summaries(self) -> dict[str, Row]:
