@@ -27,6 +27,7 @@ from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.draw import invert_cdf
 from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.train import run as training
 from iapo_bench.worlds import Problem
 from iapo_bench.worlds.grading.lenient import MAX_UNTAGGED_CHARS, grade_leniently, shorten
 from iapo_bench.worlds.overlap import PREFIX_WORDS, find_overlap
@@ -182,6 +183,30 @@ def test_sampling_keeps_to_its_split_and_token_limit(run, speaking, tmp_path):
         drawn = draw(run, speaking, tmp_path / split, "--split", split, "--set", "evaluate.max_tokens=3")
         assert {name.split("-")[1] for name in drawn["problem_id"]} == {split}
         assert drawn["n_tokens"].max() == 3, split
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sampling_holds_the_model_in_the_tiers_dtype(run, speaking, monkeypatch, tmp_path, dtype):
+    held = []
+    make = sample.make_engine
+    monkeypatch.setattr(sample, "make_engine", lambda *a, **k: held.append(a[2].dtype) or make(*a, **k))
+    draw(run, speaking, tmp_path / dtype, "--set", f"model.dtype={dtype}")
+    assert held == [getattr(torch, dtype)]
+
+
+def test_adapters_begin_as_the_training_seed_says(run, speaking, monkeypatch, tmp_path):
+    begun = []
+    add = training.add_lora
+    monkeypatch.setattr(
+        training, "add_lora", lambda model, config, seed: begun.append(seed) or add(model, config, seed)
+    )
+    paths = ("--base", speaking / "speaker", "--data", speaking / "data")
+    short = ("--set", "train.completions=12", "--set", "train.max_tokens=4", "--set", "train.lora={rank: 2}")
+    for seed in (0, 7):
+        seeded = ("--seed", seed, "--out", tmp_path / str(seed))
+        code, said = run("train", "--config", golden.TIER, "--method", "grpo", *short, *paths, *seeded)
+        assert code == 0, said
+    assert begun[1] - begun[0] == 7
 
 
 def test_parts_of_a_sampling_draw_what_the_whole_draws(run, speaking, monkeypatch, tmp_path):
