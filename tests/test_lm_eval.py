@@ -125,6 +125,13 @@ def test_a_repetition_penalty_of_the_checkpoint_is_not_applied(tier, made, tmp_p
     assert pd.read_parquet(tmp_path / "results.parquet")["response"].tolist() == before.tolist()[:8]
 
 
+def test_it_measures_the_problems_that_are_sampled(tier, made, tmp_path):
+    job = tier.lm_eval_job().model_copy(update={"problems": 3})
+    evaluate_job(job, model=made / "base" / "model", data=made / "data", out=tmp_path)
+    first = [problem.id for problem in read_problems(made / "data" / "test.jsonl")[:3]]
+    assert pd.read_parquet(tmp_path / "results.parquet")["problem_id"].tolist() == first
+
+
 @pytest.mark.usefixtures("small_datasets")
 def test_a_chat_prompt_reaches_the_model_as_our_sampler_feeds_it(tmp_path):
     tokenizer = build_tokenizer()
