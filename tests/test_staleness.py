@@ -335,6 +335,19 @@ def test_other_weights_in_the_same_directory_make_the_base_anew(gsm8k):
     assert stale(before, names()) == {"base"}
 
 
+def test_other_weights_of_a_row_that_is_measured_fetch_it_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"weights")
+    flow = Workflow(read_tier("smoke", {"methods": {"theirs": {"checkpoint": "theirs"}}}))
+    before = flow.checkpoint("theirs"), flow.train("iapo/seed0")
+    assert (flow.checkpoint("theirs"), flow.train("iapo/seed0")) == before
+    (tmp_path / "theirs" / "model.safetensors").write_bytes(b"others!")
+    flow = Workflow(read_tier("smoke", {"methods": {"theirs": {"checkpoint": "theirs"}}}))
+    assert flow.checkpoint("theirs") != before[0]
+    assert flow.train("iapo/seed0") == before[1]
+
+
 def test_settings_that_cannot_change_a_result_leave_name_and_time_of_the_file(gsm8k):
     before = names()
     path = Path(before["train"])
