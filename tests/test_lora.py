@@ -1,6 +1,7 @@
 """LoRA: the base to begin with, small matrices to train, a plain checkpoint at the end."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from iapo_bench.config.lora import LoraConfig
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import LossSpec, Signal
-from iapo_bench.models.checkpoints import load_model
+from iapo_bench.models.checkpoints import load_model, save_model
 from iapo_bench.models.lora import (
     add_lora,
     load_trainable_state,
@@ -327,3 +328,29 @@ def test_gradient_checkpointing_changes_nothing(any_model):
     signals(any_model)
     TransformersEngine(any_model).generate([[7, 20, 8]], Sampling(max_tokens=4, eos_ids=(1,), seed=0))
     assert train(any_model, steps=1)[0]["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3])
+def test_what_adapters_learnt_beside_bfloat16_is_saved_whole(model, tokenizer, tmp_path, size):
+    """The checkpoint that is evaluated holds the sum that was trained and sampled, not its rounding."""
+    model.to(torch.bfloat16)
+    base = {name: weight.clone() for name, weight in model.state_dict().items()}
+    add_lora(model, LoraConfig(rank=4, alpha=8.0), seed=0)
+    generator = torch.Generator().manual_seed(5)
+    for name, weight in trainable_state(model).items():
+        if ".lora_B." in name:
+            weight.copy_(size * torch.randn(weight.shape, generator=generator))
+    save_model(model, tokenizer, tmp_path / "model", notes={"a": 1})
+    loaded = load_model(tmp_path / "model", dtype=torch.bfloat16)
+    exact = dict(merged_weights(model, torch.float32))
+    lost, kept = 0.0, 0.0
+    for name, weight in loaded.state_dict().items():
+        wanted = exact[name].float() - base[name].float()
+        lost += float((weight.float() - exact[name].float()).abs().sum())
+        kept += float(wanted.abs().sum())
+    assert kept > 0
+    assert lost < 1e-3 * kept
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float32"
+    ids = torch.arange(3, 33)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model.float()(ids).logits, atol=1e-5, rtol=0)

@@ -9,36 +9,26 @@ import pytest
 import torch
 from builders import make_batch, ragged_batch, write_grades
 from safetensors.torch import load_file, save_file
-from test_informativeness import build, rows_of
 from test_trainer import SETTINGS, coin_grade, make_trainer, untimed  # noqa: F401
 from test_update import make_rollout
-from transformers import LlamaConfig, LlamaForCausalLM, PhimoeConfig, PhimoeForCausalLM
 
 from baselines.sgrpo import SGRPO
 from iapo_bench import plugins
-from iapo_bench.batch import SIGNAL_NOISE, as_mask
-from iapo_bench.config.train import LoraConfig
+from iapo_bench.batch import SIGNAL_NOISE
 from iapo_bench.errors import UserError
 from iapo_bench.files import to_json, write_json
-from iapo_bench.informativeness import answer_entropies
 from iapo_bench.method import (
     LossSpec,
     Method,
-    Signal,
     assign,
     load_method,
-    masked_moments,
-    masked_normalise,
-    padded_widths,
 )
-from iapo_bench.models.checkpoints import build_micro, disable_dropout, load_model, require_finite, save_model
-from iapo_bench.models.lora import add_lora, merged_weights, trainable_state
+from iapo_bench.models.checkpoints import build_micro, load_model, require_finite, save_model
 from iapo_bench.report.rows import read_rows
 from iapo_bench.report.table1 import table_blocks
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.signals.packed import packed_blocks
-from iapo_bench.signals.statistics import compute_signals, left_align, token_statistics
+from iapo_bench.signals.statistics import compute_signals
 from iapo_bench.train.update import importance_weights, k3, surrogate, token_scales, update
 from iapo_bench.worlds.grading import Outcome
 
@@ -288,100 +278,6 @@ def test_updates_are_counted_by_what_they_move(make_trainer, model):
     assert (stats["updates_moved"], stats["updates"]) == (2, 4)
 
 
-def noisy_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=42, num_key_value_heads=2, attention_dropout=0.1, **size))
-
-
-def test_dropout_is_off_in_modules_and_configuration_in_any_mode(make_trainer):
-    moe = PhimoeForCausalLM(
-        PhimoeConfig(
-            **{"vocab_size": 42, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
-            **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2},
-            **{"attention_dropout": 0.3, "hidden_dropout": 0.3, "router_jitter_noise": 0.3, "input_jitter_noise": 0.3},
-        )
-    )
-    for network in (noisy_model(), build("gpt2"), moe):
-        disable_dropout(network.train())
-        batch = ragged_batch(vocabulary=42)
-        one, two = (token_statistics(network, batch, temperature=1.0, entropy=False)[0] for _ in range(2))
-        assert torch.equal(one, two)
-        told = network.config.to_dict()
-        assert not [name for name, value in told.items() if ("drop" in name or "jitter" in name) and value]
-        assert network.training
-
-
-def test_a_checkpoint_with_dropout_trains_without(make_trainer, tokenizer, tmp_path):
-    """The same run as of the same weights without it."""
-    folder = tmp_path / "base"
-    save_model(build_micro(tokenizer, hidden=32, layers=2, heads=4, seed=1), tokenizer, folder)
-    trainers = []
-    for dropout in (0.0, 0.1):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": dropout}))
-        trainer = make_trainer()
-        other = type(trainer)(
-            *(trainer.method, trainer.config, 0, trainer.task, model := load_model(folder)),
-            *(TransformersEngine(model), trainer.reference),
-        )
-        other.run()
-        trainers.append(other)
-    assert untimed(trainers[0].rows) == untimed(trainers[1].rows)
-    assert trainers[1].model.config.attention_dropout == 0
-
-
-def test_masks_of_integers_are_masks():
-    model, batch = build("llama"), ragged_batch()
-    prompt, prompt_mask, ids, mask = rows_of(batch)
-    postfix = torch.tensor([4, 5])
-    for implementation in ("shared_kv", "kv_replicated", "naive"):
-        expected = answer_entropies(model, *rows_of(batch), postfix, implementation=implementation)
-        for dtype in (torch.long, torch.int32, torch.uint8):
-            got = answer_entropies(
-                *(model, prompt, prompt_mask.to(dtype), ids, mask.to(dtype), postfix), implementation=implementation
-            )
-            assert torch.equal(got, expected)
-    for one, other in zip(
-        packed_blocks(*rows_of(batch), 60), packed_blocks(prompt, prompt_mask.long(), ids, mask.long(), 60), strict=True
-    ):
-        assert [part.tolist() for part in one.completions] == [part.tolist() for part in other.completions]
-    ours, theirs = left_align(*rows_of(batch)), left_align(prompt, prompt_mask.long(), ids, mask.long())
-    assert torch.equal(ours[0], theirs[0])
-    for wrong in (mask.float(), mask.long() * 2, mask[:, :-1], mask.tolist()):
-        with pytest.raises(ValueError, match="completion_mask_BT"):
-            answer_entropies(model, prompt, prompt_mask, ids, wrong, postfix)
-        with pytest.raises(ValueError, match="completion_mask_BT"):
-            next(packed_blocks(prompt, prompt_mask, ids, wrong, 60))
-    with pytest.raises(ValueError, match="right-padded"):
-        answer_entropies(model, prompt, prompt_mask, ids, mask.flip(1), postfix)
-    with pytest.raises(ValueError, match="what prompt_mask_BP masks must be a tensor, is list"):
-        left_align(prompt.tolist(), prompt_mask, ids, mask)
-    assert as_mask(torch.tensor([1, 0]), "mask").dtype == torch.bool
-
-
-def test_a_batch_turns_masks_of_integers_into_bool_and_refuses_what_is_none():
-    model, batch = build("llama"), ragged_batch()
-    mask = batch.completion_mask_BT
-    settings = {"temperature": 1.0, "micro_batch_tokens": 60, "postfix_ids": [4, 5]}
-    expected = compute_signals(model, batch, frozenset(Signal), **settings)
-    for dtype in (torch.long, torch.uint8):
-        other = replace(batch, completion_mask_BT=mask.to(dtype), prompt_mask_BP=batch.prompt_mask_BP.to(dtype))
-        assert other.completion_mask_BT.dtype == torch.bool
-        got = compute_signals(model, other.validate(), frozenset(Signal), **settings)
-        for signal in Signal:
-            assert torch.equal(getattr(got, signal.value), getattr(expected, signal.value))
-        values = batch.sampler_logp_BT
-        assert torch.equal(masked_normalise(values, mask.to(dtype)), masked_normalise(values, mask))
-        assert torch.equal(padded_widths(mask.to(dtype), 2, 1), padded_widths(mask, 2, 1))
-        assert torch.equal(assign(values, batch, mask.to(dtype)).weights_BT, mask.float())
-    for wrong in (mask.float(), mask.long() - 1, mask.tolist()):
-        with pytest.raises(ValueError, match="completion_mask_BT must"):
-            replace(batch, completion_mask_BT=wrong)
-        with pytest.raises(ValueError, match="mask_RM must"):
-            masked_moments(batch.sampler_logp_BT, wrong)
-
-
 def test_a_flat_signal_in_bfloat16_gets_no_credit(model):
     """Prefixes that tell nothing: uniform logits but for rounding."""
     with torch.no_grad():
@@ -428,32 +324,6 @@ def test_an_empty_selection_counts_in_the_mean_and_a_dropped_row_does_not():
     assert float(scales[row].sum()) == pytest.approx(1 / 4)
     dropped = load_method("dapo", filter_truncated=True).credit(make_batch([2, 2], [1, 0], truncated=[1, 0]))
     assert dropped.counted_B is None
-
-
-@pytest.mark.parametrize("size", [1e-4, 1e-3])
-def test_what_adapters_learnt_beside_bfloat16_is_saved_whole(model, tokenizer, tmp_path, size):
-    """The checkpoint that is evaluated holds the sum that was trained and sampled, not its rounding."""
-    model.to(torch.bfloat16)
-    base = {name: weight.clone() for name, weight in model.state_dict().items()}
-    add_lora(model, LoraConfig(rank=4, alpha=8.0), seed=0)
-    generator = torch.Generator().manual_seed(5)
-    for name, weight in trainable_state(model).items():
-        if ".lora_B." in name:
-            weight.copy_(size * torch.randn(weight.shape, generator=generator))
-    save_model(model, tokenizer, tmp_path / "model", notes={"a": 1})
-    loaded = load_model(tmp_path / "model", dtype=torch.bfloat16)
-    exact = dict(merged_weights(model, torch.float32))
-    lost, kept = 0.0, 0.0
-    for name, weight in loaded.state_dict().items():
-        wanted = exact[name].float() - base[name].float()
-        lost += float((weight.float() - exact[name].float()).abs().sum())
-        kept += float(wanted.abs().sum())
-    assert kept > 0
-    assert lost < 1e-3 * kept
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "float32"
-    ids = torch.arange(3, 33)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, model.float()(ids).logits, atol=1e-5, rtol=0)
 
 
 def test_the_row_says_how_many_updates_moved_the_weights(run, tmp_path):

@@ -3,10 +3,7 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,33 +11,27 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from project_copy import copy_project, snakemake
+from ranks import become, run_ranks
 from test_trainer import METHODS, coin_grade, rare_grade, untimed
 from test_trainer import SETTINGS as TRAINER_SETTINGS
 
 from iapo_bench.config.lora import LoraConfig
-from iapo_bench.config.tier_file import read_tier
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
-from iapo_bench.machine.gpu_lease import PRETEND
 from iapo_bench.machine.resume import is_sound
 from iapo_bench.method import load_method
 from iapo_bench.models import sharding
-from iapo_bench.models.checkpoints import build_micro, load_model
+from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.base import make_base
 from iapo_bench.train.trainer import Task, Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
-from iapo_bench.worlds.prepare import prepare
 
 # Steps so small that Adam does not blow up rounding where a gradient is almost 0.
 SETTINGS = TRAINER_SETTINGS.model_copy(update={"lr": 3e-4})
-SECONDS = 600  # for everything that the two processes do, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,6 @@ SHARDED = {
 }
 CASES |= SHARDED
 ROUNDED = Case("iapo", METHODS["iapo"], sharded=True, dtype=torch.bfloat16)
-SMALL_BASE = {"model": {"source": "taught", "sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 RESUMED = "gfpo"  # has a state of its own
 KINDS = ("", ", sharded")
 STEP = SETTINGS.model_copy(update={"completions": SETTINGS.prompts_per_step * SETTINGS.group_size})
@@ -196,9 +186,8 @@ def count_workers() -> int:
 
 def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     """What each of the two processes does: all cases, and then a run in which rank 1 fails."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(ports[0]), "PARALLEL_TEST": str(folder)}
+    become(rank, ports[0])
+    os.environ["PARALLEL_TEST"] = str(folder)
     with parallel.processes():
         results = {name: run(case) for name, case in CASES.items()} | {"rounded": run(ROUNDED)}
         for kind in KINDS:
@@ -223,20 +212,7 @@ def two(tmp_path_factory) -> dict[str, Any]:
     """Results of both ranks, their exit codes and last errors."""
     folder = tmp_path_factory.mktemp("two")
     run(replace(CASES[RESUMED], settings=STEP), folder / "of-one.pt")
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, folder, ports)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + SECONDS
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
+    codes = run_ranks(work, folder, ports=2)
     assert codes == [2, 2], "both processes end, and the last run is an error for both"
     return {
         "folder": folder,
@@ -343,133 +319,3 @@ def test_a_rank_that_fails_ends_the_others(two):
 def test_collectives_end_one_after_the_other(two):
     """Two of gloo's threads free the name of the last one twice when both end one at once."""
     assert [rank["workers"] for rank in two["ranks"]] == [1, 1]
-
-
-def storm(rank: int, port: int, seconds: float) -> None:
-    """Collectives as a sharded model makes them, but 32 at once."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with parallel.processes():
-        collectives = torch.ops._c10d_functional  # those of DTensor
-        part = torch.full([3], float(rank))
-        end = time.monotonic() + seconds
-        while all(parallel.gather([time.monotonic() < end])):
-            wholes = [collectives.all_gather_into_tensor(part, 2, dist.group.WORLD.group_name) for _ in range(32)]
-            assert all(collectives.wait_tensor(whole).sum() == 3 for whole in wholes)
-
-
-@pytest.mark.slow
-def test_many_collectives_at_once():
-    """With two of gloo's threads one of these processes mostly aborts within ten seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=storm, args=(rank, port, 20)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        "torch.distributed.run --nproc-per-node 2",
-        "accelerate.commands.launch --multi_gpu --num_processes 2",  # of devices it sees to none itself
-    ],
-)
-def test_launchers_from_the_command_line(tmp_path, launcher):
-    """One result, made by two processes, and one line from each for a mistake."""
-    tier = read_tier("smoke", SMALL_BASE)
-    prepare(tier, tmp_path / "data")
-    make_base(tier, tmp_path / "base")
-    launch = (sys.executable, "-m", *launcher.split(), "-m", "iapo_bench", "train")
-    files = ("--config", "smoke", "--base", tmp_path / "base", "--data", tmp_path / "data", "--out", tmp_path / "out")
-    wrong = subprocess.run([*launch, *files, "--method", "grop"], capture_output=True, text=True, timeout=SECONDS)
-    assert wrong.returncode
-    assert "iapo-bench: unknown method 'grop'" in wrong.stderr
-    subprocess.run([*launch, *files, "--method", "grpo"], check=True, timeout=SECONDS)
-    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["processes"] == 2
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "provenance.json", "train.jsonl"]
-
-
-@pytest.mark.slow
-def test_a_job_of_two_gpus_is_two_processes_of_a_sharded_model(tmp_path, monkeypatch):
-    """From the workflow, with devices that no machine has: what comes out is a checkpoint like any other."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0,fake-1")
-    monkeypatch.setenv(PRETEND, "1")
-    folder = copy_project(tmp_path)
-    settings = [
-        "gpus=2",
-        "train={sharded: true, gradient_checkpointing: true}",
-        f"model={json.dumps(SMALL_BASE['model'])}",
-    ]
-    target = "results/smoke/grpo/seed0/model"
-    done = snakemake(folder, "--config", "tier=smoke", *settings, "--resources", "gpu=2", "--", target)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((folder / target).with_name("provenance.json").read_text())["processes"] == 2
-    assert json.loads((folder / target / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-    trained, base = (load_model(path) for path in (folder / target, folder / "results/smoke/base/model"))
-    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), base.parameters(), strict=True)]
-    assert all(moved)
-
-
-def test_fewer_gpus_than_the_tier_trains_on(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
-    monkeypatch.setenv(PRETEND, "1")
-    files = ("--base", tmp_path, "--data", tmp_path, "--out", tmp_path / "out")
-    code, err = run("--gpus", 1, "train", "--config", "smoke", "--set", "gpus=2", "--method", "grpo", *files)
-    assert code == 2
-    assert "trains on 2 GPUs and the job got 1: iapo-bench --gpus 2 train" in err
-
-
-@pytest.mark.slow
-def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
-    command = (sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
-    files = ("--base", tmp_path, "--data", tmp_path / "daat", "--out", tmp_path / "out")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1", PRETEND: "1"}
-    wrong = subprocess.run([*command, *files], capture_output=True, text=True, timeout=SECONDS, env=environment)
-    assert wrong.returncode == 2
-    assert set(wrong.stderr.splitlines()) == {f"iapo-bench: {tmp_path / 'daat' / 'train.jsonl'} does not exist"}
-    assert not (tmp_path / "out").exists()
-
-
-def test_alone_nothing_is_shared(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with parallel.processes():
-        assert (parallel.rank(), parallel.size(), parallel.is_main()) == (0, 1, True)
-        assert parallel.share(5) == slice(0, 5)
-        assert parallel.gather([1, 2]) == [1, 2]
-        assert not torch.distributed.is_initialized()
-
-
-@pytest.mark.parametrize(("n", "expected"), [(7, [3, 2, 2]), (2, [1, 1, 0]), (0, [0, 0, 0])])
-def test_shares_are_even_adjacent_and_complete(monkeypatch, n, expected):
-    monkeypatch.setattr(parallel, "size", lambda: 3)
-    shares = []
-    for rank in range(3):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        shares.append(range(4 * n)[parallel.share(4 * n, 4)])
-    assert [len(part) for part in shares] == [4 * groups for groups in expected]
-    assert [i for part in shares for i in part] == list(range(4 * n))
-
-
-def test_an_environment_that_is_incomplete(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match="RANK is not: start with torchrun"), parallel.processes():
-        pass
-
-
-def test_a_gpu_for_each_rank():
-    assert [parallel._local_device(rank, 2) for rank in range(2)] == [0, 1]
-    assert [parallel._local_device(rank, 1) for rank in range(2)] == [0, 0], "the one that a scheduler shows"
-    with pytest.raises(UserError, match="2 GPUs are too few for process 3"):
-        parallel._local_device(2, 2)
-    parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-c"])
-    with pytest.raises(UserError, match="processes 0 and 2 see the same one GPU"):
-        parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-a"])

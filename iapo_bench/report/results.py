@@ -53,10 +53,9 @@ class Results:
     @property
     def provenance(self) -> dict[str, Any]:
         """What is recorded of the table. Raises UserError when it is not there, or is something else."""
-        path = self.record
-        content = read_json(path)
+        content = read_json(self.record)
         if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
-            raise UserError(f"{path} does not say what code, config and inputs were: make the table again")
+            raise UserError(f"{self.record} does not say what code, config and inputs were: make the table again")
         return content
 
     def row(self, name: str) -> pd.Series:
