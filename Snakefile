@@ -84,7 +84,7 @@ ALL = [
 # A report of what there is, whatever there is: captions count the problems and seeds behind it.
 if "--report" in sys.argv:
     ALL = [path for path in ALL if suite.is_whole(Path(path))]
-    config.update(suite.report_texts(FLOW, OUT))
+    config.update(suite.report_texts(OUT))
 
 
 report: "rules/captions/overview.rst"
