@@ -47,8 +47,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill; it replaces `path`, or its link target, when the block ends without an error. Of two writers
-    the later one wins. Raises UserError if `path` is not a directory, or shares no entry with the new one, which must
-    then be something else."""
+    the later one wins. Raises UserError if `path` is not a directory, or has entries but none that the new one has."""
     path = _linked(path)
     with _workplace(path) as folder:
         partial = folder / path.name

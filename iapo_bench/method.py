@@ -58,7 +58,7 @@ class Signal(enum.Enum):
 class Reading:
     """How entropies are computed. The defaults are the definition; each field is a departure of the released code.
 
-    `padding`: at padding too (0 there by default), so that padding counts in a method's statistics. The rows are split
+    `padding`: entropies at padding too (0 by default), which then count in a method's statistics. The rows are split
     into `ranks` parts of whole groups, each padded to its own longest prompt and completion; entropies beyond a part's
     width are 0.
     `postfix_chunk`: prefixes are processed in chunks of this many, and the postfix takes the positions after the

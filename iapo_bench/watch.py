@@ -66,8 +66,8 @@ class _Run:
 def watch(paths: Sequence[Path], *, once: bool = False) -> None:
     """Draw the curves of runs until none is running; once if standard output is not a terminal, or with `once`.
 
-    `paths`: directories of runs, their `train.jsonl`, or folders of runs, where more may appear. Raises UserError if
-    there is nothing to draw and it should draw once.
+    `paths`: directories of runs, their `train.jsonl`, or folders of runs, where more may appear. Raises UserError if it
+    draws once and no run has a step yet.
     """
     console = Console()
     runs: dict[Path, _Run] = {}

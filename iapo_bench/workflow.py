@@ -377,7 +377,7 @@ class Workflow:
 
 
 def _rewrite(path: Path, text: str) -> None:
-    """Rewrite settings that cannot change a result; keep the file's mtime, which would make the job stale."""
+    """Rewrite settings that cannot change a result; keep the file's mtime, as a newer one would make the job stale."""
     stat = path.stat()
     with whole_file(path) as partial:
         partial.write_text(text)

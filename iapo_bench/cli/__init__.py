@@ -118,7 +118,7 @@ def _main() -> None:
     except Exception as error:
         if (line := explain(error)) is None:
             raise
-        error.__traceback__ = None  # it keeps the objects alive that fill the memory
+        error.__traceback__ = None  # it keeps alive the objects that fill the memory
         fail(line)
 
 

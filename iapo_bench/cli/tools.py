@@ -126,8 +126,8 @@ def try_command(method: str, tier: str, seeds: int, cores: int) -> None:
 
     It is compared with the base and with each method that has a finished run of the same training seed, made with
     the current settings and code. Nothing else is trained and no table is changed: the verdict goes to the terminal,
-    all pairs to results/TIER/try/METHOD/. It holds for these checkpoints: run `snakemake` with several training seeds
-    to compare the methods.
+    all pairs to results/TIER/try/METHOD/. The verdict holds for these checkpoints only: to compare the methods, run
+    `snakemake` with several training seeds.
     """
     from iapo_bench.try_out import try_method
 

@@ -2,7 +2,7 @@
 
 A rank is one process of `torchrun` or `accelerate launch`. Every rank holds the whole model and the whole batch, but
 does the expensive work (generation, grading, forward and backward passes) only for its share of the groups. The result
-equals that of one process, up to the order in which floats are summed. A single process communicates with nobody.
+equals that of one process, up to the order in which floats are summed. A single process does not communicate.
 """
 
 import logging

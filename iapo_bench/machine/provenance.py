@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def hardware() -> str:
-    """The name of the accelerator if torch is loaded and has one, otherwise of the processor and its cores."""
+    """The accelerator's name if torch is loaded and has one, otherwise the processor's, with the number of cores."""
     torch = sys.modules.get("torch")  # commands that read tables must not import it
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()

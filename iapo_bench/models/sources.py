@@ -34,7 +34,7 @@ CHATML = (
 )
 TURN_END = "<|im_end|>"
 
-# Tokenizer attributes, and how the names of GGUF fields call them.
+# Tokenizer attributes, and the words for them in the names of GGUF fields.
 GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")

@@ -32,8 +32,8 @@ _FOLDERS: dict[Kind, tuple[Path, Callable[[], dict[str, Path]]]] = {
 def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     """Write `<folder>/<name>.py` and `tests/test_<name>.py` below `root`; return both.
 
-    Raises UserError, and writes nothing, for a name that is no Python name in lower case or is taken, and where `root`
-    is no checkout of the project.
+    Raises UserError, and writes nothing, for a name that is taken or not a lower-case Python identifier, and if `root`
+    is not a checkout of the project.
     """
     folder, known = _FOLDERS[kind]
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
