@@ -18,7 +18,7 @@ def settings(job, *names):
 def with_problems(job, *names):
     """A job's settings file, and the problems that it reads: of a split such as `test`, or `also/math500/test` of
     another dataset. A current job's problems are `ancient`, so that rewriting equal ones does not make it stale. A stale
-    job's are not: Snakemake skips a job with an ancient input when its rule runs."""
+    job's are not: Snakemake skips a job whose ancient input is being remade."""
     path = settings(job, *names)
 
     def problems(wildcards):
