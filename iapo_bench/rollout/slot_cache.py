@@ -77,7 +77,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One preallocated cache for all slots; rows lie left-aligned, without padding."""
+    """One preallocated cache for all slots; rows are left-aligned, without padding."""
 
     def __init__(self, model: PreTrainedModel, slots: int, width: int) -> None:
         like = next(model.parameters())

@@ -203,7 +203,7 @@ class VllmEngine:
             )
         if self._last_moved is None or not torch.equal(engine, self._last_moved[0]):
             self._last_moved = (engine, trainer)
-        # Also catches many steps that are each far below the tolerance: without a sync the gap keeps growing.
+        # Also catches many steps that are each far below the tolerance: without a sync their moves add up.
         elif (moved := float((trainer - self._last_moved[1]).abs().mean())) > UNMOVED:
             raise UserError(
                 f"the trained model moved by {moved:.2g} nats a token and vllm not at all: the engine's weights "

@@ -10,7 +10,7 @@ from iapo_bench.worlds.text import ChatWorld
 
 
 def load_world(config: WorldConfig, seed: int) -> World:
-    """The world of a tier. Raises UserError for an option that it does not have."""
+    """The world of a tier. Raises UserError for an unknown option."""
     return (_own() if config.file else _dataset(config.name)).open(config, seed)
 
 

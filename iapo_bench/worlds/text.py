@@ -77,7 +77,7 @@ class ChatWorld:
         """Raise UserError if the problems differ from the published dataset of this name."""
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Token ids of the chat prompt. Raises UserError for a template that cannot carry it."""
+        """Token ids of the chat prompt. Raises UserError for a template that cannot render it."""
         return self.dialogue(tokenizer).encode(problem.question)
 
     def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig | None = None) -> Dialogue:

@@ -161,7 +161,7 @@ def _same_scalars(found: Answer, wanted: Answer) -> bool:
 
 
 def _approximates(text: str, expected: Any) -> bool:
-    """Whether a decimal is the rounded value of a number that is itself no terminating decimal."""
+    """Whether a decimal is the rounded value of a number that has no finite decimal."""
     number, decimals = read_number(text), re.fullmatch(r"-?[\d ,]*\.(\d+)", text)
     if number is None or not decimals or len(re.sub(r"\D", "", text).lstrip("0")) < APPROXIMATE_DIGITS:
         return False

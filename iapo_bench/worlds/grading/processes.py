@@ -18,7 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 from iapo_bench.progress import progress as progress_bar
 
 logger = logging.getLogger(__name__)
-# math-verify warns whenever its own timeouts are off, as they are here: limits of the process replace them.
+# math-verify warns when its own timeouts are off, as they are here: process limits replace them.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 

@@ -210,7 +210,7 @@ def _flatten(parts: Iterable[Answer], kind: str) -> Iterator[Answer]:
 
 
 def _words(text: str) -> str | None:
-    r"""The words of an answer in words, in lower case: `\text{(C)}` and `Evelyn`."""
+    r"""The words, in lower case, of an answer that is words: `\text{(C)}` and `Evelyn`."""
     inner = re.fullmatch(r"\(? ?\\text ?\{([^{}\\]*)\} ?\)?", text)
     plain = inner[1] if inner else text
     if not re.fullmatch(r"[\s(]*[^\W\d_]++(?:[\s.'-]++[^\W\d_]++)*+[\s).]*", plain):
@@ -364,5 +364,5 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
         (r"(?<![\d}^_.)])(\d+) (\d+/\d+)(?![\d^])", r"(\1+\2)"),
     )
 ]
-# Words, numbers side by side, brackets that are no root's index, subscripts of or with anything but letters and digits.
+# Words, adjacent numbers, brackets that are not a root's index, subscripts of or with other than letters and digits.
 _ODD = re.compile(r"[A-Za-z]{3,}|\d\s+\d|(?<!\\)\[|_(?!\{?\w)|(?<![A-Za-z\\])_")
