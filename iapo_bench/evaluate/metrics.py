@@ -195,8 +195,8 @@ def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Es
 
     Pass@k and Length@k (tokens, end of sequence included) are means over problems; Ratio@k is their quotient; each is
     then averaged over runs. `unbiased` takes all subsets of k samples to be equally likely, so Length@k is the mean of
-    all samples; `first_k` uses the first k samples only. Intervals are those of `iapo_bench.evaluate.intervals`:
-    over problems, and over training seeds if there are several.
+    all samples; `first_k` uses the first k samples only. Intervals are those of `iapo_bench.evaluate.intervals`: over
+    problems, and over training seeds if there are several.
 
     Raises UserError for too few samples, missing or repeated rows, or training seeds sampled differently.
     """

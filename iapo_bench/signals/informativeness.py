@@ -29,7 +29,7 @@ from iapo_bench.signals.packed import Block, PackedBatch, packed_blocks
 Implementation = Literal["shared_kv", "kv_replicated", "naive"]
 REPLICATED_CHUNK = 64  # prefixes; each holds a copy of the cache
 HEAD_ELEMENTS = 2**24  # float32 logits held at once
-PASS_BYTES = 2**23  # activations of one pass on a CPU: more is no faster
+PASS_BYTES = 2**23  # activations of one pass on a CPU; more are no faster
 PASS_TOKENS = 2**13  # most in one pass on a GPU: the block mask is made for every pair of query and key
 
 

@@ -1,8 +1,8 @@
 """Entropies read from a padded batch, as the code released with the IAPO paper reads them (`method.Reading`).
 
 A forward pass over rows padded on both sides keeps every key and value. The postfix then reads each prefix in place;
-`Reading` sets how much padding the postfix sees, and its positions. With every departure off, the entropies
-are those of `informativeness.answer_entropies`.
+`Reading` sets how much padding the postfix sees, and its positions. With every departure off, the entropies are
+those of `informativeness.answer_entropies`.
 """
 
 from typing import Any

@@ -95,8 +95,8 @@ def _teach_micro(job: BaseJob, out: Path) -> None:
 def _tune_fetched(job: BaseJob, out: Path) -> None:
     """Fine-tune a fetched model on the training split, less what validation, test or a held-out benchmark also holds.
 
-    This includes the published splits, where `prepare` only counts such problems. The loss on some validation
-    problems is measured before and after, except with the published splits, whose validation split is the test split.
+    This includes the published splits, where `prepare` only counts such problems. The loss on some validation problems
+    is measured before and after, except with the published splits, whose validation split is the test split.
     """
     world = load_published(job.world, job.seed)
     if not isinstance(world, ChatWorld):
