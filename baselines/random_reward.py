@@ -16,7 +16,7 @@ class RandomReward(Method):
 
     Loss: sequence mean, clip .2, no KL. Any gain in accuracy is not learnt from correct answers. The published gains
     came through clipping, so with several updates per rollout. The coins come from the step's generator; the logged
-    reward is the task's. A format reward has no effect.
+    reward is the task's. A format reward does not enter the credit.
     """
 
     name = "random_reward"
