@@ -68,7 +68,7 @@ class TaughtSFT(SFT):
 def teach_micro(
     world: MicroWorld, tokenizer: PreTrainedTokenizerBase, settings: TaughtSFT
 ) -> tuple[PreTrainedModel, list[dict]]:
-    """Train a model to answer chains with traces; return it and one row of loss (nats per token) every tenth step."""
+    """Train a model to answer chains with traces; return it and the rows of `fine_tune`."""
     model = build_micro(
         tokenizer, hidden=settings.hidden, layers=settings.layers, heads=settings.heads, seed=settings.seed
     )
