@@ -9,7 +9,7 @@ With N weights that multiply every token (`Architecture.matrix_parameters`, the 
   K + 1 tokens of forward pass for every completion token where it reads the answer's entropy (K tokens of postfix);
 * update: 6 N a token, forward and backward, and 2 * vocabulary * hidden more where the logits are computed twice;
   8 N with gradient checkpointing, 2 N less for frozen weights beside adapters (LoRA);
-* the SFT of the base: 6 N a token, too.
+* the SFT of the base: 6 N a token.
 """
 
 import math
