@@ -36,7 +36,7 @@ WORKED = ("signals", "update")  # phases of large passes, whose share of the pea
 
 
 class _WaitingEngine(TransformersEngine):
-    """Waits for the device at the end of the update phase, which else would end once its work is queued."""
+    """Waits for the device at the end of the update phase, which would otherwise end once its work is queued."""
 
     def sync(self, model: PreTrainedModel) -> None:
         super().sync(model)

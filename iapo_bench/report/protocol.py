@@ -2,7 +2,7 @@
 
 The released code counts a problem as solved if any of the first k completions is right, keeps 15 problems, cuts prompt
 and completion at 768 tokens together, compares strings, and chooses checkpoints and IAPO's weights by Pass@32/Length@32
-on the problems that it reports. Each part replaces ours alone, then all do together.
+on the problems that it reports. Each part replaces ours alone, then all parts do together.
 """
 
 import itertools
@@ -113,8 +113,8 @@ def with_protocols(
     *,
     context: int = CONTEXT,
 ) -> pd.DataFrame:
-    """Grades with the columns `right` and `exact`, and, for the text cut where prompt and completion reach `context`
-    tokens, `right_cut`, `exact_cut` and `tokens_cut`.
+    """Grades with the columns `right` (by `grader`) and `exact` (as strings), and, for the text cut where prompt and
+    completion reach `context` tokens, `right_cut`, `exact_cut` and `tokens_cut`.
 
     `token_ids`: one sequence per row of `grades`. Raises UserError where a prompt alone fills the context.
     """
