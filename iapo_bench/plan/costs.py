@@ -152,7 +152,7 @@ def forward_flops(size: Architecture, context: float) -> float:
 
 
 def flops(size: Architecture, work: Work) -> dict[str, float]:
-    """Arithmetic of one completion, by phase."""
+    """FLOPs of one completion, by phase."""
     prompt, length = work.lengths.prompt, work.lengths.completion
     token = forward_flops(size, prompt + length / 2)
     passed = prompt / work.group + length  # a prompt is read once for its group
