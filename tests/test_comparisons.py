@@ -152,3 +152,6 @@ def test_files(tmp_path):
     assert float(said[0]) < float(said[1])
     with pytest.raises(UserError, match="two rows"):
         make_comparisons(paths[:1], out=tmp_path / "x.csv", figure=tmp_path / "x")
+    replace(row, dataset="other").write(paths[-1])
+    with pytest.raises(UserError, match="two rows of each dataset"):
+        make_comparisons(paths, out=tmp_path / "x.csv", figure=tmp_path / "x")

@@ -151,9 +151,16 @@ def test_frontier_files(tmp_path):
     kinds = pd.read_csv(tmp_path / "frontier.csv")["kind"].value_counts()
     assert (kinds["method"], kinds["shortest"]) == (1, 4)
     assert (tmp_path / "frontier.svg").read_text().count(">iapo</text>") == 1
-    base_grades(problems=4).to_parquet(tmp_path / "grades.parquet")
-    with pytest.raises(UserError, match="different problems"):
-        make_frontier(paths, tmp_path / "grades.parquet", out=tmp_path / "x.csv", figure=tmp_path / "x")
+    nowhere = {"out": tmp_path / "x.csv", "figure": tmp_path / "x"}
+    with pytest.raises(UserError, match="give a method's summary too"):
+        make_frontier(paths[:1], tmp_path / "grades.parquet", **nowhere)
+    for frame, said in (
+        (base_grades(seed=1), "that the base's summary counts"),
+        (base_grades(problems=4), "different"),
+    ):
+        frame.to_parquet(tmp_path / "grades.parquet")
+        with pytest.raises(UserError, match=said):
+            make_frontier(paths, tmp_path / "grades.parquet", **nowhere)
 
 
 def test_scores_by_hand():
@@ -200,6 +207,10 @@ def test_costs(tmp_path):
     assert "| 1.000     |" in markdown(cost_blocks(both, cost_frame(tier.costs_job(), both, logs)))
     with pytest.raises(UserError, match="give all"):
         cost_frame(tier.costs_job(), rows, {"iapo": logs["iapo"][:1]})
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text("".join(json.dumps({"step": step, **STEP}) + "\n" for step in (0, 1, 1)))
+    with pytest.raises(UserError, match="steps are not 0, 1, 2"):
+        cost_frame(tier.costs_job(), rows, {"iapo": [*logs["iapo"][:1], twice]})
     paths = [tmp_path / f"{row.method}.json" for row in rows]
     for path, row in zip(paths, rows, strict=True):
         row.write(path)

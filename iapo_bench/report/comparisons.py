@@ -49,12 +49,10 @@ def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> N
     """Write the comparisons of all rows, each dataset on its own (`out`, CSV; .md, .tex and .html beside it), and the
     figure of the first dataset."""
     rows = read_rows(summaries)
-    if len(rows) < 2:
-        raise UserError("comparisons need two rows: measure another method")
-    tables = [
-        compare([row for row in rows if row.dataset == dataset])
-        for dataset in dict.fromkeys(row.dataset for row in rows)
-    ]
+    by_dataset = [[row for row in rows if row.dataset == name] for name in dict.fromkeys(row.dataset for row in rows)]
+    if any(len(group) < 2 for group in by_dataset):
+        raise UserError("comparisons need two rows of each dataset: measure another method")
+    tables = [compare(group) for group in by_dataset]
     write_document(out, pd.concat(tables), [block for table in tables for block in comparison_blocks(table)])
     save_figure(comparisons_figure(tables[0]), figure)
 

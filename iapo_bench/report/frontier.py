@@ -29,6 +29,11 @@ def make_frontier(summaries: Sequence[Path], base: Path, *, out: Path, figure: P
     samples = Samples.of({0: read_grades(base)})
     if any(row.tally.problems != samples.problems for row in rows):
         raise UserError(f"{base} and the summaries have different problems: measure again")
+    if not any(row.trained for row in rows):
+        raise UserError("there is nothing to set against early stopping: give a method's summary too")
+    counted = [row.tally.counts["correct"] for row in rows if row.method == BASE]
+    if not all(np.array_equal(counts_TSP, samples.flags["correct"].sum(axis=-1)) for counts_TSP in counted):
+        raise UserError(f"{base} does not hold the grades that the base's summary counts: measure again")
     curve, values = controls(samples)
     table = against_controls(rows, curve, values)
     frame = pd.concat([curve, table], ignore_index=True)
