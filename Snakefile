@@ -7,7 +7,7 @@
 #   snakemake --cores all ablations                                       what each part of IAPO does
 #   snakemake --cores all sensitivity                                     its two weights, on validation
 #   snakemake --cores all fidelity protocol claims                        the released code and protocol, the claims
-#   snakemake --cores all zoo                                             every method there is, equal budgets
+#   snakemake --cores all zoo                                             every method, equal budgets
 #   snakemake --cores all tune                                            search on validation, equal budgets
 #   snakemake --list                                                      every rule and what it does
 import os
@@ -35,7 +35,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-# A job that an executor starts as a run of its own is told no targets: the tier that they named goes with it.
+# An executor may start a job as a separate run without targets: pass it the tier that they named.
 if "tier" not in config and TIER.tier != "micro":
     workflow.config_settings.config_args = [
         *(workflow.config_settings.config_args or []),
@@ -43,8 +43,8 @@ if "tier" not in config and TIER.tier != "micro":
         *([] if TIER.world.file else [f"world={{name: {TIER.world.name}}}"]),
     ]
 
-# Jobs of one machine share its memory and its GPUs: no more run at once than it holds of what they ask for. A profile
-# for a cluster says otherwise.
+# Jobs on one machine share its memory and GPUs: cap what they request together at what it has. A cluster's profile
+# overrides this.
 for resource, there_is in suite.machine().items():
     if resource not in workflow.global_resources:
         workflow.register_resource(resource, there_is)
@@ -58,7 +58,7 @@ REQUESTS = {kind: TIER.request(kind) for kind in suite.KINDS}
 # The environment of jobs that generate, for --sdm conda.
 ENGINES = f"../configs/environment{'-vllm' if suite.needs_vllm(TIER) else ''}.yaml"
 
-# What tokens are for is known in the micro world only.
+# The roles of tokens are known in the micro world only.
 ROLES = (
     [
         f"{OUT}/informativeness.csv",
@@ -81,7 +81,7 @@ ALL = [
     f"{OUT}/lm_eval.csv",
     *ROLES,
 ]
-# A report of what there is, whatever there is: captions count the problems and seeds behind it.
+# The report holds the artefacts that exist; its captions count the problems and seeds behind them.
 if "--report" in sys.argv:
     ALL = [path for path in ALL if suite.is_whole(Path(path))]
     config.update(suite.report_texts(FLOW, OUT))
@@ -108,7 +108,7 @@ onsuccess:
 
 
 rule all:
-    """Every table and figure of the tier but those of the targets that train or measure more, such as ablations."""
+    """Every table and figure of the tier, except those of targets that train or measure more, such as ablations."""
     default_target: True
     input:
         ALL,
@@ -130,7 +130,7 @@ include: "rules/search.smk"
 include: "rules/zoo.smk"
 
 
-# Said once for all rules that run a command: where each logs, what is measured of it, and its environment.
+# The log, benchmark and conda environment of every rule that runs a command.
 for each_rule in workflow.rules:
     if each_rule.shellcmd and not each_rule.log:
         wildcards = [f"{{{name}}}" for name in sorted(each_rule.wildcard_names)]

@@ -10,15 +10,16 @@ from iapo_bench.method import Method, per_group
 
 @dataclass
 class ALP(Method):
-    """Length costs more, the easier the prompt.
+    """The easier the prompt, the more length costs.
 
         r_i = c_i - b * L_i/N * max(p, 1/G)
 
     c: 1 if correct, else 0; L: length in tokens; N: the group's longest; p: the group's accuracy. Credit: z-score of r
     in the group. Loss: sequence mean, clip .2, no KL.
 
-    `b`: published as 1e-7 (known second-hand). Open: its scale, and whose longest N is. Beside lengths as shares of N,
-    1e-7 is no more than the rounding of float32 rewards near 1, and the method is GRPO: tune b, from 0.05 to 1.
+    `b`: published as 1e-7 (known second-hand). Open: its scale, and over which completions N is the maximum. With
+    lengths as shares of N, 1e-7 does not exceed the rounding of float32 rewards near 1, and the method is GRPO: tune b,
+    from 0.05 to 1.
     """
 
     name = "alp"

@@ -22,8 +22,7 @@ class DAPO(Method):
 
     `overlong_cache`: Lcache in tokens or, below 1, as a share of Lmax; 0 or None turns the punishment off.
     `filter_truncated`: overlong filtering, truncated rows leave the loss and its normaliser. `ddof`, `eps`: of the
-    reward's z-score.
-    Clip-higher binds only with several updates per rollout (16 in the paper).
+    reward's z-score. Clip-higher binds only with several updates per rollout (16 in the paper).
     """
 
     name = "dapo"

@@ -18,7 +18,7 @@ class DLER(Method):
         A[i,t] = (a_i - mean)/(std + eps)                    over all tokens of the batch, ddof 1
 
     c: 1 if correct, else 0. Dynamic sampling drops groups of accuracy 0 or 1, in the paper and in the code. Loss:
-    sequence mean, clip .2/.28, KL 5e-4. The shorter the token limit, the more this method shortens.
+    sequence mean, clip .2/.28, KL 5e-4. A lower token limit makes this method shorten more.
 
     `truncated_factor`: 0 in the paper; the released code multiplies by .1. Open: whether dynamic sampling judges
     accuracy before or after the penalty; here before.

@@ -10,7 +10,7 @@ from iapo_bench.method import Credit, Method, assign, masked_normalise, per_grou
 
 @dataclass
 class Efficient(Method):
-    """A correct completion earns less the longer it is among its prompt's correct ones.
+    """A correct completion earns less, the longer it is relative to its prompt's correct completions.
 
         r_i = c_i * (1 - a * sigmoid((L_i - mean L)/(std L + 1e-7)))     over the group's correct completions
         A_i = r_i - mean_{j != i} r_j                                    leave-one-out baseline, no division by the std

@@ -17,10 +17,10 @@ class GDPO(Method):
 
     c: 1 if correct, else 0; l: 1 if L <= L_T, else 0; L: length in tokens. norm: z-score with 1e-4 added to the
     population std, 0 without spread. Loss: sequence mean, clip .2, no KL. The rewards are combined here and not in
-    `shape_rewards`, so a format reward has no part.
+    `shape_rewards`, so a format reward has no effect.
 
-    `target`: L_T in tokens or, below 1, as a share of the token limit. Open: a published L_T belongs to its models and
-    datasets, so this share is a default of ours, to be tuned.
+    `target`: L_T in tokens or, below 1, as a share of the token limit. Open: published values of L_T are specific to
+    their models and datasets; this share is our default, to be tuned.
     """
 
     name = "gdpo"

@@ -20,16 +20,16 @@ from iapo_bench.method import (
 
 @dataclass
 class GFPO(Method):
-    """Sample G completions, learn from the k best by a metric.
+    """Sample G completions and learn from the k best by a metric.
 
         A[i,t] = (r_i - mu_S)/(sigma_S + eps) * 1{i in S},   S = the k best, sigma_S population
 
     The token mean counts ALL G completions' tokens: rows outside S stay in the normaliser with advantage 0.
 
     `k`: from 2 to G. `metric`: "length" prefers short completions, "token_efficiency" large r/|o| (with negative
-    rewards, the longer wrong answer: that is the formula). `ties` go to the "earlier" row, or as "topk" of torch
-    has it, which promises nothing.
-    `adaptive`: ks from easy to hard, at most one a quartile of difficulty (the last serves all harder quartiles); the
+    rewards the longer wrong answer, as the formula has it). `ties` go to the "earlier" row, or as in torch's "topk",
+    whose order is not specified.
+    `adaptive`: ks from easy to hard, at most one per quartile of difficulty (the last serves all harder quartiles); the
     paper uses 4, 6, 8 with G = 16. A group's quartile is where the mid-rank of its accuracy falls among all groups seen
     so far. Accuracy takes G + 1 values only, so an exact histogram replaces the paper's t-digest.
     `normaliser`: "all" rows, or only those "kept". `ddof`, `eps`: of sigma_S.
@@ -94,7 +94,7 @@ class GFPO(Method):
         return k
 
     def _quartile(self, correct: int) -> int:
-        """0 (easiest) to 3 (hardest); 3 before anything was seen."""
+        """0 (easiest) to 3 (hardest); 3 before any group was seen."""
         if not self.counts:
             return 3
         easier, equal = sum(self.counts[correct + 1 :]), self.counts[correct]

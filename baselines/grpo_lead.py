@@ -21,8 +21,8 @@ class GRPOLEAD(Method):
     L: length in tokens. Loss: sequence mean, clip .2, no KL.
 
     `a`: .05. `free_tokens`: no length term (z = 0) in a group whose three shortest correct completions average at most
-    this many tokens; 0 in the paper, 4,000 in the released code. Open: what the code averages where fewer than three
-    are correct; here those that are.
+    this many tokens; 0 in the paper, 4,000 in the released code. Open: what the code averages if fewer than three are
+    correct; here all the correct ones.
     """
 
     name = "grpo_lead"

@@ -32,17 +32,18 @@ class GTPO(Method):
         r-[j,t] = -a1 - a2 * (1/H[j,t]) / sum_{k in O-} (1/H[k,t]) * h_t      0 for O+
         A+- = norm(r+-, R+-)
 
-    O+ and O- are the correct and incorrect completions of a group, d_t and h_t how many of them still run at t; sums
-    are over those. So the bonuses at a step sum to a2*d_t and -a2*h_t. Where all H are 0 the share of H is uniform;
-    where some are 0 they take the whole share of 1/H. Loss: token mean, clip-higher, no KL penalty.
+    O+ and O- are the correct and incorrect completions of a group, d_t and h_t the numbers of them that still run at t;
+    sums are over those. So the bonuses at a step sum to a2*d_t and -a2*h_t. If all H are 0, the shares of H are
+    uniform; if some are 0, these take the whole share of 1/H. Loss: token mean, clip-higher, no KL penalty.
 
     `scope`: R+- are the shaped rewards of the real tokens of the "group" or the "batch"; `zeros`: "include" those that
     are 0 because they belong to the other side, or "exclude" them. `ddof`, `eps`: of the standard deviation.
 
-    The rest are the released code's departures. `bonus_scale`: "running" (d_t, h_t) or the row's own "length".
+    The other options are departures of the released code. `bonus_scale`: "running" (d_t, h_t) or the row's own
+    "length".
     `bonus_to`: "reward", as above, or "advantage": added to A_i = norm(r_i, r_group), unnormalised. `share_eps`: added
-    to every H and to every sum. `reading`: how entropies are read; at padding too, a row that has ended goes on taking
-    its share.
+    to every H and to every sum. `reading`: how entropies are read; if also at padding, a finished row keeps taking its
+    share.
     """
 
     name = "gtpo"
@@ -114,14 +115,14 @@ class GTPO(Method):
         return normal.view(mask_BT.shape)
 
     def _share(self, weight_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:
-        """Each row's part of the weights at its step, 0 outside the side; uniform where all weights are 0."""
+        """Each row's share of the weights at each step, 0 outside the side; uniform if all weights are 0."""
         weight_NGT = torch.where(side_NGT, weight_NGT, 0.0)
         total_N1T = weight_NGT.sum(dim=1, keepdim=True) + self.share_eps
         uniform_NGT = side_NGT.double() / side_NGT.sum(dim=1, keepdim=True).clamp(min=1)
         return torch.where(total_N1T > 0, weight_NGT / total_N1T, uniform_NGT)
 
     def _inverse(self, entropy_NGT: torch.Tensor, side_NGT: torch.Tensor) -> torch.Tensor:
-        """1/H up to a factor that shares do not see: the smallest H over H, which is finite where H is 0."""
+        """1/H up to a factor that cancels in the shares: the smallest H over H, finite even if H is 0."""
         entropy_NGT = entropy_NGT + self.share_eps
         least_N1T = entropy_NGT.masked_fill(~side_NGT, torch.inf).amin(dim=1, keepdim=True)
         return torch.where(entropy_NGT > 0, least_N1T / entropy_NGT, 1.0)

@@ -10,15 +10,15 @@ from iapo_bench.method import Method, per_group
 
 @dataclass
 class Kimi(Method):
-    """Short completions of a group gain, long ones lose; a wrong one can only lose.
+    """Short completions of a group gain and long ones lose; a wrong one can only lose.
 
         lam_i = 1/2 - (L_i - min L)/(max L - min L)          0 where max L = min L
         r_i = 1 + w * lam_i if o_i is correct, else wrong + w * min(0, lam_i)
 
     L: the lengths of the group in tokens. Credit: z-score of r in the group. Loss: sequence mean, clip .2, no KL.
 
-    `w`, `wrong`: those of the code that the LASER authors (arXiv 2505.15612) compare with. Open: the report's
-    own weight is not known. It warms the penalty up, which is not done here.
+    `w`, `wrong`: from the code that the LASER authors (arXiv 2505.15612) compare with. Open: the report's own weight is
+    not known. The report warms the penalty up; this method does not.
     """
 
     name = "kimi"

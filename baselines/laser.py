@@ -10,14 +10,14 @@ from iapo_bench.method import LossSpec, Method, token_limit
 
 @dataclass
 class LASER(Method):
-    """A correct completion earns a bonus if it is within a target length.
+    """A correct completion within a target length earns a bonus.
 
         r_i = 1 + bonus * 1{L_i <= L_T} if o_i is correct, else wrong
 
     L: length in tokens. Credit: z-score of r in the group. Loss: sequence mean, clip .2/.28, KL and entropy bonus .001.
 
     `target`: L_T in tokens or, below 1, as a share of the token limit; the paper uses 2,048, 4,096 (here) and 8,192 of
-    16,384. `wrong`: that of the authors' code. The variants that adapt L_T (LASER-D, LASER-DE) are not here.
+    16,384. `wrong`: from the authors' code. The variants that adapt L_T (LASER-D, LASER-DE) are not implemented.
     """
 
     name = "laser"

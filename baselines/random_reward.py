@@ -10,19 +10,19 @@ from iapo_bench.method import Credit, Method, assign, group_normalise
 
 @dataclass
 class RandomReward(Method):
-    """GRPO on coins: r_i is Bernoulli(1/2), whatever the completion says.
+    """GRPO with coin flips as rewards: r_i is Bernoulli(1/2), independent of the completion.
 
         A_i = norm(r_i, r_group)
 
-    Loss: sequence mean, clip .2, no KL. Accuracy gained here is not from learning what is right. The published gains
-    came through clipping, so with several updates per rollout. The coins come from the step's generator; the reward
-    that is logged is the task's. A format reward has no part.
+    Loss: sequence mean, clip .2, no KL. Any gain in accuracy is not learnt from correct answers. The published gains
+    came through clipping, so with several updates per rollout. The coins come from the step's generator; the logged
+    reward is the task's. A format reward does not enter the credit.
     """
 
     name = "random_reward"
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
-        """Raises ValueError without a generator: coins from a fixed seed would fall alike at every step."""
+        """Raises ValueError without a generator: a fixed seed would repeat the coins at every step."""
         if generator is None:
             raise ValueError("random_reward needs a generator for its coins")
         coins_B = torch.randint(2, batch.correct_B.shape, generator=generator, device=generator.device)

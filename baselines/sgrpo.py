@@ -12,15 +12,15 @@ from iapo_bench.seeds import row_uniforms
 
 @dataclass
 class SGRPO(Method):
-    """GRPO on a random part T_i of each completion's tokens.
+    """GRPO on a random subset T_i of each completion's tokens.
 
         J = 1/G sum_i 1/|T_i| sum_{t in T_i} rho A_i - b*KL,   A_i = norm(r_i, r_group)
         t in T_i: t < a, or Bernoulli(p) while |T_i| < k
 
-    `budget`: the condition is |T_i| < k ("selected") or, as the IAPO authors' code has it, |o_i| < k ("length": a
+    `budget`: the condition is |T_i| < k ("selected") or, as in the IAPO authors' code, |o_i| < k ("length": a
     completion of k tokens or more gets no random tokens, a shorter one no cap).
-    `coins`: each "row" has its own or, in the authors' code, they are "shared": every micro-batch, on every process,
-    throws the same ones, for its rows that need any, one after another. `local_rows`: rows of a micro-batch.
+    `coins`: each "row" has its own coins or, as in the authors' code, they are "shared": in every micro-batch, on every
+    process, the n-th row that needs coins gets the same ones. `local_rows`: rows per micro-batch.
     `ddof`, `eps`: of the reward's z-score.
     """
 
@@ -31,7 +31,7 @@ class SGRPO(Method):
         "format_reward": 0.5,
         **RELEASED_Z_SCORE,
     }
-    # a, k and p are the released code's and the KL coefficient is the IAPO paper's: those of this paper are not known.
+    # a, k and p are from the released code, the KL coefficient from the IAPO paper; this paper's are not known.
     loss: LossSpec = field(default_factory=lambda: LossSpec(kl_coef=0.001))
     a: int = 150
     k: int = 341
@@ -52,19 +52,19 @@ class SGRPO(Method):
         return always_BT | (candidates_BT & room)
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
-        """Raises ValueError without a generator: coins from a fixed seed would fall alike at every step."""
+        """Raises ValueError without a generator: a fixed seed would repeat the coins at every step."""
         advantages_B = group_normalise(batch.rewards_B, batch.group_size, eps=self.eps, ddof=self.ddof)
         if generator is None:
             raise ValueError("sgrpo needs a generator for its coins")
         row_seeds = torch.randint(2**63 - 1, (len(advantages_B),), generator=generator, device=generator.device)
         if self.coins == "shared":
             row_seeds = row_seeds[self._seats(batch, generator)]
-        # A row whose T_i is empty adds nothing to the sum over G, and still counts in its mean.
+        # A row with an empty T_i adds nothing to the sum over G but still counts in its mean.
         everyone_B = torch.ones_like(batch.correct_B)
         return assign(advantages_B, batch, self.select(batch, row_seeds.tolist()), counted=everyone_B)
 
     def _seats(self, batch: RolloutBatch, generator: torch.Generator) -> torch.Tensor:
-        """Which row of coins each row gets, int64 (B,): its place among those of its micro-batch that need coins."""
+        """Which row of coins each row gets, int64 (B,): its index among the rows of its micro-batch that need coins."""
         tossing_B = batch.lengths_B < self.k if self.budget == "length" else batch.lengths_B > 0
         seats_B = torch.zeros(len(tossing_B), dtype=torch.long)
         for part in torch.randperm(len(seats_B), generator=generator).split(self.local_rows):

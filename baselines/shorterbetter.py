@@ -11,7 +11,7 @@ from iapo_bench.method import Method, per_group
 
 @dataclass
 class ShorterBetter(Method):
-    """The shortest correct completion of a group sets the length that all should have.
+    """The shortest correct completion of a group sets the target length for all of them.
 
         r_i = a * c_i - b * |L_i - SOL|
         SOL = the shortest correct length of the group; its mean length if none is correct
@@ -19,8 +19,8 @@ class ShorterBetter(Method):
     c: 1 if correct, else 0; L: length in tokens. Credit: z-score of r in the group. Loss: sequence mean, clip .2, and
     no KL.
 
-    `a`: 2 in the paper (known second-hand), 1 in the released code, which has a KL penalty of 0.001 too. `b`: a token's
-    share of the reward, 0.001.
+    `a`: 2 in the paper (known second-hand), 1 in the released code, which also has a KL penalty of 0.001. `b`: the
+    penalty per token, 0.001.
     """
 
     name = "shorterbetter"

@@ -1,5 +1,5 @@
-"""The shared core: everything that every method has in common, and no method by name.
+"""The shared core: everything that the methods have in common. It names no method.
 
-Data flows one way: world -> rollout -> signals -> method (credit) -> update -> checkpoint, and, apart from it,
-sample -> grade -> metrics -> tables and figures. No module imports one that stands after it.
+Data flows one way: world -> rollout -> signals -> method (credit) -> update -> checkpoint, and separately
+sample -> grade -> metrics -> tables and figures. No module imports a later one.
 """

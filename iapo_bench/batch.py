@@ -1,4 +1,4 @@
-"""A rollout as every method sees it: tensors, shapes and the promises about their padding.
+"""A rollout as every method sees it: tensors, their shapes and padding.
 
 Dimensions: N prompts, G completions each, B = N*G rows with a prompt's completions adjacent, P prompt width,
 T completion width, S = T + 1 prefixes (0 to T completion tokens).
@@ -11,22 +11,22 @@ import torch
 
 
 class Noise(NamedTuple):
-    """The rounding of a forward pass: a spread of at most this share of a signal (or of 1, if that is more) is noise,
-    which a z-score would blow up to full size."""
+    """Rounding noise of a forward pass. A spread of at most this times max(1, largest magnitude) counts as zero: a
+    z-score would blow it up to full size."""
 
     nats: float  # of entropies and their differences
     share: float  # of probabilities and shares, from 0 to 1
 
 
-# In bfloat16, over a completion, the largest spread of the distance to float32 (SmolLM2-135M, 64 completions of 60
-# tokens): .82 nats in the differences of answer entropies (median .43), .11 in the tokens' probabilities.
+# The error of bfloat16 against float32 (SmolLM2-135M, 64 completions of 60 tokens) spreads over a completion by at most
+# .82 nats in differences of answer entropies (median .43) and .11 in token probabilities.
 SIGNAL_NOISE = {"float32": Noise(1e-5, 1e-5), "bfloat16": Noise(0.85, 0.12)}
 
 
 def as_mask(mask: torch.Tensor, name: str, like: torch.Tensor | None = None) -> torch.Tensor:
-    """The mask as bool; bool or integers of 0 and 1, as tokenizers return them.
+    """The mask as bool, from bool or from integers 0 and 1, as tokenizers return them.
 
-    Raises ValueError for anything else, which indexing would take for row numbers, and for another shape than `like`'s.
+    Raises ValueError for anything else, which indexing would read as row numbers, and for a shape other than `like`'s.
     """
     for value, role in ((mask, name), (mask if like is None else like, f"what {name} masks")):
         if not isinstance(value, torch.Tensor):
@@ -42,10 +42,10 @@ def as_mask(mask: torch.Tensor, name: str, like: torch.Tensor | None = None) -> 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One rollout. Masks are bool, or become it: 1 on real tokens, the end-of-sequence token included.
+    """One rollout. Masks are converted to bool: true on real tokens, the end-of-sequence token included.
 
-    Signals that no method asked for are None. Everything here is detached. Raises ValueError for a mask of anything but
-    bool or integers of 0 and 1: as an index it would choose rows.
+    Signals that no method asked for are None. All tensors are detached. Raises ValueError for a mask that is neither
+    bool nor integers 0 and 1.
     """
 
     prompt_ids_BP: torch.Tensor  # int64, left-padded
@@ -55,11 +55,11 @@ class RolloutBatch:
     rewards_B: torch.Tensor  # float32: +1 correct, -1 otherwise, until a method's `shape_rewards`
     correct_B: torch.Tensor  # bool
     truncated_B: torch.Tensor  # bool: stopped by the token limit, no end-of-sequence
-    formatted_B: torch.Tensor  # bool: the completion keeps to the asked-for format
+    formatted_B: torch.Tensor  # bool: the completion has the requested format
     group_size: int  # G
-    max_tokens: int  # the limit on completion tokens under which the rollout was made
+    max_tokens: int  # the rollout's limit on completion tokens
     sampler_logp_BT: torch.Tensor  # float32: log-probabilities as the rollout engine reported them
-    signal_noise: Noise = SIGNAL_NOISE["float32"]  # by the dtype of the passes that made the signals
+    signal_noise: Noise = SIGNAL_NOISE["float32"]  # for the dtype of the passes that computed the signals
     old_logp_BT: torch.Tensor | None = None  # float32: log pi_old(o_t | q, o_<t), nats
     ref_logp_BT: torch.Tensor | None = None  # float32: the same under the reference model
     token_entropy_BT: torch.Tensor | None = None  # float32: full-vocabulary entropy of pi_old at t, nats
@@ -75,7 +75,7 @@ class RolloutBatch:
         return self.completion_mask_BT.sum(dim=1)
 
     def rows(self, index: torch.Tensor) -> "RolloutBatch":
-        """The rows `index` (whole groups, please), with every per-row tensor cut alike."""
+        """The rows `index`, which must be whole groups, of every per-row tensor."""
         cut: dict[str, Any] = {
             f.name: value[index] for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)
         }
@@ -84,7 +84,7 @@ class RolloutBatch:
     def validate(self) -> "RolloutBatch":
         """Check shapes, masks, finiteness and group adjacency; return self.
 
-        Raises ValueError naming the first field that breaks its promise: a wrong batch must never train a model.
+        Raises ValueError naming the first invalid field: a wrong batch must never train a model.
         """
         B, P = self.prompt_ids_BP.shape
         T = self.completion_ids_BT.shape[1]

@@ -20,14 +20,14 @@ REQUIRED = ("transformers", "snakemake", "datasets", "math-verify", "pandas", "p
 OPTIONAL = ("lm-eval",)
 EXECUTOR = "snakemake-executor-plugin-"
 
-# Asked where a dataset would have to be fetched.
+# Used where the dataset would have to be downloaded.
 STAND_IN = Problem("stand-in", "A shelf holds 17 books, and 25 more are put on it. How many books does it hold?", "42")
 
-Row = tuple[str, str, str]  # what, what there is, how to mend or extend it
+Row = tuple[str, str, str]  # item, what was found, how to fix or extend it
 
 
 def examine(folder: Path = Path()) -> tuple[list[Row], bool]:
-    """One row for everything the suite can use, and whether it can run at all; `folder`: where results would lie."""
+    """A row for everything that the suite can use, and whether it can run at all; `folder`: the place for results."""
     torch_rows, torch_works = _torch()
     packages = [_package(name) for name in REQUIRED]
     works = torch_works and all(found != "missing" for _, found, _ in packages)
@@ -51,11 +51,11 @@ def show(rows: list[Row]) -> str:
 
 
 def examine_model(tier: TierConfig, path: Path, dataset: str | None) -> tuple[str, bool]:
-    """How the model in the directory `path` is asked and read on `dataset` (by default the tier's): the exact prompt,
-    the stops, and what becomes of a perfect completion; and whether that is graded right and well formed.
+    """How the model in the directory `path` is prompted and read on `dataset` (by default the tier's): the exact
+    prompt, the stop tokens and a perfect completion; and whether that completion is graded correct and well formed.
 
-    The first test problem is asked where the data are local. Raises UserError for a model or a chat template that
-    cannot be used.
+    The prompt holds the first test problem if the data are local, otherwise a stand-in. Raises UserError for a model or
+    a chat template that cannot be used.
     """
     from iapo_bench.models.checkpoints import load_skeleton, load_tokenizer, stop_ids
     from iapo_bench.worlds.dialogue import completion_texts
@@ -91,7 +91,7 @@ def examine_model(tier: TierConfig, path: Path, dataset: str | None) -> tuple[st
 
 
 def _world_config(tier: TierConfig, dataset: str | None) -> WorldConfig:
-    """The tier's world, or another dataset with what does not depend on the dataset."""
+    """The tier's world, or that of another dataset in the same `data_dir`. Raises UserError for an unknown dataset."""
     if dataset in (None, tier.world.name):
         return tier.world
     if dataset not in list_datasets():
@@ -135,7 +135,7 @@ def _vllm() -> Row:
 
 def _executors() -> Row:
     plugins = {d.name.removeprefix(EXECUTOR) for d in metadata.distributions() if d.name.startswith(EXECUTOR)}
-    plugins.discard("slurm-jobstep")  # what Slurm's jobs use of their own accord
+    plugins.discard("slurm-jobstep")  # Slurm's plugin uses it inside its jobs
     installed = ", ".join(["local", *sorted(plugins)])
     return "snakemake executors", installed, "" if "slurm" in plugins else f"for Slurm: pip install {EXECUTOR}slurm"
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, or the machine's fault: one clear line, exit code 2, nothing half-written."""
+"""Errors that the user or the machine causes: one clear line, exit code 2, nothing half-written."""
 
 import difflib
 import errno
@@ -25,20 +25,20 @@ class Stopped(BaseException):
         self.name = signal.Signals(number).name
 
 
-# What libraries say when memory is short; each has an exception of its own.
+# Out-of-memory messages of libraries, each of which raises its own type of exception.
 _MEMORY = re.compile(
     r"out of memory|(can't|cannot|could not|failed to) allocate|bad_alloc|can't start new thread|"
     r"failed to map segment|mmap failed",
     re.IGNORECASE,
 )
-# What libraries that write in another language than Python say of the file system.
+# File-system errors of libraries written in other languages, which carry no errno.
 _SYSTEM = re.compile(r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system")
 GOES_ON = "the same command goes on where it stopped"
 _ADDRESS_SPACE = 1.25  # GiB; loading torch, transformers and scipy takes 1.1
 
 
 def explain(error: BaseException) -> str | None:
-    """The line for an error of the user, or of the machine: memory, disk, files. None for a mistake of the program."""
+    """One line for an error of the user or the machine (memory, disk, files); None for a bug in the program."""
     if isinstance(error, UserError):
         return str(error)
     reason = first_line(error)
@@ -52,7 +52,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or else its kind."""
+    """The first line of an error's message, or the error's type if the message is empty."""
     if isinstance(error, KeyError):
         return f"it lacks {error}"
     lines = str(error).strip().splitlines()
@@ -60,10 +60,10 @@ def first_line(error: BaseException) -> str:
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, in the words of Python or of a library."""
+    """Whether an error of Python or a library means that memory ran out."""
     if isinstance(error, SystemError):
-        # Where an allocation fails, an extension can lose the MemoryError. Allocations fail under a limit; without one
-        # the kernel ends processes instead, and a SystemError is a mistake of an extension.
+        # An extension can lose the MemoryError of a failed allocation. Allocations fail only under a limit; without one
+        # the kernel kills processes instead, and a SystemError is a bug in the extension.
         return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError | ImportError) and bool(_MEMORY.search(str(error)))
@@ -71,8 +71,8 @@ def short_of_memory(error: BaseException) -> bool:
 
 
 def require_address_space() -> None:
-    """Refuse a limit of address space in which libraries do not load: there OpenBLAS waits for ever, or the loader
-    aborts, before Python can say a word."""
+    """Raise UserError if `ulimit -v` is too low to load the libraries: OpenBLAS would hang, or the loader abort, before
+    Python could report an error."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE * 2**30:
         raise UserError(
@@ -83,7 +83,8 @@ def require_address_space() -> None:
 
 @contextmanager
 def damaged(file: str | Path, hint: str) -> Iterator[None]:
-    """Make a UserError of whatever a library raises that reads `file`, but for a lack of memory."""
+    """Turn any exception of a library that reads `file`, unless memory ran out, into a UserError that ends with
+    `hint`."""
     try:
         yield
     except UserError:
@@ -96,7 +97,7 @@ def damaged(file: str | Path, hint: str) -> Iterator[None]:
 
 @contextmanager
 def written(file: Path, unfinished: str) -> Iterator[None]:
-    """Let what the file system says of no path, or of one that begins with `unfinished`, name `file`."""
+    """Make a file-system error name `file` if it names no path, or one that begins with `unfinished`."""
     try:
         yield
     except (UserError, MemoryError):
@@ -112,14 +113,14 @@ def written(file: Path, unfinished: str) -> Iterator[None]:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest names or all that do."""
+    """The error for an unknown name: the nearest known name, if one is close, and all known ones."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return UserError(f"unknown {kind} '{name}': {hint}known: {', '.join(known) or 'none'}")
 
 
-# What a failing line of a user's file most likely needs, by what the error says.
+# The likely fix of a failing line in a user's file, by words of the error.
 _HINTS = {
     "bool tensor": "flags such as correct_B are bool: use per_group(batch.correct_B, batch), or .float()",
     "dtype must be either a floating point": "lengths and flags are not floats: use per_group, or .float()",
@@ -129,8 +130,8 @@ _HINTS = {
 
 @contextmanager
 def blamed(file: str | Path, owner: str, part: str, function: object = None) -> Iterator[None]:
-    """Make one line of whatever goes wrong inside: a UserError with the owner of `file`, the last line reached in it,
-    or else where `function` begins there, the part of the owner that was at work, and what most likely helps."""
+    """Turn any error inside into a one-line UserError: `owner`, the last line reached in `file` (or else the first line
+    of `function` there), the failing `part`, the message, and a likely fix."""
     try:
         yield
     except Exception as error:

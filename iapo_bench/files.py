@@ -1,5 +1,4 @@
-"""Files that are written whole or not at all and lie on the disk before they get their name, and readers that name the
-file and line of whatever is wrong with one."""
+"""Atomic writes, flushed to disk before the rename, and readers whose errors name file and line."""
 
 import errno
 import fcntl
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-# Seconds after which the folder of a writer that holds no lock is that of one that was killed.
+# Age in seconds from which an unlocked temporary folder counts as left by a killed writer.
 _ABANDONED = 60
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, in the same file system; it becomes `path`, or what that links to, when the block ends
-    without an error. Raises UserError where `path` is something else than a file.
+    """A temporary path on the same file system; it is renamed to `path`, or its link target, when the block ends
+    without an error. Raises UserError if `path` exists and is not a file.
 
-    Each writer has a path of its own: of two at once both are whole, and the later one stays.
+    Each writer has its own temporary path: of two at once, the later one wins, and its file is complete.
     """
     path = _linked(path)
     with _workplace(path) as folder:
@@ -47,9 +46,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill; it replaces `path`, or what that links to, when the block ends without an error. Of two
-    writers the later one stays. Raises UserError where `path` is no directory, or one of things that are none of this
-    writer's."""
+    """A directory to fill; it replaces `path`, or its link target, when the block ends without an error. Of two writers
+    the later one wins. Raises UserError if `path` is not a directory, or has entries but none that the new one has."""
     path = _linked(path)
     with _workplace(path) as folder:
         partial = folder / path.name
@@ -68,7 +66,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 partial.rename(path)
                 break
             except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # those: another writer was faster
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another writer was faster
                     raise
         _flush(path.parent)
 
@@ -81,7 +79,7 @@ def _names(folder: Path) -> set[str]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep an existing directory to this process. Raises UserError while another one has claimed it."""
+    """Hold an exclusive lock on an existing directory. Raises UserError if another process holds it."""
     lock = _lock(folder)
     if lock is None:
         raise UserError(f"another process works in {folder}: wait for it, end it, or choose another output")
@@ -92,7 +90,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process has claimed the directory; where the file system knows no locks, no."""
+    """Whether a process has claimed the directory; False on a file system without locks."""
     lock = _lock(folder)
     if lock is not None:
         os.close(lock)
@@ -101,7 +99,7 @@ def is_claimed(folder: Path) -> bool:
 
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
-    """A directory beside `path` for one writer; those of writers that were killed are removed."""
+    """A temporary directory beside `path` for one writer; removes those that killed writers left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with suppress(OSError):
@@ -118,13 +116,13 @@ def _workplace(path: Path) -> Iterator[Path]:
 
 
 def _linked(path: Path) -> Path:
-    """Where a symbolic link leads, which stays as it is."""
+    """The target of a symbolic link, so that a write keeps the link; any other path unchanged."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a directory until it is closed, or None while another process has it. Where
-    the file system knows no locks, it holds none."""
+    """A descriptor that locks a directory until it is closed, or None if another process holds the lock. On a file
+    system without locks it locks nothing."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +135,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file or a directory to the disk: a rename alone can survive a loss of power that its content does not."""
+    """Flush a file or directory to disk: after a power loss the rename can survive without the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -149,7 +147,7 @@ def _flush(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 text, without a byte-order mark. Raises UserError for a file that is missing, unreadable or not that."""
+    """UTF-8 text, without byte-order mark. Raises UserError for a file that is missing, unreadable or not UTF-8."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -165,7 +163,7 @@ def read_text(path: Path) -> str:
 
 def parse_json(text: str, place: str, hint: str) -> Any:
     """The value of strict JSON. Raises UserError that names `place` and ends with `hint`, also for numbers that are not
-    finite or have thousands of digits, halves of surrogate pairs, and nesting beyond reading."""
+    finite or have thousands of digits, lone surrogates, and too deep nesting."""
     try:
         value = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object)
         if "\\u" in text:
@@ -206,11 +204,11 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
 
 
 def read_parquet(path: Path, columns: Mapping[str, Any], hint: str = "make it again") -> "pd.DataFrame":
-    """The table of a parquet file that has rows and at least `columns`, each of its kind. Raises UserError for a file
-    that is missing, broken, empty or without one of them.
+    """Read a parquet file that has rows and at least `columns`, as `require_columns` checks them. Raises UserError for
+    a file that is missing, broken, empty or lacks a column.
 
-    Arrow opens the file itself. Given a file of Python's, as pandas would, its threads may still hold that when the
-    interpreter ends, and a thread that then asks for the interpreter's lock takes the process down.
+    Arrow gets the path, not a Python file object, which pandas would pass: at interpreter exit an Arrow thread may
+    still hold that object, and crashes the process when it asks for the GIL.
     """
     import pyarrow.parquet as pq
 
@@ -227,7 +225,7 @@ def read_parquet(path: Path, columns: Mapping[str, Any], hint: str = "make it ag
 
 _WHOLE, _NUMBER, _TEXT = r"u?int\d+", r"double|float|u?int\d+", "(large_)?string"
 _LIST = r"(large_)?list<\w+: (%s)( not null)?>"
-# What a column is asked to hold: in words, and the types of Arrow's that do.
+# The kinds of columns: in words, and the Arrow types that match.
 _KINDS = {
     str: ("text", rf"{_TEXT}|dictionary<values={_TEXT},.*>"),
     int: ("a whole number", _WHOLE),
@@ -241,8 +239,8 @@ _KINDS = {
 
 
 def require_columns(table: "pa.Table", columns: Mapping[str, Any], path: Path, hint: str) -> None:
-    """Raises UserError unless the table of `path` has `columns`, each of its kind: `str`, `int`, `float`, `bool`,
-    `list[int]` and so on, or `object`, which is anything. No row is without a value, but for floats and objects."""
+    """Raise UserError unless the table of `path` has `columns`, each of its kind: `str`, `int`, `float`, `bool`,
+    `list[int]` and so on, or `object` for anything. Only columns of floats and objects may have nulls."""
     for name, kind in columns.items():
         if name not in table.column_names:
             raise UserError(f"{path} has no column '{name}': {hint}")
@@ -253,8 +251,8 @@ def require_columns(table: "pa.Table", columns: Mapping[str, Any], path: Path, h
 
 
 def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "make it again", **options: Any) -> "pd.DataFrame":
-    """The table of a CSV file that has at least `columns`; `options` are those of pandas. Raises UserError for a file
-    that is missing, broken, or without one of them."""
+    """Read a CSV file that has at least `columns`; `options` go to pandas. Raises UserError for a file that is missing,
+    broken or lacks a column."""
     import io
 
     import pandas as pd
@@ -268,9 +266,9 @@ def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "make it again
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """`value` as strict JSON; a NumPy scalar becomes its number, and what else JSON does not know (a path) its text.
+    """`value` as strict JSON; a NumPy scalar becomes a number, any other type that JSON lacks (a path) a string.
 
-    Raises UserError, naming the place, for a number that is not finite: bare NaN is no JSON, and no result either.
+    Raises UserError, naming the place, for a number that is not finite: NaN is not JSON, nor a result.
     """
     try:
         return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
@@ -306,12 +304,12 @@ def _plain(value: Any) -> Any:
 
 
 def first_infinite(value: Any, place: str = "") -> str | None:
-    """Where in nested values the first number stands that is not finite; None where all are."""
+    """The place of the first number in nested values that is not finite; None if all are finite."""
     return next(_not_finite(value, place), None)
 
 
 def _not_finite(value: Any, place: str = "") -> Iterator[str]:
-    """Where in nested values the numbers stand that are not finite: "cells.pass@1.lo"."""
+    """The places of numbers in nested values that are not finite, such as "cells.pass@1.lo"."""
     if isinstance(value, float) and not math.isfinite(value):
         yield place
     elif isinstance(value, dict | list | tuple):

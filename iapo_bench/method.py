@@ -1,7 +1,7 @@
 """The interface of a method: credit assignment and its loss.
 
 A method is one class in `methods/<name>.py` or `baselines/<name>.py`. Its fields with defaults are its options; the
-defaults are the setting that its paper publishes.
+defaults are the settings that its paper publishes.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ PROFILES = ("paper", "released")
 
 
 def _check_options(options: Any, owner: str) -> None:
-    """Raise UserError where a field holds the wrong type or a word that its Literal does not list."""
+    """Raise UserError for a field of the wrong type, outside its Literal, or not finite."""
     hints = get_type_hints(type(options))
     for option in dataclasses.fields(options):
         hint, value = hints[option.name], getattr(options, option.name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             raise unknown(f"{option.name} of {owner}", str(value), get_args(hint))
-        # YAML reads 1e-6 as a string: it wants 1.0e-6.
+        # Plain YAML reads 1e-6 as a string; a number is 1.0e-6.
         if (hint in (bool, int, float) and not isinstance(value, (int, hint))) or (
             isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint)
         ):
@@ -42,7 +42,7 @@ def _check_options(options: Any, owner: str) -> None:
                 raise UserError(f"{option.name} of {owner} must be finite, is {value!r}")
 
 
-# The reward z-score of the released code, which is that of TRL: sample standard deviation, and an eps that shows.
+# The released code's z-score of rewards, as in TRL: sample standard deviation, and an eps large enough to matter.
 RELEASED_Z_SCORE = {"ddof": 1, "eps": 1e-4}
 
 
@@ -56,13 +56,13 @@ class Signal(enum.Enum):
 
 @dataclass(frozen=True)
 class Reading:
-    """How entropies are read. The defaults are the definition; each field is a departure of the released code.
+    """How entropies are computed. The defaults are the definition; each field is a departure of the released code.
 
-    `padding`: at padding too (by default 0 there), which then counts in a method's statistics. The rows lie in `ranks`
-    parts of whole groups, each padded to its own longest prompt and completion, and a completion's last column is the
-    last that is read; beyond the part's width there are zeros.
-    `postfix_chunk`: prefixes are taken in chunks of this many, and the postfix stands where the chunk's longest prefix
-    ends, after a gap in positions; 0: right after its own prefix.
+    `padding`: entropies at padding too (0 by default), which then count in a method's statistics. The rows are split
+    into `ranks` parts of whole groups, each padded to its own longest prompt and completion; entropies beyond a part's
+    width are 0.
+    `postfix_chunk`: prefixes are processed in chunks of this many, and the postfix takes the positions after the
+    chunk's longest prefix, which leaves a gap after a shorter one; 0: right after its own prefix.
     `left_padding`: the postfix attends to the padding left of the prompt.
     `bfloat16`: logits, and the sums over the vocabulary, in bfloat16.
     """
@@ -92,13 +92,13 @@ class LossSpec:
     """The policy-gradient loss around a credit: rho = pi/pi_old, A the advantage, sg stops the gradient.
 
     `objective`: "clipped" is the clipped surrogate -min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A); "cispo"
-    is -sg(min(rho, 1 + clip_high)) * A * log pi, where every token keeps a gradient and `clip_low` has no part.
+    is -sg(min(rho, 1 + clip_high)) * A * log pi, where every token keeps a gradient and `clip_low` is unused.
     `ratio`: "token", or "sequence" for GSPO's rho_i = exp(mean_t log rho[i,t]) over the row's weighted tokens; each
     token keeps its own advantage and gradient (GSPO-token, which is GSPO where a row's tokens share one advantage).
     `reduction`: "sequence_mean" averages each row over its weighted tokens, then rows; "token_mean" averages over all
     weighted tokens of the update batch; "constant" divides by rows times the token limit (Dr. GRPO).
-    `local_rows`: the token mean is taken over each of the parts of this many rows, drawn at random, and then over the
-    parts, as by accumulation over the micro-batches of the released code; 0: over the whole update batch.
+    `local_rows`: token means are taken over random parts of this many rows and then averaged over the parts, as the
+    released code accumulates gradients over micro-batches; 0: over the whole update batch.
     """
 
     clip_low: float = 0.2
@@ -116,8 +116,8 @@ class LossSpec:
             raise UserError("local_rows of the loss goes with reduction token_mean, and is 0 or a number of rows")
 
     def idle_choices(self, updates_per_rollout: int) -> list[str]:
-        """The settings that change nothing: with one update per rollout rho is 1, so neither clipping nor the
-        objective nor the ratio level can act. Settings at their defaults are not listed."""
+        """Names of non-default settings without effect: with one update per rollout rho is 1, so neither clipping nor
+        the objective nor the ratio level can act."""
         if updates_per_rollout > 1:
             return []
         choices = ("objective", "ratio", "clip_low", "clip_high")
@@ -129,8 +129,8 @@ class Credit:
     """Advantages and loss weights, float32 (B, T).
 
     A token with weight 0 leaves both the loss and its normaliser; one with weight 1 and advantage 0 stays in the
-    normaliser. `counted_B`: bool, the rows that a mean over rows counts; without it, those with any weight, so that
-    rows which a method drops leave the mean.
+    normaliser. `counted_B`: bool (B,), the rows that a mean over rows counts; by default those with any weight, so that
+    rows that a method drops leave the mean.
     """
 
     advantages_BT: torch.Tensor
@@ -166,13 +166,13 @@ class Method:
     UserError.
 
     Hooks are pure functions of the batch and a generator: no I/O, no model. A method that learns from batch to batch
-    (`observe`) keeps what it learnt in `state_dict`, so that a resumed run goes on as if it had never stopped.
+    (`observe`) returns its state from `state_dict`, so that a resumed run continues as if it had never stopped.
     """
 
     name: ClassVar[str]
     released: ClassVar[dict[str, Any]] = {}  # options that turn the paper's formula into the released code's
     loss: LossSpec = field(default_factory=LossSpec)
-    format_reward: float = 0.0  # added for keeping to the asked-for format, subtracted for not
+    format_reward: float = 0.0  # added for the requested format, subtracted without it
 
     def __post_init__(self) -> None:
         _check_options(self, self.name)
@@ -184,7 +184,7 @@ class Method:
 
     @property
     def reading(self) -> Reading:
-        """How the entropies among them are read."""
+        """How the entropies among `needs` are computed."""
         return EXACT
 
     def shape_rewards(self, batch: RolloutBatch) -> torch.Tensor:
@@ -192,7 +192,7 @@ class Method:
         return self.with_format(batch.rewards_B, batch)
 
     def with_format(self, rewards_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
-        """The rewards (B,) plus `format_reward` for keeping to the format, minus it for not, float32 (B,)."""
+        """The rewards (B,) plus `format_reward` for the requested format, minus it without, float32 (B,)."""
         return rewards_B.float() + torch.where(batch.formatted_B, self.format_reward, -self.format_reward)
 
     def accept_group(self, correct_G: torch.Tensor) -> bool:
@@ -200,21 +200,21 @@ class Method:
         return True
 
     def observe(self, batch: RolloutBatch) -> None:
-        """Take note of a batch before its credit is assigned."""
+        """Update the method's own state from a batch, before the batch's credit is assigned."""
 
     def credit(self, batch: RolloutBatch, generator: torch.Generator | None = None) -> Credit:
         """Assign credit; by default GRPO's, the z-score of the rewards in the group for every token of a row.
 
-        `batch.rewards_B` holds shaped rewards; `generator` is for a method's own coins.
+        `batch.rewards_B` holds shaped rewards; `generator` is for a method's own random draws.
         """
         return assign(group_normalise(batch.rewards_B, batch.group_size), batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `observe` learnt."""
+        """The state that `observe` updates."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore the state from `state_dict`."""
 
 
 def assign(
@@ -224,7 +224,7 @@ def assign(
     *,
     counted: torch.Tensor | None = None,
 ) -> Credit:
-    """The credit with these advantages, (B, T) or one a row (B,), and exact zeros at padding.
+    """The credit with these advantages, (B, T) or one per row (B,), and exact zeros at padding.
 
     `weights`: a mask (B, T) or (B, 1), bool or integers of 0 and 1, the tokens that count in the loss; without it, all
     real tokens do. `counted`: see `Credit.counted_B`. Raises ValueError for any other shape or mask.
@@ -258,13 +258,13 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
 
 
 def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
-    """Makes one line of whatever goes wrong in a method's hook, with the line of the method's file."""
+    """Turn any error in a method's hook into a one-line UserError with the line of the method's file."""
     return blamed(inspect.getfile(type(method)), f"method {method.name}", hook, getattr(type(method), hook, None))
 
 
 def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
-    """The batch as the method's hooks see it: signals that it does not need are None, though others may need them, and
-    the rest are copies, so that a hook that writes to one changes no batch but its own."""
+    """The batch as the method's hooks see it: signals outside `needs` are None, and tensors are copies, so that a hook
+    that writes to one changes only its own batch."""
     hidden = {each.value for each in Signal if each not in method.needs}
     held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     seen: dict[str, Any] = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
@@ -281,7 +281,7 @@ def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
 
 
 def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
-    """Whether the method trains on a group. Raises UserError, naming method and file, unless it says yes or no."""
+    """Whether the method trains on a group. Raises UserError, naming method and file, unless its answer is a bool."""
     with blaming(method, "accept_group"):
         verdict = method.accept_group(correct_G)
         if not isinstance(verdict, bool):
@@ -290,8 +290,8 @@ def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
 
 
 def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Generator) -> Credit:
-    """The method's credit for a batch that it has observed before. Raises UserError, naming method and file, when it
-    fails or is not what `Credit.validate` asks for."""
+    """Let the method observe the batch, then return its credit. Raises UserError, naming method and file, if a hook
+    fails or the credit does not pass `Credit.validate`."""
     with blaming(method, "observe"):
         method.observe(visible(batch, method))
     with blaming(method, "credit"):
@@ -302,7 +302,7 @@ def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Gener
 
 
 def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
-    """The values of a row each as float64 (N, G), a group in each row; a flag becomes 0 or 1.
+    """Per-row values (B,) as float64 (N, G), one group per row; a flag becomes 0 or 1.
 
     Raises UserError for groups of one.
     """
@@ -311,9 +311,9 @@ def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:
 
 
 def token_limit(setting: float, batch: RolloutBatch, option: str) -> float:
-    """A length in tokens from an option that is one or, below 1, a share of `batch.max_tokens`.
+    """A length in tokens from a setting in tokens or, below 1, as a share of `batch.max_tokens`.
 
-    Raises UserError, which calls the setting `option`, for one that is negative or exceeds `batch.max_tokens`.
+    Raises UserError, naming `option`, for a length that is negative or exceeds `batch.max_tokens`.
     """
     limit = batch.max_tokens
     tokens = setting * limit if setting < 1 else setting
@@ -363,9 +363,9 @@ def masked_normalise(
 
 
 def group_normalise(values_B: torch.Tensor, group_size: int, *, eps: float = 1e-6, ddof: int = 0) -> torch.Tensor:
-    """(value - mean) / (std + eps) within each group, (B,). A group without spread gets exactly 0.
+    """(value - mean) / (std + eps) within each group, float32 (B,). A group without spread gets exactly 0.
 
-    Raises UserError for groups of one, which have no spread to compare with.
+    Raises UserError for groups of one.
     """
     require_groups(group_size)
     values_NG = values_B.view(-1, group_size)
@@ -427,7 +427,7 @@ def _replace_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
 
 
 def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
-    """The class, unless a slip would make its hooks or its options count for nothing."""
+    """The class. Raises UserError for mistakes that Python accepts: a misspelt hook, or options without @dataclass."""
     options, known = vars(cls).get("__annotations__", {}), {name for name in vars(Method) if name[0] != "_"}
     for name in vars(cls).keys() - options.keys() - known:
         near = difflib.get_close_matches(name, known - vars(cls).keys(), n=1, cutoff=0.8)

@@ -14,12 +14,12 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 METHOD_DIRS = (ROOT / "methods", ROOT / "baselines")
 DATASET_DIRS = (ROOT / "iapo_bench" / "worlds" / "datasets",)
-OWN_DATASET = ROOT / "iapo_bench" / "worlds" / "own.py"  # problems of one's own, which world.file names
+OWN_DATASET = ROOT / "iapo_bench" / "worlds" / "own.py"  # the user's own problems, which world.file names
 REWARD_DIRS = (ROOT / "rewards",)
 
 
 def find_files(folders: Sequence[Path]) -> dict[str, Path]:
-    """Every file by name, without `.py`; the earlier folder wins. A leading underscore keeps a file apart."""
+    """Every file by name, without `.py`; the earlier folder wins. Files with a leading underscore are left out."""
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.py")):
@@ -68,7 +68,7 @@ def load_class(path: Path, base: type[T], name: str) -> type[T]:
 
 
 def _module(path: Path) -> ModuleType:
-    """A file of the package as the module that it is, any other run anew under the name of its folder and its own."""
+    """Import a file of the package as its regular module; execute any other file anew, as the module FOLDER.NAME."""
     if path.is_relative_to(ROOT / "iapo_bench"):
         with blamed(path, path.stem, "import"):
             return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

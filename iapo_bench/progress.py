@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log."""
+"""Progress of long work: a bar on a terminal, occasional lines in a log."""
 
 import os
 import sys
@@ -11,13 +11,13 @@ SECONDS = 10.0  # between the lines of a log
 
 
 def bars_as_lines() -> None:
-    """Let every bar of every library write whole lines, seldom: for files that people read later."""
+    """Make the bars of all libraries write whole lines at long intervals, for log files."""
     os.environ["TQDM_MININTERVAL"] = str(SECONDS)  # for child processes
     tqdm.status_printer = staticmethod(_lines)  # type: ignore[method-assign]
 
 
 def _lines(file: Any) -> Callable[[str], None]:
-    """What writes each state of a bar as a line of its own."""
+    """A printer that writes each state of a bar on its own line."""
 
     def write(state: str) -> None:
         if state.strip():
@@ -34,7 +34,7 @@ class _Lines(tqdm):
 
 
 def progress(iterable: Any = None, **options: Any) -> tqdm:
-    """A `tqdm` bar of the options given; where standard error is no terminal, at most a line in ten seconds."""
+    """A `tqdm` bar with these options; if standard error is not a terminal, at most one line every ten seconds."""
     if sys.stderr.isatty():
         return tqdm(iterable, **{"mininterval": 1, **options})
     return _Lines(iterable, **{**options, "mininterval": SECONDS, "maxinterval": SECONDS, "miniters": 1, "ascii": True})

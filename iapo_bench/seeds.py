@@ -1,7 +1,7 @@
 """Every random number comes from one seed through named, independent streams.
 
-Data order, sampling, initialisation and a method's own coins must not share a stream: otherwise a method that draws one
-number more than another would see other data, and the comparison between them would be of luck.
+Data order, sampling, initialisation and a method's own random draws must not share a stream: otherwise a method that
+draws one number more than another would see other data, and the comparison between them would be one of luck.
 """
 
 import zlib
@@ -31,7 +31,7 @@ def numpy_stream(seed: int, stream: str, *keys: int) -> np.random.Generator:
 
 def torch_stream(seed: int, stream: str, *keys: int) -> "torch.Generator":
     """A CPU torch generator for the stream."""
-    import torch  # late: measuring needs streams and no torch
+    import torch  # here: measuring needs streams but not torch
 
     return torch.Generator().manual_seed(stream_seed(seed, stream, *keys))
 

@@ -1,4 +1,4 @@
-"""A method's first trial: it is trained and compared with finished runs of other methods."""
+"""`iapo-bench try`: train one method and compare it with finished runs of other methods."""
 
 import subprocess
 import sys
@@ -22,9 +22,9 @@ from iapo_bench.workflow import Workflow
 
 def try_method(name: str, tier: str, *, seeds: int, cores: int) -> None:
     """Train, sample and grade `name` for the first training seeds of a tier, and print how it differs from the base and
-    from every other method whose runs of these seeds are there and current. No other method is trained.
+    from every other method whose runs of these seeds exist and are current. No other method is trained.
 
-    Raises UserError for an unknown method or tier, outside a checkout, and where a job fails.
+    Raises UserError for an unknown method or tier, outside a checkout, and if a job fails.
     """
     if name not in list_methods():
         raise unknown("method", name, list_methods())
@@ -76,7 +76,7 @@ def _train(flow: Workflow, name: str, tier: str, cores: int) -> None:
 
 
 def _compare(flow: Workflow, rows: list[str], out: Path) -> pd.DataFrame:
-    """Write the comparisons; their summaries do not stay, as they are of some seeds only."""
+    """Write the comparisons. The summaries are temporary, because they cover some seeds only."""
     with tempfile.TemporaryDirectory() as folder:
         summaries = []
         for row in rows:

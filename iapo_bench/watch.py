@@ -1,6 +1,6 @@
 """Training curves in the terminal, as they grow.
 
-A run holds a claim on its `resume/`: the run has ended when that folder is gone, and was stopped when nobody holds it.
+A run claims its `resume/`: if that folder is gone, the run has ended; if nobody claims it, the run was stopped.
 """
 
 import os
@@ -21,8 +21,8 @@ from iapo_bench.files import is_claimed, parse_json, read_text
 
 PANELS = (("reward", "reward"), ("correct", "share correct"), ("length", "mean length (tokens)"))
 SMOOTHING = 5  # steps, of the centred running mean
-SECONDS = 1.0  # between two looks
-PATIENCE = 15.0  # seconds that the next run of a folder may take to begin
+SECONDS = 1.0  # between two polls
+PATIENCE = 15.0  # seconds to wait for the next run of a folder
 HEIGHT = 12  # of a panel, in lines
 COLOURS = ("blue", "red", "green", "magenta", "yellow", "cyan")
 # The bits of a braille character, by column and row of its dots, above U+2800.
@@ -38,15 +38,15 @@ class _Run:
 
     @property
     def state(self) -> str:
-        """Whether it runs, was stopped or has ended; empty before it begins."""
+        """One of "running", "stopped" and "ended"; empty before the run begins."""
         resume = self.folder / "resume"
         if resume.is_dir():
             return "running" if is_claimed(resume) else "stopped"
         return "ended" if self.rows else ""
 
     def look(self) -> None:
-        """Read the rows again if there are others. A last line that is not whole yet is left for the next look, and
-        training problems, whose file has the same name, are no steps."""
+        """Read the log again if it changed. An incomplete last line is left for the next poll. Rows without a step are
+        skipped: a file of training problems has the same name."""
         log = self.folder / "train.jsonl"
         if not log.is_file():
             return
@@ -64,10 +64,10 @@ class _Run:
 
 
 def watch(paths: Sequence[Path], *, once: bool = False) -> None:
-    """Draw the curves of runs until none runs; once where standard output is no terminal, or with `once`.
+    """Draw the curves of runs until none is running; once if standard output is not a terminal, or with `once`.
 
-    `paths`: runs' directories, their `train.jsonl`, or folders of runs, where further ones may appear. Raises UserError
-    when there is nothing to draw and nobody to wait.
+    `paths`: directories of runs, their `train.jsonl`, or folders of runs, where more may appear. Raises UserError if it
+    draws once and no run has a step yet.
     """
     console = Console()
     runs: dict[Path, _Run] = {}
@@ -95,7 +95,7 @@ def watch(paths: Sequence[Path], *, once: bool = False) -> None:
 
 
 def _look(paths: Sequence[Path], before: dict[Path, _Run]) -> dict[Path, _Run]:
-    """The runs that `paths` name, with what there is of them by now."""
+    """The runs that `paths` name, with the rows written so far."""
     folders: dict[Path, None] = {}
     for path in paths:
         folder = path.parent if path.name == "train.jsonl" else path
@@ -111,7 +111,7 @@ def _look(paths: Sequence[Path], before: dict[Path, _Run]) -> dict[Path, _Run]:
 
 
 def picture(runs: Sequence[_Run], width: int) -> RenderableType:
-    """The panels beside each other, and the last step of each run below."""
+    """The panels side by side, and the last step of each run below."""
     colours = {run.name: COLOURS[i % len(COLOURS)] for i, run in enumerate(runs)}
     panels = Table.grid(padding=(0, 1))
     panels.add_row(*(_panel(key, label, runs, colours, max(16, width // len(PANELS) - 2)) for key, label in PANELS))

@@ -1,4 +1,4 @@
-"""What the Snakefile asks of the package: the settings of a tier's jobs, and what makes a job stale."""
+"""The package's interface to the Snakefile: the settings of a tier's jobs, and what makes a job stale."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
 
-# Large tensors come and go at every step: let malloc keep its heap rather than return it to the kernel each time.
+# Every step allocates and frees large tensors: let malloc keep its heap instead of returning it to the kernel.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
 KINDS = get_args(Kind)
 TRAINED = re.compile(r"(?P<method>[^/]+)/seed(?P<seed>\d+)")
@@ -56,12 +56,12 @@ def needs_vllm(tier: TierConfig) -> bool:
 
 
 def machine() -> dict[str, int]:
-    """What this machine has of what jobs ask for: MB of memory, GPUs."""
+    """This machine's memory in MB and its visible GPUs, as Snakemake resources."""
     return {"mem_mb": psutil.virtual_memory().total // 2**20, "gpu": len(visible_devices())}
 
 
 def prepare_environment() -> None:
-    """Let jobs find this interpreter, and keep their threads and heaps from getting in each other's way."""
+    """Put this interpreter on the PATH of jobs, and set the variables for their threads and heaps."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Spin-waiting OpenMP threads starve other jobs (10x slower on a busy machine).
@@ -71,9 +71,9 @@ def prepare_environment() -> None:
 
 
 class Workflow:
-    """The jobs of a tier. Each reads its own settings from a file that is among its inputs, named by all that can
-    change its result: settings, code, and the contents of what lies outside the workflow. A job is stale when, and only
-    when, that name is another one than at its last run, or an input was made anew.
+    """The jobs of a tier. Each reads its settings from an input file whose name is a digest of everything that can
+    change the result: settings, code, and the contents of files from outside the workflow. A job is stale exactly when
+    that name differs from its last run's, or an input was made anew.
     """
 
     def __init__(self, tier: TierConfig) -> None:
@@ -97,7 +97,7 @@ class Workflow:
 
     @property
     def trained(self) -> dict[str, str]:
-        """Those of the runs that are trained."""
+        """The `runs` that are trained: all but the base and the checkpoints that are only measured."""
         kept = {f"{method}/{seed}" for method in self.tier.trained for seed in self.seeds}
         return {name: folder for name, folder in self.runs.items() if name in kept}
 
@@ -112,12 +112,12 @@ class Workflow:
 
     @property
     def zoo(self) -> list[str]:
-        """The table's methods, and every other one that there is."""
+        """The table's methods, then every other method."""
         return list(dict.fromkeys([*self.tier.trained, *list_methods()]))
 
     @property
     def untuned(self) -> list[str]:
-        """Those of the zoo whose settings it has to choose itself: all beyond the table, where the tier can tune."""
+        """Methods that the zoo tunes itself: those without an entry in the tier, if the tier can tune."""
         known = {*self.tier.methods, *self.tier.ablations, *self.tier.tuned}
         return [name for name in self.zoo if name not in known] if self.tier.tune else []
 
@@ -127,7 +127,7 @@ class Workflow:
         return f"{self.work}/zoo/tuned.yaml"
 
     def _tier_for(self, row: str) -> TierConfig:
-        """The tier as a row's job sees it: a method of the zoo goes by the zoo's choice, as soon as that is made."""
+        """The tier for a row's job: with the zoo's choice for a method that the zoo tunes, once that file exists."""
         if row not in self.untuned or not Path(self.choices).is_file():
             return self.tier
         chosen = MethodConfig(**read_yaml(Path(self.choices))[0][row])
@@ -148,10 +148,10 @@ class Workflow:
     # What each job reads.
 
     def settings(self, job: str, *about: str) -> str:
-        """Settings file of a job by its name here, or the file that stands for the code of an artefact.
+        """Settings file of a job, by the name of its method here, or the file that identifies an artefact's code.
 
-        An error ends the program: Snakemake would go on as if nothing made the job's output, and where an old one is
-        there, leave it without a word.
+        An error exits the program: Snakemake would assume that no rule makes the job's output, and silently keep an old
+        one.
         """
         try:
             return self.artefact(job) if job in ARTEFACTS else getattr(self, job)(*about)
@@ -161,7 +161,7 @@ class Workflow:
             raise SystemExit(2) from None
 
     def prepare(self, dataset: str = "") -> str:
-        """Settings file of `prepare`: for the tier's problems, or for another dataset's that is measured too."""
+        """Settings file of `prepare`, for the tier's problems or for those of another measured dataset."""
         job = self._prepare_job(dataset)
         name = f"prepare {dataset}" if dataset else "prepare"
         return self._write(name, job, "iapo_bench.worlds.prepare", source_files(job.world))
@@ -176,7 +176,7 @@ class Workflow:
         return self._write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
 
     def checkpoint(self, row: str) -> str:
-        """Settings file of the fetching of a row that is measured and not trained."""
+        """Settings file for fetching a row that is measured and not trained."""
         job = self.tier.checkpoint_job(row)
         folder = Path(job.source) / (job.subfolder or "")
         if folder.is_dir():
@@ -184,7 +184,7 @@ class Workflow:
         return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", self._dataset)
 
     def train(self, run: str) -> str:
-        """Settings file of the training of a run."""
+        """Settings file for training a run. Raises UserError for the name of any other run."""
         tier, seed = self.tier, self.tier.tune.seed if self.tier.tune else 0
         if found := TRIAL.fullmatch(run):
             job = tier.train_job(found["method"], seed, trial=int(found["trial"]))
@@ -199,14 +199,14 @@ class Workflow:
         return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 
     def sample(self, run: str, split: str) -> str:
-        """Settings file of the sampling of a run."""
+        """Settings file for sampling a run."""
         job, questions = self.tier.sample_job(split), self._problems(split)["questions"]
         name = f"sample {run} {split}"
         plugins = source_files(job.world)[:1]
         return self._write(name, job, "iapo_bench.evaluate.sample", plugins, problems=questions)
 
     def grade(self, run: str, split: str) -> str:
-        """Settings file of the grading of a run."""
+        """Settings file for grading a run."""
         job, golds = self.tier.grade_job(split), self._problems(split)["golds"]
         plugins = source_files(job.world)[:1]
         return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", plugins, problems=golds)
@@ -222,16 +222,16 @@ class Workflow:
         return self._write(name, self._tier_for(row).row_job(row, dataset), "iapo_bench.report.rows")
 
     def controls(self) -> str:
-        """Settings file of the controls, which are made of the base's samples."""
+        """Settings file of the controls, which are made from the base's samples."""
         return self._write("controls", self.tier.row_job(BASE), "iapo_bench.report.controls")
 
     @property
     def control_rows(self) -> list[str]:
-        """The controls' rows: none where there are too few samples to take the shortest of."""
+        """The controls' rows; none if there are too few samples to take the shortest of."""
         return list(CONTROLS) if self.tier.evaluate.n_samples >= SHORTEST_OF else []
 
     def timing(self) -> str:
-        """Settings file of the timing of rows alone."""
+        """Settings file for timing every row with the machine to itself."""
         job = self.tier.timing_job()
         plugins = dict.fromkeys(path for each in job.train.values() for path in each.plugins)
         return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset])
@@ -254,8 +254,8 @@ class Workflow:
 
     @cached_property
     def departed(self) -> dict[str, str]:
-        """Variants that depart as released code does, by the departure that each follows."""
-        from iapo_bench.report.departures import followed  # and with it torch, for this target only
+        """Variants that depart as released code does, each with the departure that it follows."""
+        from iapo_bench.report.departures import followed  # imports torch, which this target alone needs
 
         return followed(self.tier)
 
@@ -296,7 +296,7 @@ class Workflow:
         return self._write("sensitivity", self.tier.sensitivity_job(), "iapo_bench.report.sensitivity")
 
     def artefact(self, name: str) -> str:
-        """File that stands for the code of a table or figure that has no settings."""
+        """File that identifies the code of a table or figure without settings."""
         return self._write(name, None, ARTEFACTS[name])
 
     @property
@@ -318,7 +318,7 @@ class Workflow:
         return job
 
     def _problems(self, split: str, parts: Iterable[str] = ("questions", "golds")) -> dict[str, str]:
-        """What identifies the parts of a split: their content where it is local, otherwise its recipe."""
+        """A digest for each part of a split: of its content if the data are local, otherwise of the recipe."""
         place, _, split = split.rpartition("/")
         job = self._prepare_job(place.removeprefix("also/"))
         recipe = digest([identity(job), code_digest("iapo_bench.worlds.prepare", source_files(job.world))])
@@ -333,7 +333,7 @@ class Workflow:
     def _write(
         self, name: str, job: BaseModel | None, module: str, plugins: Iterable[Path] = (), **contents: Any
     ) -> str:
-        """Write a job's settings, if they are not there, and say why it is stale if it ran with others."""
+        """Write a job's settings file, unless it exists, and print why the job is stale if its last run had others."""
         told = {"settings": identity(job) if job else {}, "code": code_digest(module, plugins), **contents}
         name = name.replace("/", "-").replace(" ", "--")
         path = Path(self.work) / "settings" / f"{name}-{digest(told)}.yaml"
@@ -348,8 +348,8 @@ class Workflow:
         return str(path)
 
     def is_current(self, row: str) -> bool:
-        """Whether a row's test grades are there for each training seed, and every job behind them ran with today's
-        settings, inputs and code. Says why of those that did not."""
+        """Whether a row's test grades exist for every training seed, and every job behind them ran with the current
+        settings, inputs and code. Prints why for jobs that did not."""
         jobs = [self.prepare(), self.base()]
         for folder in self.folders(row):
             run = folder.removeprefix(f"{self.work}/")
@@ -361,7 +361,7 @@ class Workflow:
         )
 
     def ran(self, settings: str) -> bool:
-        """Whether the last run of a job was one with these settings, or others that mean the same."""
+        """Whether the last run of a job had these settings, or others with the same identity."""
         content, _ = read_yaml(Path(settings))
         ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
         return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]
@@ -377,7 +377,7 @@ class Workflow:
 
 
 def _rewrite(path: Path, text: str) -> None:
-    """Change what cannot change a result, and leave the time of the file, which would make the job stale."""
+    """Rewrite settings that cannot change a result; keep the file's mtime, as a newer one would make the job stale."""
     stat = path.stat()
     with whole_file(path) as partial:
         partial.write_text(text)
@@ -396,12 +396,12 @@ def _checksum(path: Path) -> str:
 
 
 def is_whole(made: Path) -> bool:
-    """Whether an artefact is there, a table in its form for readers too, which one of an older version may lack."""
+    """Whether an artefact exists; a table needs its Markdown form too, which older versions did not write."""
     return made.exists() and (made.suffix != ".csv" or made.with_suffix(".md").exists())
 
 
 def report_texts(flow: Workflow, out: str) -> dict[str, str]:
-    """What captions of the report say beside their own words: what was measured, and the verdict."""
+    """Texts that the report's captions insert: what was measured (`behind`) and the `verdict`."""
     tier, problems = flow.tier, Path(flow.work) / "data" / "test.jsonl"
     known = problems.read_bytes().count(b"\n") if problems.is_file() else tier.evaluate.problems
     count = min(known, tier.evaluate.problems or known) if known else "all"

@@ -36,20 +36,20 @@ class IAPO(Method):
         c[i,t] = +pi_old(o_t | q, o_<t) if o_i is correct, else -pi_old(...)       exploration
         A[i,t] = norm(r_i, r_group) + alpha * norm(s[i,t], s_i) + beta * norm(c[i,t], c_i)
 
-    norm over s_i and c_i is the z-score over the completion's real tokens (population std). It is exactly 0 where the
+    norm over s_i and c_i is the z-score over the completion's real tokens (population std). It is exactly 0 if the
     signal varies by no more than the rounding of a forward pass, so also for a completion of one token.
 
     `informativeness`: "answer", the early-exit entropies, or "next_token" (ablation IAPO-NE): e[i,t] = H(o_t | q, o_<t)
-    and 0 after the last token, where nothing is left to be generated. alpha = 0 is IAPO-NI.
+    and 0 after the last token, where nothing is left to generate. alpha = 0 is IAPO-NI.
 
-    The rest are the released code's departures.
+    The other options are departures of the released code.
     `smoothing`: s[t] = (e[t-1] + e[t])/2 - e[t+1] with e[-1] = 0.
-    `last_entropy` = "unread": the entropy after the last column of the padded width counts as 0, so a row as wide as
-    that ends in a large value; a shorter row reads its own last entropy.
+    `last_entropy` = "unread": the entropy after the last column of the padded width counts as 0, so a row of full width
+    ends in a large value; a shorter row reads its own last entropy.
     `exploration` = "entropy": c = -H(o_t | q, o_<t) if correct, else +H.
-    `normalisation` = "mean_over_std": x - mean/(std + 1e-8) in place of (x - mean)/std; `signal_ddof`: of that std.
+    `normalisation` = "mean_over_std": x - mean/(std + 1e-8) instead of (x - mean)/std; `signal_ddof`: of that std.
     `unit_norm`: then divide by the row's Euclidean norm.
-    `reading`: how entropies are read. Read at padding too, they count in mean, std and norm, and so do the zeros beyond
+    `reading`: how entropies are read. If read at padding too, they count in mean, std and norm, as do the zeros beyond
     the part's width (exploration by probability, which the released code does not have, leaves padding out).
     `ddof`, `eps`: of the reward's z-score.
     """
@@ -68,7 +68,7 @@ class IAPO(Method):
     }
     loss: LossSpec = field(default_factory=lambda: LossSpec(kl_coef=0.001))
     format_reward: float = 0.5
-    # Published for Qwen2.5-0.5B and 1.5B on GSM8K; other cells take 1e-6 to 1. Chosen under `unit_norm`, which makes a
+    # Published for Qwen2.5-0.5B and 1.5B on GSM8K; other cells use 1e-6 to 1. Tuned under `unit_norm`, which makes a
     # weight act about sqrt(T) times weaker than the z-score does.
     alpha: float = 1.0
     beta: float = 1.0
@@ -96,7 +96,7 @@ class IAPO(Method):
         advantages_B = group_normalise(batch.rewards_B, batch.group_size, eps=self.eps, ddof=self.ddof)
         advantages_BT = advantages_B[:, None].double()
         mask_BT = batch.completion_mask_BT
-        # Up to the longest completion of all parts: a column that no completion reaches was never there.
+        # Up to the longest completion of all parts: columns that no completion reaches do not count.
         counted_BT = mask_BT.any(dim=0).expand_as(mask_BT) if self.reading.padding else mask_BT
         if self.alpha:
             s_BT, noise = self.token_informativeness(batch), batch.signal_noise.nats

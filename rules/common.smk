@@ -1,8 +1,8 @@
-# What rules share: their files by kind, options that repeat, and resources. No rules here.
+# Helpers that the rules share: files by kind, repeated options, commands. No rules here.
 
 
 def run(command, gpus=False):
-    """A command with its log and threads, and, with `gpus`, the GPUs that it leases. Names of files may hold blanks."""
+    """A command with its log and threads and, with `gpus`, the GPUs that it leases. File names may contain spaces."""
     lease = " --gpus {resources.lease}" if gpus else ""
     quoted = re.sub(r"{(\w+(?:\.\w+)?)}", r"{\1:q}", f"--log {{log}} {command}")
     return f"python -m iapo_bench --threads {{threads}}{lease} {quoted}"
@@ -17,8 +17,8 @@ def settings(job, *names):
 
 def with_problems(job, *names):
     """A job's settings file, and the problems that it reads: of a split such as `test`, or `also/math500/test` of
-    another dataset. Where only they were written anew, nothing is stale, so they are `ancient`; but a job with such an
-    input is passed over, be it stale or not, where the rule that makes it runs."""
+    another dataset. A current job's problems are `ancient`, so that rewriting equal ones does not make it stale. A stale
+    job's are not: Snakemake skips a job whose ancient input is being remade."""
     path = settings(job, *names)
 
     def problems(wildcards):
@@ -54,7 +54,7 @@ def figure_files(name, category, caption=None):
 
 
 def zoo_files(end):
-    """Summaries of the base and of every method, once their settings are chosen."""
+    """Summaries of the base and of every method, as soon as the settings of all methods are chosen."""
 
     def files(wildcards):
         if FLOW.untuned:
@@ -82,7 +82,7 @@ def transferred():
 
 
 def measured_logs(wildcards):
-    """The training logs behind a row; none of a row that was not trained."""
+    """The training logs behind a row; none for a row that was not trained."""
     trained = wildcards.row not in ["base", *TIER.measured]
     return [
         f"{folder}/train.jsonl" for folder in FLOW.folders(wildcards.row) if trained
@@ -97,7 +97,7 @@ def measured_seeds(wildcards):
 
 
 def named(runs):
-    """The options of a command that say which runs there are."""
+    """The `--run` options of a command, one for each run."""
     return [f"--run={name}={folder}" for name, folder in runs.items()]
 
 
@@ -109,13 +109,13 @@ def each(option, name):
 
 
 def departed_rows(wildcards):
-    """Methods and the variants of them that depart as released code does."""
+    """Summaries of the variants that depart as released code does, and of their methods."""
     rows = list(dict.fromkeys([*map(TIER.parent, FLOW.departed), *FLOW.departed]))
     return [f"{WORK}/summaries/{row}.json" for row in rows]
 
 
 def candidates():
-    """Runs that a protocol may choose among: training seeds, and IAPO's grid of weights where it was trained."""
+    """Runs that a protocol may choose among: training seeds, and the points of IAPO's grid that were trained."""
     grid = {
         f"{TIER.parent(TIER.sensitivity.method)}/{100 + i}": f"{WORK}/{point}"
         for i, point in enumerate(FLOW.points)
@@ -125,6 +125,6 @@ def candidates():
 
 
 def found(pattern):
-    """Files of any tier that are there, but for the reference results."""
+    """Existing files of any tier, except the reference results."""
     paths = sorted(map(str, Path("results").glob(pattern)))
     return [path for path in paths if not path.startswith("results/reference/")]

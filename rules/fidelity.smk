@@ -4,7 +4,7 @@ BENCH = "results/reference/bench/informativeness_micro.csv"
 
 
 rule fidelity_table:
-    """Say what each departure of the released code does to credit and to trained models."""
+    """Measure the effect of each departure of the released code on credit and trained models."""
     input:
         **with_problems("fidelity"),
         base=rules.base.output,
@@ -49,12 +49,12 @@ rule protocol_table:
 
 
 rule protocol:
-    """What the protocol of evaluation does to a ranking."""
+    """The effect of the evaluation protocol on a ranking."""
     input:
         rules.protocol_table.output.csv,
 
 
-# Judges what there is: the tables of any tier that were made before.
+# Reads the existing tables of any tier, and makes none.
 rule claims:
     """Judge the published claims by their own numbers, and by what was measured."""
     input:

@@ -1,4 +1,4 @@
-# What people read: one artefact, one module of iapo_bench/report, one rule, one command.
+# Tables, figures and pages: each has one module of iapo_bench/report, one rule and one command.
 
 TRAINED = FLOW.trained
 TIMED = {"base": RUNS["base"], **TRAINED}
@@ -91,7 +91,7 @@ rule table:
 
 
 rule ablation_table:
-    """Put the variants of methods beside what they vary."""
+    """Compare the variants of methods with the methods that they vary."""
     input:
         **summaries(ABLATED),
         code=settings("ablations"),
@@ -106,7 +106,7 @@ rule ablation_table:
 
 
 rule ablations:
-    """What each part of a method does."""
+    """The effect of each part of a method."""
     input:
         rules.ablation_table.output.csv,
 
@@ -126,7 +126,7 @@ rule comparisons:
 
 
 rule paired:
-    """Draw what each method changed in the base."""
+    """Draw each method's change from the base, paired by problem."""
     input:
         **summaries(["base", *FLOW.methods]),
         code=settings("paired"),
@@ -151,7 +151,7 @@ rule page:
 
 
 rule frontier:
-    """Say whether any method beats early stopping of the base."""
+    """Test whether any method beats early stopping of the base."""
     input:
         **summaries(["base", *FLOW.methods]),
         code=settings("frontier"),
@@ -169,7 +169,7 @@ rule frontier:
 
 
 rule costs:
-    """Say what each row cost and how it answered."""
+    """Tabulate the training cost, outcomes and efficiency scores of every row."""
     input:
         **summaries(["base", *FLOW.methods]),
         settings=settings("costs"),
@@ -186,7 +186,7 @@ rule costs:
 
 
 rule wallclock:
-    """Say where the time of every run went."""
+    """Tabulate the seconds of every run by phase."""
     input:
         settings=settings("wallclock"),
         timing=[f"{folder}/test/timing.json" for folder in TIMED.values()],
@@ -217,7 +217,7 @@ rule curves:
 
 
 rule lm_eval_table:
-    """Join what lm-eval said of every run."""
+    """Join the lm-eval scores of every run."""
     input:
         settings=settings("lm_eval_table"),
         scores=[f"{folder}/lm_eval/scores.json" for folder in RUNS.values()],
@@ -240,7 +240,7 @@ rule time:
         **table_files("time", "Wall-clock"),
         rounds=f"{OUT}/time.rounds.csv",
         provenance=f"{OUT}/time.provenance.json",
-    threads: 1024  # all there are: no other job beside it
+    threads: 1024  # all cores, so that no other job runs beside it
     resources:
         **REQUESTS["train"].resources,
     params:

@@ -1,5 +1,5 @@
-# Hyperparameters: the search and the grid, both on the validation split, each run with the budget of the table. The
-# choice and its evidence go to configs/tuned/, from where the table takes them.
+# Hyperparameters: the search and the grid, both on the validation split, each run with the table's budget. The choice
+# and its evidence go to configs/tuned/, which the table reads.
 
 
 rule tune:
@@ -37,6 +37,6 @@ rule sensitivity_table:
 
 
 rule sensitivity:
-    """What a method's two weights do, on the validation split."""
+    """The effect of two options of a method, on the validation split."""
     input:
         rules.sensitivity_table.output.csv,

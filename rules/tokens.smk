@@ -1,8 +1,8 @@
-# What tokens are for, and what scores say of them: the micro world only, where the role of every token is known.
+# Roles and scores of tokens: for the micro world only, where the role of every token is known.
 
 
 rule token_roles:
-    """Score the tokens of a run's own completions, beside what each is for."""
+    """Score the tokens of a run's own completions and note the role of each."""
     input:
         **with_problems("token_roles", "run"),
         model=f"{WORK}/{{run}}/model",
@@ -21,7 +21,7 @@ rule token_roles:
 
 
 rule calibration:
-    """Say whether the entropy of the base's early answers is its true uncertainty."""
+    """Compare the entropy of the base's early answers with its true uncertainty."""
     input:
         **with_problems("calibration"),
         model=f"{WORK}/base/model",
@@ -42,7 +42,7 @@ rule calibration:
 
 
 rule role_tables:
-    """Say which scores know a needed token, and which roles each method removed."""
+    """Measure which scores rank needed tokens first, and which roles each method removed."""
     input:
         settings=settings("role_tables"),
         tokens=[f"{folder}/test/token_roles.parquet" for folder in RUNS.values()],

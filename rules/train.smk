@@ -31,7 +31,7 @@ rule base:
 
 
 rule fetch:
-    """What needs the hub: to be run where it can be reached, such as a cluster's login node."""
+    """Everything that needs the hub: run it where the hub can be reached, such as a cluster's login node."""
     input:
         rules.prepare.output,
         rules.base.output,

@@ -1,4 +1,4 @@
-# Every method there is in one table: the budget of the tier's table, and for the methods beyond it the same search.
+# Every method in one table, with the budget of the tier's table; methods beyond that table get the same search.
 
 
 checkpoint zoo_choice:
@@ -44,7 +44,7 @@ use rule comparisons as zoo_comparisons with:
 
 
 rule zoo:
-    """Every method there is, with equal budgets, in a table of its own."""
+    """Every method, with equal budgets, in a separate table."""
     input:
         rules.zoo_table.output.csv,
         rules.zoo_comparisons.output.csv,

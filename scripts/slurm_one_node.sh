@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A Slurm cluster of one node, this machine, from Debian's packages (slurm-wlm, munge): to test the Slurm profile for real.
-# Needs root. Any /etc/slurm/slurm.conf that is there is left alone. `scripts/slurm_one_node.sh stop` ends it.
+# Needs root. An existing /etc/slurm/slurm.conf is left alone. `scripts/slurm_one_node.sh stop` stops the cluster.
 #
-#   GPUS=2 scripts/slurm_one_node.sh     with two pretended GPUs, which Slurm counts and assigns like real ones
+#   GPUS=2 scripts/slurm_one_node.sh     with two fake GPUs, which Slurm counts and assigns like real ones
 set -euo pipefail
 
 conf=/etc/slurm
@@ -12,7 +12,7 @@ stop() {
     for daemon in slurmd slurmctld munged; do
         [ -f "$state/$daemon.pid" ] || continue
         pid=$(cat "$state/$daemon.pid")
-        # A file can outlive its process, and another have the number by now.
+        # The file can outlive its process, whose id another process may have by now.
         if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ]; then
             kill "$pid" 2>/dev/null || true
             while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
@@ -79,7 +79,7 @@ CONF
 chown munge: /etc/munge/munge.key /run/munge
 chmod 400 /etc/munge/munge.key
 chmod 755 /run/munge
-if ! pgrep -x munged >/dev/null; then # one that runs already is not ours to end
+if ! pgrep -x munged >/dev/null; then # a munged that runs already is not ours to stop
     su -s /bin/sh munge -c "/usr/sbin/munged"
     cp /run/munge/munged.pid "$state/munged.pid"
 fi

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # The longest of the slower checks: begun last, one would run on alone. Three processes get two each to begin with.
-LONGEST = ("slurm_jobs", "trial_compares", "recipe_makes_it_again", "dataset_dropped_in", "smoke_tier_and_then")
+LONGEST = ("slurm_jobs", "trial_compares", "those_of_trl", "dataset_dropped_in", "smoke_tier_and_then")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """The training core against TRL's GRPOTrainer: the same model, prompts, group size, cap, threads and malloc settings.
 
-Both run as processes of their own that take one step at a time, in turn, so that a change in the machine's speed meets
-both. The figure is the median of the paired ratios of generated tokens per second.
+Both run as processes of their own that take one step at a time, in turn, so that a change in the machine's speed
+affects both. The figure is the median of the paired ratios of generated tokens per second.
 """
 
 import json
@@ -54,7 +54,7 @@ def _compare(
             "max_tokens": max_tokens,
             "micro_batch_tokens": tier.train.micro_batch_tokens,
             "to_the_cap": to_the_cap,
-            "lr": 1e-9,  # the policy stays what it is, so that every step generates alike
+            "lr": 1e-9,  # keeps the policy as it is, so that all steps generate alike
             "steps": pairs + WARMUP,
             "scratch": scratch,
         }

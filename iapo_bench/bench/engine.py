@@ -1,7 +1,7 @@
 """The `transformers` rollout engine against plain `model.generate`: the same prompts, batch and natural lengths.
 
-No decoding is faster than reading, at each step, all weights that multiply a token once and what each unfinished row
-keeps in the cache: bytes over the memory's bandwidth. `over_floor` is our time over that, prompts included, where the
+The floor of decoding is the time to read, at each step, every weight that multiplies a token and the key-value cache of
+each unfinished row: bytes over the memory's bandwidth. `over_floor` is our time over that, prompts included, where the
 bandwidth of the GPU is known.
 """
 
@@ -49,8 +49,8 @@ def bench_engine(base: Path, *, pairs: int) -> list[dict[str, Any]]:
 def engine_at_size(name: str, *, pairs: int, rows: int, prompt: int, length: int) -> list[dict[str, Any]]:
     """Two rows for random weights of a size in `bench.gpu.SIZES`, groups of 8: natural lengths, and all at the cap.
 
-    Prompts have three quarters of `prompt` tokens to `prompt`, completions at most `length`. A random model draws any
-    token alike: with enough of them as ends of sequence, lengths spread as `costs.LONGEST` assumes.
+    Prompts have 3/4 `prompt` to `prompt` tokens, completions at most `length`. A random model draws all tokens about
+    equally: with enough of them as ends of sequence, lengths spread as `costs.LONGEST` assumes.
     """
     with random_model(name) as model:
         V = model.config.vocab_size
@@ -74,7 +74,7 @@ def engine_at_size(name: str, *, pairs: int, rows: int, prompt: int, length: int
 def compare_engines(
     model: PreTrainedModel, prompts: list[list[int]], sampling: Sampling, *, pad_id: int, pairs: int
 ) -> dict[str, Any]:
-    """Medians over `pairs` interleaved pairs after one to warm up, all completions of `prompts` in one batch."""
+    """Medians over `pairs` interleaved pairs after a warm-up pair, all completions of `prompts` in one batch."""
     device = model.device
     rows = [torch.tensor(prompt) for prompt in prompts for _ in range(sampling.samples_per_prompt)]
     ids_RP = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left").to(device)
@@ -108,7 +108,7 @@ def compare_engines(
         synchronise(device)
         seconds = time.perf_counter() - started
         ended_RT = torch.isin(ids[:, ids_RP.shape[1] :], ends).int()
-        # The end of sequence is a token, what follows is padding.
+        # Count each row up to its end of sequence, without padding.
         return int((ended_RT.cumsum(dim=1) - ended_RT == 0).sum()) / seconds
 
     ours(0)
@@ -136,13 +136,14 @@ def compare_engines(
 
 
 def _bytes_read(model: PreTrainedModel, prompt_R: torch.Tensor, made_R: torch.Tensor) -> int:
-    """What generating so many tokens after such prompts must read, in one batch. The first comes with the prompt."""
+    """Bytes that decoding must read, in one batch, to generate `made_R` tokens after prompts of `prompt_R` tokens. The
+    prefill gives each row its first token."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     embedding = model.get_input_embeddings().weight
-    if embedding is not model.get_output_embeddings().weight:  # of the input's, a few rows only
+    if embedding is not model.get_output_embeddings().weight:  # decoding reads only a few of its rows
         weights -= embedding.numel() * embedding.element_size()
     steps_R = made_R - 1
     positions = int((steps_R * prompt_R + steps_R * (steps_R + 1) // 2).sum())

@@ -57,7 +57,7 @@ def step_at_size(
 def random_model(name: str) -> Iterator[PreTrainedModel]:
     """A model of a size of `SIZES` with random weights, on the GPU in bfloat16 if there is one.
 
-    What was compiled for it is let go at the end: torch keeps only so much in a process.
+    Code compiled for it is released at the end: torch limits how much a process keeps.
     """
     device = accelerator()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,4 +1,4 @@
-"""The price of the answer entropies: `shared_kv` against `kv_replicated` and against the floor of its arithmetic.
+"""The cost of answer entropies: `shared_kv` against `kv_replicated` and against the floor of its arithmetic.
 
 The floor is measured, not computed: plain forwards, by the unchanged model, of the necessary tokens
 (the prompt once, each completion K + 1 times after the cached prompt), and the output layer once for each prefix.
@@ -45,7 +45,7 @@ def bench_informativeness(
 ) -> list[dict[str, Any]]:
     """`compare_implementations` of the model at `base`, on the GPU if there is one.
 
-    `dtype`: by default what such a device is used for, bfloat16 on a GPU and float32 on a CPU.
+    `dtype`: by default bfloat16 on a GPU and float32 on a CPU.
     """
     device = accelerator()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -66,11 +66,11 @@ def compare_implementations(
 ) -> list[dict[str, Any]]:
     """A row for each completion length T and batch: seconds, extra peak memory (MiB), and median ratios of the pairs.
 
-    Rows are of one prompt of `prompt` random tokens; in a batch of 8 the completions are T, 15/16 T, ... 9/16 T tokens
-    long. Every ratio is of runs taken in turn, on a GPU up to the end of its work.
+    Completions follow one prompt of `prompt` random tokens; a batch of 8 has T, 15/16 T, ... 9/16 T tokens. Every ratio
+    is of runs taken in turn, each timed until the device is done.
     """
     cases = [(T, B) for B in batches for T in lengths]
-    _floor(model, *_random_rows(model, 8, 1, prompt), len(postfix_K))  # weights come in when they are first read
+    _floor(model, *_random_rows(model, 8, 1, prompt), len(postfix_K))  # warm up: weights are loaded on first use
     rows = []
     for T, B in tqdm(cases, desc=model.config.name_or_path or "informativeness", unit="case"):
         arguments = _random_rows(model, T, B, prompt)
@@ -115,8 +115,8 @@ def compare_implementations(
 def bench_approximations(base: Path, *, pairs: int) -> list[dict[str, Any]]:
     """Time and error of reading fewer prefixes, on completions that the model at `base` writes on the micro world.
 
-    Errors are of information, e[t] - e[t + 1], over completion tokens: mean and largest absolute in nats, and the mean
-    over completions of Spearman's correlation with the exact one, which is what credit within a completion rests on.
+    Errors are of information, e[t] - e[t + 1], over completion tokens: mean and largest absolute error in nats, and the
+    mean over completions of Spearman's correlation with the exact one, on which credit within a completion depends.
     """
     model, batch, postfix_K, think_close = _written(base)
     mask_BT = batch[3]
@@ -161,7 +161,7 @@ def bench_approximations(base: Path, *, pairs: int) -> list[dict[str, Any]]:
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that `run` takes, on a GPU until the device has done its work."""
+    """Seconds that `run` takes, including all work that it queues on a GPU."""
     synchronise(device)
     started = time.perf_counter()
     run()
@@ -170,7 +170,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what was asked of it; on a CPU it always has."""
+    """Wait for the queued work of a GPU; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -249,10 +249,10 @@ def _floor(
 
 
 def with_extra_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
-    """What `run` returns, and the bytes at its peak beyond what was held before it."""
+    """The result of `run`, and its peak memory in bytes beyond the memory held before."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # how much goes through at once depends on what is free
+        torch.cuda.empty_cache()  # chunk sizes depend on free memory
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         return run(), torch.cuda.max_memory_allocated(device) - before

@@ -16,7 +16,7 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 SAMPLES, SEEDS = 32, (42, 142, 242)
 _CHUNK = 10_000  # problems written at a time
 
-# In a process of its own, so that its peak memory is of this alone.
+# Runs in a process of its own, whose peak memory is that of measuring alone.
 _CHILD = """
 import json, sys, time
 from pathlib import Path
@@ -33,7 +33,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak(), "emp
 
 
 def bench_metrics(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
-    """A row for each number of graded completions: seconds, peak memory of the process, and what it had empty (MiB)."""
+    """A row for each number of graded completions: seconds, peak memory of the process and of an empty one (MiB)."""
     rows = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:

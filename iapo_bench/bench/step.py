@@ -36,7 +36,7 @@ WORKED = ("signals", "update")  # phases of large passes, whose share of the pea
 
 
 class _WaitingEngine(TransformersEngine):
-    """Ends the update phase when the device has done it, and not when it has been asked for."""
+    """Waits for the device at the end of the update phase, which would otherwise end once its work is queued."""
 
     def sync(self, model: PreTrainedModel) -> None:
         super().sync(model)
@@ -60,7 +60,7 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
             **{
                 **tier.train.model_dump(),
                 "completions": 10**9,
-                "lr": 1e-9,  # the policy stays what it is, so that every step generates alike
+                "lr": 1e-9,  # keeps the policy as it is, so that all steps generate alike
                 **changes,
             }
         )
@@ -117,7 +117,7 @@ def bench_step(base: Path, *, pairs: int) -> list[dict[str, Any]]:
 
 
 def _step_work(run: Trainer, lengths: Lengths) -> Work:
-    """What a trainer's step does to a completion of these mean lengths."""
+    """The work of one step of a trainer on completions of these mean lengths."""
     step = run.config.prompts_per_step * run.config.group_size
     return Work(
         completions=step,
@@ -131,7 +131,7 @@ def _step_work(run: Trainer, lengths: Lengths) -> Work:
 
 
 def _passes(method: Method) -> dict[str, bool]:
-    """The pass that answers are read from is among the K + 1 of the answers, and serves the other signals."""
+    """The passes that `Work` counts: with answer entropies, one of their K + 1 passes serves the other signals too."""
     answer = Signal.ANSWER_ENTROPY in method.needs
     return {
         "answer": answer,
@@ -164,12 +164,12 @@ def bench_step_at_size(
     group_size: int,
     micro_batch_tokens: int,
 ) -> list[dict[str, Any]]:
-    """A row for GRPO and one for IAPO: median seconds of `steps` steps by phase after one to warm up, peak GiB,
-    and the arithmetic of signals and update (`costs.flops`) over their time: TFLOP/s, and the share of the device's
-    published peak where it is known.
+    """A row for GRPO and one for IAPO: median seconds of `steps` steps by phase after a warm-up step, peak GiB, and the
+    arithmetic of signals and update (`costs.flops`) over their time: TFLOP/s, and the share of the device's published
+    peak where it is known.
 
     Every prompt has `lengths.prompt` random tokens and every completion the `lengths.completion` tokens of the limit.
-    The model is its own reference: the learning rate is too small to tell.
+    The model is its own reference: the learning rate is too small to move it.
     """
     prompt, completion, postfix = int(lengths.prompt), int(lengths.completion), lengths.postfix
     draws = torch.Generator().manual_seed(0)

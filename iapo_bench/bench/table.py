@@ -10,7 +10,7 @@ from iapo_bench.files import read_csv
 
 
 def bench_table(work: Path) -> list[dict[str, Any]]:
-    """Seconds by rule, the dearest first, from `work/benchmarks`. Raises UserError when the workflow has not run."""
+    """Seconds by rule, the longest first, from `work/benchmarks`. Raises UserError when the workflow has not run."""
     folder = work / "benchmarks"
     rows = []
     for path in sorted(folder.rglob("*.tsv")):

@@ -1,4 +1,4 @@
-"""The command line: steps of the workflow, tables and figures, tools; each group in a module of its own."""
+"""The command line: steps of the workflow, tables and figures, tools; a module for each group."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ class _Grouped(click.Group):
             self.sections.setdefault(title, []).append(str(command.name))
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one list a section."""
+        """Write one list per section."""
         for title, names in self.sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=86)) for name in names])
@@ -75,7 +75,7 @@ def cli(context: click.Context, threads: int | None, gpus: int, jobs_per_gpu: in
 
 
 def _use_gpus(context: click.Context, count: int, jobs_per_gpu: int) -> None:
-    """Show this process the GPUs that are asked for, and no others; a launcher has done so for its processes."""
+    """Make only the requested GPUs visible to this process; a launcher has already done so for its processes."""
     from iapo_bench.machine.gpu_lease import STARTED, lease_gpus, only_visible, require_usable
 
     if STARTED in os.environ:
@@ -97,7 +97,7 @@ _add_commands()
 
 
 def main() -> None:
-    """Run the command line; what the user or the machine must mend, and a signal, is one line each."""
+    """Run the command line; an error of the user or the machine, and a signal, each print one line."""
     with _stopped_by_signals():
         _main()
 
@@ -118,13 +118,13 @@ def _main() -> None:
     except Exception as error:
         if (line := explain(error)) is None:
             raise
-        error.__traceback__ = None  # which keeps alive all that the memory went to
+        error.__traceback__ = None  # it keeps alive the objects that fill the memory
         fail(line)
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Let TERM and HUP raise Stopped, and deliver them, and INT, once more where a destructor swallows the error."""
+    """Make TERM and HUP raise Stopped, and send them, and INT, again if a destructor swallows the exception."""
     hook, ours = sys.unraisablehook, partial(_once_more, sys.unraisablehook)
     # nohup ignores SIGHUP, and so do we
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
@@ -154,18 +154,18 @@ def _once_more(otherwise: Callable[[Any], object], swallowed: Any) -> None:
 
 
 def _stop(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # the first is enough: what follows is orderly
+    signal.signal(number, signal.SIG_IGN)  # one is enough: the process is shutting down
     raise Stopped(number)
 
 
 def fail(message: str, code: int = 2) -> None:
-    """Print an error as one line and exit with its code, 2 for one of the user's."""
-    # What comes after is no news: objects that a signal left half built, exit handlers without memory.
+    """Print an error as one line and exit with `code`, 2 for an error of the user."""
+    # Hide later errors: of objects that a signal left half built, of exit handlers without memory.
     sys.unraisablehook = lambda _: None
     bars = sys.modules.get("tqdm")
     # A bar that a library left open owns the terminal's line.
     with suppress(OSError), bars.tqdm.external_write_mode(sys.stderr) if bars else nullcontext():
-        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)  # may lie on the disk that is full
+        click.echo(f"iapo-bench: {' '.join(message.split())}", err=True)  # stderr may be a file on the full disk
     sys.exit(code)
 
 

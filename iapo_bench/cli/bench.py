@@ -77,7 +77,7 @@ def bench_informativeness_command(
 ) -> None:
     """Answer entropies against the replicated scheme.
 
-    Time and extra memory of both, beside the floor of the arithmetic.
+    Time and extra memory of both, and the measured floor of the arithmetic.
     """
     from iapo_bench.bench.informativeness import BATCHES, LENGTHS, bench_informativeness
 

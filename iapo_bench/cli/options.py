@@ -18,7 +18,7 @@ from iapo_bench.files import whole_file
 
 
 class _Path(click.Path):
-    """A path in text, which is all that some libraries take; `named`: not the directory itself, or one above."""
+    """A path in UTF-8, as some libraries need it; `named`: it must have a name, unlike `.` and `..`."""
 
     def __init__(self, *, named: bool = False) -> None:
         super().__init__(path_type=Path)
@@ -73,8 +73,8 @@ def read_options(config: str, overrides: tuple[str, ...]) -> TierConfig:
 
 
 def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str) -> Callable[[Any], Any]:
-    """Give a command its settings as `job`: from the file of `--settings`, or `make(tier, **options)` with the options
-    called `names`, of the tier that `--config` and `--set` describe."""
+    """Give a command its settings as `job`: read from the file of `--settings`, or else `make(tier, **options)`, where
+    `--config` and `--set` describe the tier and `names` are the command's options to pass."""
 
     def decorate(function: Any) -> Any:
         @functools.wraps(function)
@@ -110,14 +110,14 @@ def read_job(path: Path, kind: type[BaseModel]) -> Any:
 
 
 def note_ran(settings: Path) -> None:
-    """Keep the settings of a finished job, with which the workflow says why it runs again."""
+    """Record the settings of a finished job, so that the workflow can say why it runs again."""
     content, _ = read_yaml(settings)
     with whole_file(settings.parent / "ran" / f"{content['name']}.yaml") as ran:
         shutil.copy(settings, ran)
 
 
 def named(runs: tuple[str, ...]) -> dict[str, Path]:
-    """The directories of `--run` by name."""
+    """The directories of `--run` by name. Raises UserError for a value that is not NAME=DIR."""
     found = {}
     for run in runs:
         name, separator, folder = run.partition("=")

@@ -33,7 +33,7 @@ def _row_job(tier: TierConfig, method: str | None) -> RowJob:
 
 @click.command()
 @with_job(RowJob, _row_job, "method")
-@click.option("--method", help="The method that the grades are of, or 'base'.")
+@click.option("--method", help="The method behind the grades, or 'base'.")
 @click.option(
     "--grades", type=FILE, multiple=True, required=True, help="Outcomes of `grade`; repeat for training seeds."
 )

@@ -73,14 +73,14 @@ def _train_job(tier: TierConfig, method: str | None, seed: int, trial: int | Non
 @click.option("--method", help="An entry of the tier, or a file of methods/ or baselines/, without .py.")
 @click.option("--base", type=FILE, required=True, help="Directory of the model to start from.")
 @_DATA
-@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of data order, sampling and the method's coins.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of data order, sampling and the method's draws.")
 @click.option("--trial", type=int, help="Train this trial of the search in place of the tuned choice.")
 @click.option("--out", type=FILE, required=True, help="Directory for model/, train.jsonl and provenance.json.")
 @click.pass_context
 def train(context: click.Context, job: TrainJob, base: Path, data: Path, out: Path) -> None:
-    """Train one method. Interrupted, it goes on where it stopped when called again.
+    """Train one method. The same command resumes an interrupted run.
 
-    After `iapo-bench --gpus N` it is N processes that share the work, each with a GPU of its own.
+    `iapo-bench --gpus N train ...` runs N processes that share the work, each on its own GPU.
     """
     from iapo_bench.machine import parallel
     from iapo_bench.train.run import train as run
@@ -142,9 +142,9 @@ def _lm_eval_job(tier: TierConfig, tasks: tuple[str, ...], limit: int | None, ba
 @_MODEL
 @_DATA
 @click.option(
-    "--task", "tasks", multiple=True, help="Standard task beside the tier's own; repeat. Default: the tier's."
+    "--task", "tasks", multiple=True, help="Standard task besides the tier's own; repeat. Default: the tier's."
 )
-@click.option("--limit", type=click.IntRange(1), help="Number of problems of each task; by default the tier's.")
+@click.option("--limit", type=click.IntRange(1), help="Number of problems per task; by default the tier's.")
 @click.option("--backend", type=click.Choice(["hf", "vllm"]), help="Engine that generates; by default the tier's.")
 @click.option("--out", type=FILE, required=True, help="Directory for results.parquet and scores.json.")
 def lm_eval(job: LmEvalJob, model: Path, data: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ _QUIET = ("job_info", "job_started", "job_finished", "progress", "group_info", "
 
 
 class _OneLine(logging.Filter):
-    """Says one line for each finished job in place of Snakemake's paragraphs; errors pass as they are."""
+    """Prints one line for each finished job instead of Snakemake's paragraphs; errors pass unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _OneLine(logging.Filter):
         """Whether Snakemake's own message is shown."""
         event = getattr(record, "event", None)
         if event is None:
-            return not record.getMessage().startswith("[")  # the time before a paragraph
+            return not record.getMessage().startswith("[")  # the timestamp above a paragraph
         kind, told = str(getattr(event, "value", event)), vars(record)
         if kind == "job_info":
             self._begun[told["jobid"]] = _named(told["rule_name"], told.get("wildcards")), time.monotonic()
@@ -41,12 +41,12 @@ class _OneLine(logging.Filter):
 
 
 def start(workflow: Any, flow: Workflow) -> None:
-    """Say what the run is about to make and how long that takes, and from here on one line a job."""
+    """Print what the run will make and how long it takes; from here on, print one line per job."""
     from snakemake.logging import logger  # type: ignore[import-untyped]
 
     jobs = list(workflow.dag.needrun_jobs())
     tier, limits = flow.tier, workflow.resource_settings
-    at_once = limits.cores or limits.nodes or 1  # a cluster's run has jobs and no cores
+    at_once = limits.cores or limits.nodes or 1  # on a cluster jobs are limited, not cores
     click.echo(
         f"iapo-bench: {tier.model.name} on {tier.world.name}, {len(flow.methods)} methods x {len(flow.seeds)} "
         f"training seeds, {len(jobs)} jobs; {estimate(jobs, flow.work, at_once)}; logs: {flow.work}/logs",
@@ -65,7 +65,7 @@ def _named(rule: str, wildcards: dict[str, Any] | None) -> str:
 
 
 def _changed_rule(reason: Any) -> str:
-    """What makes a finished job stale that its settings file, which the workflow compares, does not hold."""
+    """What changed in a finished job's rule, which its settings file does not hold; empty if nothing did."""
     kinds = {
         "another command": reason.code_changed,
         "other arguments": reason.params_changed,
@@ -75,7 +75,7 @@ def _changed_rule(reason: Any) -> str:
 
 
 def estimate(jobs: list[Any], work: str, cores: int) -> str:
-    """About how long jobs take on `cores`, by what the same or other jobs of their rules took here before."""
+    """About how long jobs take on `cores`, from earlier runs here of the same job or of others of its rule."""
     seconds, unknown = [], 0
     for job in (job for job in jobs if job.benchmark):
         past = [Path(job.benchmark)] if Path(job.benchmark).is_file() else []
@@ -92,7 +92,7 @@ def estimate(jobs: list[Any], work: str, cores: int) -> str:
 
 
 def _benchmark(path: Path) -> float | None:
-    """The seconds in a file of Snakemake's, which a kill can leave unfinished."""
+    """The seconds in a benchmark file of Snakemake; None if a kill left the file unfinished."""
     try:
         return float(read_csv(path, ["s"], sep="\t", dtype={"s": float})["s"].iloc[0])
     except (UserError, IndexError):
@@ -110,7 +110,7 @@ def end(workflow: Any, out: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds as a readable text: "45 s", "12 min", "3.4 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Tools beside the workflow."""
+"""Tools outside the workflow."""
 
 import os
 import sys
@@ -41,7 +41,7 @@ def informativeness(
       id                          optional; the line number otherwise
       correct                     optional, true or false; shown beside the id
 
-    Text is tokenised as it is, without special tokens: apply the chat template to the prompt before.
+    Text is tokenised as it is, without special tokens: apply the chat template to the prompt first.
     """
     from iapo_bench.tokens.transcripts import score_transcripts
 
@@ -58,7 +58,7 @@ def credit(rollout: Path, groups: int | None, out: Path) -> None:
     """Show the completions of one training step, each token in the colour of its credit.
 
     \b
-    ROLLOUT is a file that training kept, where it was told to:
+    ROLLOUT is a file that training kept, if train.keep_rollouts asked for it:
       iapo-bench train ... --set train.keep_rollouts='[0, 40]' --out DIR
       iapo-bench credit DIR/rollouts/step40.parquet --out credit.html
     """
@@ -69,12 +69,12 @@ def credit(rollout: Path, groups: int | None, out: Path) -> None:
 
 @click.command()
 @click.argument("runs", type=FILE, nargs=-1, required=True, metavar="RUN...")
-@click.option("--once", is_flag=True, help="Draw what there is and end.")
+@click.option("--once", is_flag=True, help="Draw once and exit.")
 def watch(runs: tuple[Path, ...], once: bool) -> None:
     """Draw the training curves of runs in the terminal, as they grow, until they end.
 
-    RUN is a directory with a train.jsonl, that file, or a folder of such directories, such as results/micro. Through a
-    pipe, what there is is drawn once.
+    RUN is a directory with a train.jsonl, that file, or a folder of such directories, such as results/micro. If the
+    output is not a terminal, the curves are drawn once.
     """
     from iapo_bench.watch import watch as watch_runs
 
@@ -83,7 +83,7 @@ def watch(runs: tuple[Path, ...], once: bool) -> None:
 
 @click.command()
 @tier_options
-@click.option("--model", type=FILE, help="Directory of a model: show how it is asked and read.")
+@click.option("--model", type=FILE, help="Directory of a model: show how it is prompted and read.")
 @click.option(
     "--dataset", help="With --model: a dataset, such as gsm8k; by default the tier's. A file: --set world.file=FILE."
 )
@@ -125,8 +125,9 @@ def try_command(method: str, tier: str, seeds: int, cores: int) -> None:
       iapo-bench watch results/micro/brief/seed0    meanwhile, elsewhere
 
     It is compared with the base and with each method that has a finished run of the same training seed, made with
-    today's settings and code. Nothing else is trained and no table is changed: the verdict goes to the terminal, all
-    pairs to results/TIER/try/METHOD/. It is about these checkpoints: `snakemake` with several training seeds says more.
+    the current settings and code. Nothing else is trained and no table is changed: the verdict goes to the terminal,
+    all pairs to results/TIER/try/METHOD/. The verdict holds for these checkpoints only: to compare the methods, run
+    `snakemake` with several training seeds.
     """
     from iapo_bench.try_out import try_method
 
@@ -155,7 +156,7 @@ def new(kind: Kind, name: str) -> None:
 @click.option("--device", help="a100, h100, h200 or cpu; by default h100, and cpu for a tier that asks for no GPU.")
 @click.option("--every-tier", is_flag=True, help="One table of all tiers instead.")
 @click.option("--gpus", default=8, type=click.IntRange(2), help="GPUs of the strategies that use several.")
-@click.option("--length", type=click.FloatRange(1), help="Mean tokens of a completion; by default assumed by dataset.")
+@click.option("--length", type=click.FloatRange(1), help="Mean tokens of a completion; by default assumed per dataset.")
 @click.option(
     "--calibrate",
     type=FILE,
@@ -200,14 +201,14 @@ def _by_dataset(config: str, overrides: tuple[str, ...]) -> list[TierConfig]:
 @click.argument("table", type=FILE)
 @click.option("--row", required=True, help="The cell's row: a method, a variant, or base.")
 @click.option("--column", required=True, help="The cell's column: pass@K, length@K or ratio@K.")
-@click.option("--against", help="The row whose samples are shown beside; by default the base.")
+@click.option("--against", help="The row whose samples are shown next to it; by default the base.")
 @click.option("--problems", default=3, type=click.IntRange(0), help="Number of problems to show.")
 @click.option("--samples", default=2, type=click.IntRange(1), help="Number of samples of each.")
 def explain(table: Path, row: str, column: str, against: str | None, problems: int, samples: int) -> None:
     """Show the origin of a cell of TABLE: files, settings, versions, machines, samples.
 
-    TABLE is results/table1.csv, another with such rows (ablations.csv), a folder of results, or a bundle. Problems on
-    which the row and --against differ most come first.
+    TABLE is results/table1.csv, another table of this kind (ablations.csv), a folder of results, or a bundle. Problems
+    on which the row and --against differ most come first.
 
     \b
       iapo-bench explain results/table1.csv --row iapo --column pass@16
@@ -248,8 +249,8 @@ def verify(results: Path, against: Path, points: float, share: float, out: Path 
     """Compare results with a reference, cell by cell.
 
     RESULTS and the reference are a folder with table1.csv, or a bundle. A cell is reproduced if its difference lies
-    within the margin, within seed variation if it cannot be told from 0, else not reproduced (exit code 1). Results of
-    other settings are refused (exit code 2) with the settings that differ; seeds may differ.
+    within the margin, within seed variation if it cannot be told from 0, else not reproduced (exit code 1). Results
+    with other settings are refused (exit code 2), and the settings that differ are listed; seeds may differ.
 
     \b
       iapo-bench verify results --against results/reference/micro
@@ -275,8 +276,8 @@ def verify(results: Path, against: Path, points: float, share: float, out: Path 
 def bundle(results: Path, out: Path) -> None:
     """Keep a folder of results for `verify`: tables, figures, provenance, counts by problem.
 
-    An archive holds every graded sample with its text too, for `explain` and `compare`. A folder leaves them out: small
-    enough for a repository.
+    An archive also holds every graded sample with its text, for `explain` and `compare`. A folder leaves them out and
+    is small enough for a repository.
 
     \b
       iapo-bench bundle results --out micro.tar.gz

@@ -1,4 +1,4 @@
-"""Settings: a section a module, and the tier that assembles them. Nothing here imports torch.
+"""Settings: a module for each section, and the tier that assembles them. No module here needs torch at import.
 
 A stage imports the section that it reads; the tier is for the workflow and the command line.
 """

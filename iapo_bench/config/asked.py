@@ -1,4 +1,4 @@
-"""Which tier a run of the workflow is of: what its targets, --config and --configfile say, checked before any job."""
+"""The tier of a workflow run, from its targets, --config and --configfile, checked before any job starts."""
 
 import re
 from collections.abc import Iterable
@@ -21,12 +21,12 @@ def read_workflow_tier(
     targets: Iterable[str] = (),
     files: Iterable[Path] = (),
 ) -> TierConfig:
-    """The tier of a workflow run: a whole one given with --configfile, or a named one with --config on top: the one
-    that is named there, or whose folder `targets` lie in, or micro.
+    """The tier of a workflow run: a complete one from --configfile, or a named one with --config on top. The name comes
+    from --config, else from the folder of `targets`, else it is micro.
 
-    `given` is what --config says, which `config` has already: here it wins over the settings of a dataset. So it has
-    what the `files` of --configfile say, whose lines are blamed. Raises UserError for targets of several tiers, or of a
-    tier that does not exist.
+    `config` holds the settings of --config and --configfile together. `given` holds those of --config alone, which also
+    override settings of a dataset; `files` are those of --configfile, for the lines in errors. Raises UserError for
+    targets of several tiers, or of a tier that does not exist.
     """
     config, given = typed(config), typed(given or {})
     content: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def read_workflow_tier(
 
 
 def _tier_of(targets: Iterable[str], config: dict[str, Any]) -> dict[str, Any]:
-    """Infer tier and dataset from targets such as results/smollm2/table1.csv, as far as `config` does not say."""
+    """Infer tier and dataset from targets such as results/smollm2/table1.csv; a dataset in `config` wins."""
     found = []
     for parts in (Path(target).parts for target in targets):
         if len(parts) < 3 or parts[1] == "figures":  # the default tier's
@@ -76,7 +76,7 @@ def check_methods(tier: TierConfig) -> TierConfig:
 
     Raises UserError with the place where the option was set.
     """
-    from iapo_bench.method import load_method  # and with it torch: once a run, not once a job
+    from iapo_bench.method import load_method  # imports torch: once per run, not once per job
 
     for name in tier.train.rewards:
         load_function(list_rewards()[name], "reward")
@@ -94,8 +94,8 @@ def check_methods(tier: TierConfig) -> TierConfig:
 
 
 def check_arguments(arguments: Iterable[str]) -> None:
-    """Raises UserError for settings that Snakemake drops without a word: for all but the last --config, and for a key
-    that stands twice in one, or in a profile."""
+    """Raise UserError for settings that Snakemake silently drops: all but the last --config, and duplicate keys in one
+    --config or in a profile."""
     options: dict[str, list[list[str]]] = {}
     latest: list[str] = []
     for argument in arguments:
@@ -116,14 +116,14 @@ def check_arguments(arguments: Iterable[str]) -> None:
 
 
 def asked_for(arguments: Iterable[str]) -> list[str]:
-    """The results that a command line asks for: Snakemake does not say so before it has read the Snakefile."""
+    """The result files on a command line, which Snakemake reveals only after it has read the Snakefile."""
     return [argument for argument in arguments if argument.startswith("results/")]
 
 
 def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """For every model and dataset of `config["tiers"]`: a prefix for rule names, and the workflow's configuration.
 
-    By default the tiers of the paper; whatever else `config` says goes to all. Raises UserError for an unknown tier.
+    By default the tiers of the paper; all other keys of `config` apply to all. Raises UserError for an unknown tier.
     """
     names = config.get("tiers", PAPER_TIERS)
     rest = {key: value for key, value in config.items() if key != "tiers"}

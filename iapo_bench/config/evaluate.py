@@ -17,15 +17,15 @@ class EvalConfig(Section):
     ks: Annotated[list[Positive], Field(min_length=1)] = Field(
         default=[2, 4, 8, 16, 32],
         description="the ks of Pass@k, Length@k and Ratio@k",
-        json_schema_extra=FREE,  # what is measured of the samples, not what they are
+        json_schema_extra=FREE,  # changes what is measured, not the samples
     )
-    n_samples: Positive = Field(default=32, description="samples of a problem and sampling seed")
+    n_samples: Positive = Field(default=32, description="samples per problem and sampling seed")
     seeds: Annotated[list[int], Field(min_length=1)] = Field(default=[42, 142, 242], description="sampling seeds")
     max_tokens: Positive = Field(description="limit on completion tokens")
     temperature: Annotated[float, Field(ge=0)] = Field(default=1.0, description="0 is greedy")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="share of probability to sample from")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="probability mass of nucleus sampling")
     batch_size: Positive = Field(
-        default=256, description="completions under way at once; bounds memory", json_schema_extra=FREE
+        default=256, description="completions generated at once; bounds memory", json_schema_extra=FREE
     )
     engine: Engine = Field(default="transformers", description="the engine that generates completions")
     engine_deterministic: bool = Field(
@@ -36,9 +36,9 @@ class EvalConfig(Section):
     )
     also: list[WorldConfig] = Field(
         default=[],
-        description="other datasets, by name, or files of problems, on whose test splits the same models are measured: "
-        "a part of the table each",
-        json_schema_extra=FREE,  # what else is measured
+        description="other datasets (names or files of problems) on whose test splits the models are measured too; "
+        "each adds a part to the table",
+        json_schema_extra=FREE,  # changes what else is measured
     )
     problems: Positive | None = Field(default=None, description="number of problems, from the first; null: all")
 
@@ -68,11 +68,11 @@ class EvalConfig(Section):
 
 
 class SampleJob(Section):
-    """What `sample` reads, beside a model and the problems of a split."""
+    """What `sample` reads, besides a model and the problems of a split."""
 
-    evaluate: EvalConfig = Field(description="how it is sampled")
+    evaluate: EvalConfig = Field(description="how the model is sampled")
     world: WorldConfig = Field(description="the problems' world, for prompts")
     world_seed: int = Field(description="seed of the world and its splits")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
-    dtype: Dtype = Field(description="of weights")
+    dtype: Dtype = Field(description="dtype of the weights")
     split: str = Field(default="test", description="train, validation or test")

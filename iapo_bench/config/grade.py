@@ -7,7 +7,7 @@ from iapo_bench.config.world import WorldConfig
 
 
 class GradeJob(Section):
-    """What `grade` reads, beside samples and the problems of a split."""
+    """What `grade` reads, besides samples and the problems of a split."""
 
     world: WorldConfig = Field(description="the problems' world, for the grader")
     world_seed: int = Field(description="seed of the world and its splits")

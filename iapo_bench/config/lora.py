@@ -10,5 +10,5 @@ from iapo_bench.config.section import Positive, Section
 class LoraConfig(Section):
     """Adapters on every linear layer but the output layer, trained instead of the weights."""
 
-    rank: Positive = Field(default=16, description="rows of A")
-    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="an adapter counts alpha / rank times")
+    rank: Positive = Field(default=16, description="rank of the adapters")
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="adapters are scaled by alpha / rank")

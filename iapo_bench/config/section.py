@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from iapo_bench.files import first_infinite
 
 Positive = Annotated[int, Field(gt=0)]
-# Marks a setting that bounds memory, time or what is kept, and changes no result: it belongs to no run's identity.
+# Marks a setting that cannot change a result, only memory, time or what is kept: no part of a run's identity.
 FREE: dict[str, Any] = {"changes_result": False}
 
 
@@ -25,7 +25,7 @@ Options = dict[str, Annotated[Any, AfterValidator(_require_finite)]]
 
 
 class Misplaced(ValueError):
-    """A mistake between settings; `path`: which of them is to be mended, below the section that found it."""
+    """A conflict between settings; `path`: the one to change, relative to the section that found the conflict."""
 
     def __init__(self, message: str, *path: str) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class Misplaced(ValueError):
 
 
 class Section(BaseModel):
-    """A section: unknown keys and numbers that are not finite are errors, and nothing changes once it is read."""
+    """A section: unknown keys and numbers that are not finite are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -59,10 +59,10 @@ def _plain(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """A short, stable hash of plain values."""
+    """A short, stable hash of plain values: 12 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def slug(name: str) -> str:
-    """A name as that of a folder: small letters, digits, `-` and `_`."""
+    """A name as a folder name: lower-case letters, digits, `-` and `_`."""
     return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") or "mine"

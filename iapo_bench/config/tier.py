@@ -1,7 +1,7 @@
 """A whole tier: its sections, the precedence of settings, and the settings of each job.
 
-A tier is a file `configs/<tier>.yaml`. The later wins: defaults, the tier's sections, the choice made on validation
-(`configs/tuned/<tier>[/<dataset>].yaml`), the tier's entry for a method, the command line.
+A tier is a file `configs/<tier>.yaml`. Later sources override earlier ones: defaults, the tier's sections, the choice
+made on validation (`configs/tuned/<tier>[/<dataset>].yaml`), the tier's entry for a method, the command line.
 """
 
 from typing import Annotated, Any
@@ -28,18 +28,18 @@ from iapo_bench.errors import UserError, unknown
 from iapo_bench.plugins import list_methods
 
 BASE = "base"
-# What a method's entry may change of the `train` section.
+# Keys of the `train` section that a method's entry may change.
 TRAIN_KEYS = ("lr", "updates_per_rollout", "lr_schedule", "grader", "format_rule")
 
 
 class TierConfig(Section):
     """A whole tier."""
 
-    tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = Field(description="the tier's name, its file's")
-    seed: int = Field(default=0, description="of data, splits and initialisation")
+    tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = Field(description="name of the tier and its file")
+    seed: int = Field(default=0, description="seed of data, splits and initialisation")
     gpus: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="GPUs of a training job, a process on each; other jobs that can use one take one",
+        description="GPUs of a training job, one process each; other jobs that can use a GPU take one",
         json_schema_extra=FREE,
     )
     job: JobConfig = Field(default=JobConfig(), description="resources that jobs request from a cluster")
@@ -106,49 +106,49 @@ class TierConfig(Section):
         return [name for name in self.methods if name not in self.measured]
 
     def train_seeds(self, name: str) -> list[int]:
-        """The training seeds of a row; a row that is measured has one."""
+        """The training seeds of a row; [0] for a row that is measured and not trained."""
         return [0] if name in self.measured else self.train.seeds
 
     @property
     def shown(self) -> str:
-        """Where tables and figures of this tier lie, below `results`: by dataset where it has several."""
+        """Folder of this tier's tables and figures, below `results`, by dataset if the tier has several."""
         return f"{self.tier}/{self.world.name}" if self.datasets else self.tier
 
     @property
     def folder(self) -> str:
-        """Where the jobs of this tier work, below `results`. Problems of one's own have a folder of their own there, so
-        that what was made of the tier's stays."""
+        """Folder of this tier's jobs, below `results`. A user's own problems get a separate folder, so that results for
+        the tier's problems stay."""
         own = bool((self.given.get("world") or {}).get("file")) and not self.datasets
         return f"{self.shown}/own/{self.world.name}" if own else self.shown
 
     @property
     def choices(self) -> str:
-        """Where the choices of `tune` lie, below `configs/tuned`: those for the tier's model are no other model's."""
+        """Path of the choices of `tune`, below `configs/tuned`; a user's own model does not get the tier's choices."""
         own = (self.given.get("model") or {}).get("source") not in (None, *MICRO_SOURCES)
         return f"{self.folder}/{slug(self.model.name)}" if own else self.folder
 
     def request(self, kind: Kind) -> Request:
-        """What a kind of job asks of a machine or a cluster: its own wish, or what jobs of its size get."""
+        """The resources that a kind of job requests: its own settings, or the defaults for jobs of its size."""
         gpus = self.gpus if kind == "train" else min(self.gpus, 1) if kind in LARGE else 0
         if kind == "base" and not self.model.sft:
-            gpus = 0  # it is fetched
+            gpus = 0  # the base is only fetched
         of_size: JobConfig | Request = self.job if kind in LARGE else SMALL
         own: JobRequest = getattr(self.job, kind)
         wishes = {name: getattr(own, name) or getattr(of_size, name) for name in ("cpus", "mem_mb", "runtime")}
         return Request(gpus=gpus, **wishes)
 
     def place(self, *path: str) -> str:
-        """Where a setting was made: "FILE:LINE" or the command line; the tier's name where it was not."""
+        """Where a setting was set: "FILE:LINE" or the command line; the tier's name if it was not set."""
         return next((self._places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._places), self.tier)
 
     @property
     def labels(self) -> Labels:
-        """What tables call this tier's things."""
+        """The labels of this tier's tables."""
         return Labels(tier=self.tier, model=self.model.name, dataset=self.world.name)
 
     @property
     def also(self) -> dict[str, WorldConfig]:
-        """The other datasets that the models are measured on, by name; one of a name lies where the tier's own does."""
+        """The other datasets that the models are measured on, by name; the tier's `data_dir` is their default."""
         place = {"data_dir": self.world.data_dir}
         return {
             world.name: world if world.file or world.data_dir else world.model_copy(update=place)
@@ -156,8 +156,8 @@ class TierConfig(Section):
         }
 
     def world_of(self, split: str) -> tuple[WorldConfig, str]:
-        """The world and the split that `test`, or `also/math500/test` of another dataset, mean. Raises UserError for a
-        dataset that is not measured."""
+        """The world and split that a path such as `test`, or `also/math500/test` for another dataset, means. Raises
+        UserError for a dataset that is not measured."""
         place, _, part = split.rpartition("/")
         dataset = place.removeprefix("also/")
         if dataset and dataset not in self.also:
@@ -176,7 +176,7 @@ class TierConfig(Section):
         """The settings of one method: the tuned choice, the tier's entry, or a trial of the search on top of both, and
         then the command line. A variant starts from the settings of the method that it varies.
 
-        A profile sets its part of the training where it is chosen: what is laid on later wins.
+        A profile sets its training settings in the layer that chooses it; later layers override them.
         """
         parent = self.parent(name)
         own = self._entries().get(name, MethodConfig()).model_dump(exclude_unset=True)
@@ -204,7 +204,7 @@ class TierConfig(Section):
         return given
 
     def selection_of(self, name: str) -> str:
-        """How the settings of a row were chosen; of a variant, how its method's were, and that they are varied."""
+        """How the settings of a row were chosen; for a variant, how its method's were, followed by "varied"."""
         parent = self.parent(name)
         if parent != name:
             return f"{self.selection_of(parent)}, varied"
@@ -234,7 +234,7 @@ class TierConfig(Section):
     # What each job gets.
 
     def checkpoint_job(self, name: str) -> CheckpointJob:
-        """The settings of the fetching of a row that is measured. Raises UserError for any other row."""
+        """The settings for fetching a row that is measured and not trained. Raises UserError for any other row."""
         entry = self._entries().get(name)
         if entry is None or entry.checkpoint is None:
             raise UserError(f"'{name}' has no checkpoint in tier {self.tier}: name an entry that has one")
@@ -247,7 +247,7 @@ class TierConfig(Section):
         )
 
     def prepare_job(self, dataset: str = "") -> PrepareJob:
-        """The settings of `prepare`: of the tier's problems, or of another dataset's that is measured too."""
+        """The settings of `prepare`, for the tier's problems or for those of another measured dataset."""
         return PrepareJob(world=self.also[dataset] if dataset else self.world, seed=self.seed)
 
     def base_job(self) -> BaseJob:
@@ -257,7 +257,7 @@ class TierConfig(Section):
     def train_job(
         self, name: str, seed: int, *, trial: int | None = None, options: dict[str, Any] | None = None
     ) -> TrainJob:
-        """The settings of a training run of an entry, or of a trial of it; `options` win over its own."""
+        """The settings for training an entry, or a trial of it; `options` override the entry's own."""
         method = self.method(name, trial)
         changes = {key: getattr(method, key) for key in TRAIN_KEYS if getattr(method, key) is not None}
         return TrainJob(
@@ -307,7 +307,7 @@ class TierConfig(Section):
         )
 
     def row_job(self, name: str, dataset: str = "") -> RowJob:
-        """The settings of the summary of a row, an entry or the base; `dataset`: another one that it is measured on."""
+        """The settings of the summary of a row, an entry or the base; `dataset`: another one, of `evaluate.also`."""
         labels = self.labels.model_copy(update={"dataset": dataset}) if dataset else self.labels
         if name == BASE:
             return RowJob(labels=labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
@@ -335,12 +335,12 @@ class TierConfig(Section):
 
     @property
     def _asked(self) -> dict[str, Any]:
-        """What decides the samples of every row beside its training: the base, the problems, how they are asked."""
+        """What decides every row's samples besides training: the base, the problems, prompts and sampling."""
         sections = {name: identity(getattr(self, name)) for name in ("model", "world", "prompt", "evaluate")}
         return {**sections, "world_seed": self.seed}
 
     def fidelity_job(self, methods: list[str], departed: dict[str, str]) -> FidelityJob:
-        """The settings of the comparison with the released code: of `methods`, and of variants by departure."""
+        """The settings of the comparison with the released code; `departed`: variants, each with its departure."""
         return FidelityJob(
             labels=self.labels,
             train=self.train,
@@ -398,8 +398,8 @@ class TierConfig(Section):
         return RolesJob(labels=self.labels, world=self.world, world_seed=self.seed)
 
     def tune_job(self, names: list[str] | None = None) -> TuneJob:
-        """The settings of the choice on validation for the methods of the table, or for `names`. Raises UserError when
-        methods have unequal numbers of trials."""
+        """The settings of the choice on validation for the methods of the table, or for `names`. Raises UserError for a
+        tier without `tune`, and for unequal numbers of trials."""
         if self.tune is None:
             raise UserError(f"tier {self.tier} has no 'tune' section")
         names = self.trained if names is None else names
@@ -417,7 +417,7 @@ class TierConfig(Section):
         )
 
     def sensitivity_job(self) -> SensitivityJob:
-        """The settings of the sensitivity table."""
+        """The settings of the sensitivity table. Raises UserError for a tier without `sensitivity` or `tune`."""
         if self.tune is None or self.sensitivity is None:
             raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
         return SensitivityJob(
@@ -426,7 +426,7 @@ class TierConfig(Section):
 
 
 def round_lr(lr: float) -> float:
-    """A learning rate without the last digits of a multiplication."""
+    """A learning rate rounded to 12 digits, without the rounding error of a product."""
     return float(f"{lr:.12g}")
 
 

@@ -35,7 +35,7 @@ def list_tiers() -> dict[str, Path]:
 def read_tier(
     name_or_path: str | Path, given: dict[str, Any] | None = None, *, where: str | Places = COMMAND_LINE
 ) -> TierConfig:
-    """Read and check a tier; `given` is what the command line says, `where` how it said it, or each value's place.
+    """Read and check a tier; `given`: settings of the command line; `where`: the option that set them, or their places.
 
     Raises UserError, one line, for a missing file, a misspelt key or a bad value, with the place of the mistake.
     """
@@ -52,7 +52,7 @@ def parse_tier(
     places: Places | None = None,
     where: str | Places = COMMAND_LINE,
 ) -> TierConfig:
-    """A tier from its content, what it says of the chosen dataset, the choices made on validation and the command line.
+    """A tier from its content, its part for the chosen dataset, the choices made on validation and the command line.
 
     Raises UserError with the place of the mistake and the nearest known key.
     """
@@ -76,7 +76,7 @@ def parse_tier(
 
 
 def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The rows that a list of `methods` on the command line chooses, with the tier's entries, and the rest of it."""
+    """The rows that a list of `methods` on the command line chooses, with their entries, and all other settings."""
     names = given.get("methods")
     if names is None or isinstance(names, dict):
         return None, given
@@ -89,8 +89,8 @@ def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] |
 
 
 def _make_room(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The content without what does not fit a model or problems of one's own on the command line: the name and the
-    fine-tuning of its model, all that it says of its dataset."""
+    """The content without what does not fit the user's own model or problems on the command line: the tier's model name
+    and fine-tuning, and its `world` section."""
     world, model = (given.get(section) for section in ("world", "model"))
     kept = dict(content)
     if isinstance(world, dict) and world.get("file"):
@@ -108,15 +108,15 @@ def _tuned_choices(merged: dict[str, Any]) -> tuple[dict[str, Any], Places]:
         return merged["tuned"] or {}, {}
     try:
         choices = TierConfig.model_validate(merged).choices
-    except ValidationError:  # of which the caller says where it is
+    except ValidationError:  # the caller reports it with its place
         return {}, {}
     path = CONFIG_DIR / "tuned" / f"{choices}.yaml"
     return read_yaml(path) if path.is_file() else ({}, {})
 
 
 def _lay_dataset(content: dict[str, Any], given: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
-    """The content with the chosen dataset's settings, and its name; none is left to be laid again when the result is
-    read back. `place`: of the choice."""
+    """The content with the chosen dataset's settings merged in, and the dataset's name. The entries of `datasets` are
+    emptied, so that reading the result back merges nothing again. `place`: where the dataset was chosen."""
     datasets, world = content.get("datasets"), merge(content, given).get("world")
     if not isinstance(datasets, dict) or not datasets or not isinstance(world, dict):
         return dict(content), ""

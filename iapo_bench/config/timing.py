@@ -9,7 +9,7 @@ from iapo_bench.config.train import TrainJob
 
 
 class TimingJob(Section):
-    """What the timing of rows alone reads: a short sampling for all, a short training for each method."""
+    """What the timing of rows reads: a short sampling for all, a short training for each method."""
 
     labels: Labels = Field(description="what all rows share")
     sample: SampleJob = Field(description="the sampling that is timed")

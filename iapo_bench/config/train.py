@@ -18,16 +18,16 @@ LrSchedule = Literal["constant", "linear"]
 TrainGrader = Literal["world", "exact"]
 FormatRule = Literal["tags", "one_line"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
-# For runs that are no result: what a run is watched by, switched off.
+# Monitoring switched off, for runs that are not results.
 UNWATCHED: dict[str, Any] = {"report_to": [], "validate_every": None, "keep_rollouts": []}
 
 
 class TrainConfig(Section):
     """One budget for every method. A method may change it only where its tuned or own settings say so."""
 
-    completions: Positive = Field(description="budget: completions that a method may generate in all")
-    prompts_per_step: Positive = Field(default=32, description="prompts of a step")
-    group_size: Positive = Field(default=8, description="completions of each prompt, which are compared")
+    completions: Positive = Field(description="budget: completions that a method may generate in total")
+    prompts_per_step: Positive = Field(default=32, description="prompts per step")
+    group_size: Positive = Field(default=8, description="completions per prompt, which are compared with each other")
     max_tokens: Positive = Field(description="limit on completion tokens")
     temperature: Annotated[float, Field(gt=0)] = Field(default=1.0, description="sampling temperature of rollouts")
     lr: Annotated[float, Field(gt=0)] = Field(default=1e-6, description="learning rate of AdamW")
@@ -46,14 +46,15 @@ class TrainConfig(Section):
     )
     importance_cap: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="weigh tokens by the ratio of the trainer's to the engine's probability, at most this; 2 is usual",
+        description="truncated importance sampling: weigh tokens by the ratio of the trainer's to the engine's "
+        "probability, capped at this; 2 is usual",
     )
     answer_stride: Positive = Field(
         default=1, description="tokens between readings of the answer's entropy; 1 is exact"
     )
     skip_answer: bool = Field(default=False, description="skip answer-entropy readings after </think>")
     lora: LoraConfig | None = Field(
-        default=None, description="train adapters beside frozen weights; they are added to the weights that are saved"
+        default=None, description="train LoRA adapters beside frozen weights; saved weights have them merged in"
     )
     problems: Positive | None = Field(default=None, description="training problems, from the first; null: all")
     rewards: Annotated[dict[str, float], Field(min_length=1)] = Field(
@@ -64,8 +65,8 @@ class TrainConfig(Section):
     engine: Engine = Field(default="transformers", description="the engine that generates completions")
     engine_deterministic: bool = Field(
         default=False,
-        description="vllm's batch-invariant kernels: the same completion whatever is generated beside it, and slower; "
-        "needs a GPU of compute capability 9.0",
+        description="vllm's batch-invariant kernels: a completion does not depend on its batch; slower; needs a GPU of "
+        "compute capability 9.0",
     )
     engine_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.4,
@@ -73,25 +74,25 @@ class TrainConfig(Section):
         json_schema_extra=FREE,
     )
     micro_batch_tokens: Positive = Field(
-        default=4096, description="padded tokens of a pass with gradients; bounds memory", json_schema_extra=FREE
+        default=4096, description="padded tokens per pass with gradients; bounds memory", json_schema_extra=FREE
     )
     rollout_batch_size: Positive = Field(
-        default=256, description="completions under way at once; bounds memory", json_schema_extra=FREE
+        default=256, description="completions generated at once; bounds memory", json_schema_extra=FREE
     )
     sharded: bool = Field(
         default=False,
-        description="each of several processes keeps a part of weights, gradients and optimiser (FSDP2)",
+        description="shard weights, gradients and optimiser state over several processes (FSDP2)",
         json_schema_extra=FREE,
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="compute activations twice instead of keeping them; slower, less memory",
+        description="recompute activations in the backward pass instead of keeping them: slower, less memory",
         json_schema_extra=FREE,
     )
     checkpoint_every: Positive = Field(default=10, description="steps between checkpoints", json_schema_extra=FREE)
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         default=0,
-        description="minutes that lie between them at least: a large one takes its time",
+        description="minimum minutes between checkpoints, for models whose checkpoints take long to write",
         json_schema_extra=FREE,
     )
     report_to: list[Tracker] = Field(
@@ -102,13 +103,13 @@ class TrainConfig(Section):
     )
     validate_every: Positive | None = Field(
         default=None,
-        description="steps between measurements of accuracy and length on validation problems (the last step is "
-        "measured, too); no choice depends on them; null: none",
+        description="steps between measurements of accuracy and length on validation problems; the last step is "
+        "measured too; no choice depends on them; null: none",
         json_schema_extra=FREE,
     )
     validate_problems: Positive = Field(
         default=64,
-        description="number of validation problems, from the first, with a completion each",
+        description="number of validation problems, from the first, one completion each",
         json_schema_extra=FREE,
     )
     keep_rollouts: list[Annotated[int, Field(ge=0)]] = Field(
@@ -118,8 +119,8 @@ class TrainConfig(Section):
     )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         default=[0],
-        description="training seeds, a run each; a number n stands for 0 to n - 1",
-        json_schema_extra=FREE,  # which runs there are, not what one of them is
+        description="training seeds, one run each; a number n stands for 0 to n - 1",
+        json_schema_extra=FREE,  # changes which runs exist, not what a run does
     )
 
     @field_validator("seeds", mode="before")
@@ -167,16 +168,16 @@ class MethodChoice(Section):
 
 
 class TrainJob(Section):
-    """Everything that decides what one training run does, and nothing that belongs to another."""
+    """Everything that decides one training run, and nothing that belongs to another."""
 
     method: MethodChoice = Field(description="what is trained")
     train: TrainConfig = Field(description="how it is trained")
     world: WorldConfig = Field(description="the problems' world, for prompts and the grader")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
-    dtype: Dtype = Field(description="of weights and gradients")
+    dtype: Dtype = Field(description="dtype of weights and gradients")
     world_seed: int = Field(description="seed of the world and its splits")
-    seed: int = Field(description="seed of data order, sampling and the method's own coins")
-    gpus: int = Field(default=0, description="processes, a GPU each", json_schema_extra=FREE)
+    seed: int = Field(description="seed of data order, sampling and the method's own random draws")
+    gpus: int = Field(default=0, description="processes, one GPU each", json_schema_extra=FREE)
 
     @property
     def plugins(self) -> list[Path]:

@@ -12,7 +12,7 @@ from iapo_bench.config.section import Options, Positive, Section
 class TuneConfig(Section):
     """The search on the validation split: the same number of trials for every method."""
 
-    n_samples: Positive = Field(default=16, description="samples of a validation problem")
+    n_samples: Positive = Field(default=16, description="samples per validation problem")
     k: Positive = Field(default=16, description="trials are compared by Ratio@k, held to the base's Pass@k")
     seed: int = Field(default=7, description="training and sampling seed of every trial")
     tolerance: Annotated[float, Field(ge=0)] = Field(
@@ -24,7 +24,7 @@ class TuneConfig(Section):
 
 
 class TuneJob(Section):
-    """What the choice of settings reads, beside the grades of every trial."""
+    """What the choice of settings reads, besides the grades of every trial."""
 
     k: Positive = Field(description="trials are compared by Ratio@k")
     tolerance: float = Field(description="how far Pass@k may fall below the base's")
@@ -39,17 +39,17 @@ class SensitivityConfig(Section):
 
     method: str = Field(description="the method, an entry of `methods`")
     grid: Annotated[dict[str, Annotated[list[float], Field(min_length=1)]], Field(min_length=2, max_length=2)] = Field(
-        description="two options and their values; the second runs fastest"
+        description="two options and their values; the second varies fastest"
     )
 
     def points(self) -> list[dict[str, float]]:
-        """The options of every point, the second option running fastest."""
+        """The options of every point; the second option varies fastest."""
         (first, xs), (second, ys) = self.grid.items()
         return [{first: x, second: y} for x in xs for y in ys]
 
 
 class SensitivityJob(Section):
-    """What the sensitivity table reads, beside the grades of every point."""
+    """What the sensitivity table reads, besides the grades of every point."""
 
     k: Positive = Field(description="the k of the measures")
     tolerance: float = Field(description="how far Pass@k may fall below the base's in the point that is framed")

@@ -17,30 +17,32 @@ class WorldConfig(Section):
 
     file: str | None = Field(
         default=None,
-        description="problems of one's own in place of a dataset: JSONL, CSV or parquet with the columns question, "
-        "answer and, if any, solution and split",
-        json_schema_extra=FREE,  # what it holds counts (see `files` of the jobs), not where it lies
+        description="your own problems in place of a dataset: JSONL, CSV or parquet with the columns question, answer "
+        "and, optionally, solution and split",
+        json_schema_extra=FREE,  # its content counts (see `files` of the jobs), not its path
     )
     name: str = Field(
         default="",
-        description="the dataset: a file of iapo_bench/worlds/datasets, without .py; or what tables call world.file",
+        description="the dataset: a file of iapo_bench/worlds/datasets, without .py; or the name of world.file in "
+        "tables",
     )
     golds: Literal["integer", "math"] | None = Field(
-        default=None, description="kind of the answers of world.file; by default detected"
+        default=None, description="kind of the answers in world.file; by default detected"
     )
     data_dir: str | None = Field(
         default=None,
-        description="directory of local JSONL files, read by content; without it, the hub",
-        json_schema_extra=FREE,  # what lies in it counts (see `files` of the jobs), not where it lies
+        description="directory of the dataset's JSONL files; without it, they come from the hub",
+        json_schema_extra=FREE,  # its content counts (see `files` of the jobs), not its path
     )
     options: dict[str, float | int] = Field(
         default={},
-        description="options of the dataset, such as sizes of micro's; of world.file, the shares `test` and "
-        "`validation` and the `seed` of splits that it does not say",
+        description="options of the dataset, such as micro's sizes; for world.file, the shares `test` and `validation` "
+        "and the `seed` of splits that the file does not give",
     )
     splits: Literal["honest", "published"] = Field(
         default="honest",
-        description="published: the splits of the paper's code, whose validation is the test split; to compare only",
+        description="published: the splits of the paper's code, whose validation is the test split; for comparison "
+        "only",
     )
     held_out: list[str] = Field(
         default=[], description="datasets whose test problems are kept out of the training problems too"
@@ -83,5 +85,5 @@ class PrepareJob(Section):
     """What `prepare` reads."""
 
     world: WorldConfig = Field(description="where the problems come from")
-    seed: int = Field(description="seed of problems that are made here")
+    seed: int = Field(description="seed of generated problems")
     files: dict[str, str] = Field(default={}, description="SHA-256 of each local file of problems")

@@ -13,14 +13,15 @@ from iapo_bench.worlds.grading import extract_answer, is_formatted, make_grader,
 from iapo_bench.worlds.grading.lenient import make_lenient_grader
 from iapo_bench.worlds.load import load_world, source_files
 
-PART = 4096  # samples judged at once, which survive a kill when they are done
+PART = 4096  # samples per part; finished parts survive a kill
 
 
 def grade(job: GradeJob, *, samples: Path, data: Path, out: Path) -> None:
-    """Judge every sample: one row each, to the parquet file `out`.
+    """Judge every sample and write one row each to the parquet file `out`.
 
     Rows hold the gold, the extracted answer (null without one), whether the text has the prompt's format, and the
-    outcome by the strict rule and by the lenient one.
+    outcome by the strict rule and by the lenient one. Raises UserError for samples of problems that `data` does not
+    hold.
     """
     kind = load_world(job.world, job.world_seed).grader
     golds = {problem.id: problem.answer for problem in read_gradable(split_file(data, job.split), kind)}

@@ -3,9 +3,9 @@
 Names end in their dimensions: T training seeds, P problems.
 
 All methods answer the same problems, so differences are paired by problem; training seeds of two methods are
-independent. An estimate's squared standard error is a sum of two parts, one for the problems that were drawn and one
-for the training seeds, with degrees of freedom of their own. The part of the seeds is what they vary beyond what the
-problems' interaction with them and sampling explain (a two-way layout); two methods have Welch's degrees of freedom.
+independent. An estimate's squared standard error is a sum of two parts, one for the sample of problems and one for the
+training seeds, each with its own degrees of freedom. The seeds' part is their variance beyond that explained by
+sampling and by their interaction with problems (a two-way layout); for two methods it has Welch's degrees of freedom.
 The 95% interval adds the parts' own t intervals in quadrature (the MOVER of Zou and Donner, Statistics in Medicine 27,
 2008). In the simulation of `tests/test_intervals.py` it covers .946 to .981, for rows and for differences of rows with
 two to five training seeds; one Satterthwaite t for the sum covers .86 to .96 there.
@@ -27,7 +27,7 @@ _SMALLEST_LOG_P = -150.0  # at -300 `stdtrit` finds no root for some degrees of 
 class Estimate:
     """A mean or a difference, with the independent parts of its squared standard error: (variance, degrees of freedom).
 
-    Without degrees of freedom (one problem) nothing is known of the error: interval and p-value are NaN.
+    Without degrees of freedom (one problem) the error is unknown: interval and p-value are NaN.
     """
 
     value: float
@@ -41,7 +41,7 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of "the value is 0": the level at which the interval ends there."""
+        """Two-sided p-value of "the value is 0": the level at which the interval ends at 0."""
         if np.isnan(self._half(0.5)):
             return float("nan")
         distance = abs(self.value)
@@ -53,20 +53,20 @@ class Estimate:
 
     @property
     def detectable(self) -> float:
-        """The true difference that a test at 5% would find with a chance of 80%."""
+        """The true difference that a test at the 5% level detects with a power of 80%."""
         return self._half(ALPHA) + self._half(2 * (1 - POWER))
 
     def _half(self, level: float) -> float:
-        """Half the width of the interval that misses with the probability `level`."""
+        """Half the width of the interval that misses the true value with probability `level`."""
         if any(df < 1 for _, df in self.parts):
             return float("nan")
         return float(np.sqrt(sum(variance * stdtrit(df, level / 2) ** 2 for variance, df in self.parts)))
 
 
 def estimate(values_TP: np.ndarray, minus_TP: np.ndarray | None = None, *, seeds: bool) -> Estimate:
-    """The mean of `values_TP`, less the mean of `minus_TP` on the same problems.
+    """The mean of `values_TP`, minus the mean of `minus_TP`, if given, on the same problems.
 
-    With `seeds`, training seeds are a sample too wherever there are several; without, they are these and no others.
+    With `seeds`, several training seeds are treated as a random sample too; without, as fixed.
     """
     groups = [values_TP] if minus_TP is None else [values_TP, minus_TP]
     means_P = [group.mean(axis=0) for group in groups]
@@ -91,7 +91,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _seeds_part(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """What the training seeds of one or two methods add to the squared standard error, and its degrees of freedom."""
+    """The training seeds' part of the squared standard error, for one or two methods, and its degrees of freedom."""
     raw, beyond = [], []
     for values_TP in groups:
         T, P = values_TP.shape

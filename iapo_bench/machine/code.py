@@ -1,8 +1,8 @@
 """A digest of the code behind a result: the import closure of the module that does the work.
 
-The import closure is followed through syntax trees, so no list of files can go stale. A module whose dotted name stands
-in a string, for importlib, counts as imported, and so does a file of data beside a module that names it. What cannot
-change a result leaves no trace in the digest: comments, docstrings, descriptions of settings and texts of errors.
+The import closure is read from syntax trees, so no list of files can go stale. A module whose dotted name is in a
+string, for importlib, counts as imported, and so does a data file beside a module that names it. The digest ignores
+what cannot change a result: comments, docstrings, descriptions of settings and texts of errors.
 """
 
 import ast
@@ -24,7 +24,7 @@ _FILE = re.compile(r"[\w-][\w./-]*\.\w+")
 
 
 def code_digest(module: str, plugins: Iterable[Path] = ()) -> str:
-    """A hash of the syntax trees of `module` (a dotted name) and all that it imports from this project.
+    """A hash of the syntax trees of `module` (a dotted name) and of its imports from this project: 12 hex digits.
 
     `plugins`: files found by name, such as a method's; they and their imports count as if `module` imported them.
     """
@@ -56,7 +56,7 @@ def _file(module: str) -> Path:
 
 @cache
 def _imports(path: Path, _changed: int) -> list[Path]:
-    """The files of this project that a file imports, anywhere in it, or names; its packages' `__init__` run with it."""
+    """Project files that a file imports, at any level, or names, and the `__init__` of its packages, which run too."""
     if path.suffix != ".py":
         return []
     nodes = list(_running(_parse(path)))
@@ -74,7 +74,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """A syntax tree's nodes, without what is for type checkers alone."""
+    """A syntax tree's nodes, without `if TYPE_CHECKING` blocks."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
@@ -99,7 +99,7 @@ def _imported_names(node: ast.AST, path: Path) -> Iterator[str]:
         package = [*path.relative_to(ROOT).parent.parts][: -node.level + 1 or None] if node.level else []
         source = ".".join([*package, *([node.module] if node.module else [])])
         yield source
-        # `from package import module` runs the module too; a name that is no module has no file.
+        # `from package import module` runs the module too; a name that is not a module has no file.
         yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
@@ -128,7 +128,7 @@ class _Essence(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        # Some versions of Python add empty texts, or split one: here each is one constant.
+        # Some versions of Python add empty constants or split one: join neighbours.
         whole: list[ast.expr] = []
         for is_text, values in groupby(node.values, lambda value: isinstance(value, ast.Constant)):
             if not is_text:
@@ -156,7 +156,7 @@ class _Essence(ast.NodeTransformer):
 
 
 class _Silent(ast.NodeTransformer):
-    """A statement without its texts."""
+    """A statement with empty strings."""
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         return ast.copy_location(ast.Constant(""), node) if isinstance(node.value, str) else node
@@ -188,7 +188,7 @@ def _short(value: Any) -> str:
 
 
 def source_if_unknown(path: Path) -> str | None:
-    """The text of a file that git does not hold as it is: untracked, changed, or in no repository."""
+    """The text of a file that is untracked, changed or in no git repository; None if git holds it as it is."""
     try:
         git = ["git", "-C", str(path.parent)]
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", path.name], capture_output=True, check=False)

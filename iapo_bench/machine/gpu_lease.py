@@ -1,6 +1,6 @@
-"""GPUs of one machine, lent to one job at a time: Snakemake counts them, but gives no job an id of its own.
+"""Leases of one machine's GPUs: Snakemake counts GPUs, but does not tell a job which ones it may use.
 
-A lease is a locked file for each device in a directory that all jobs of a user share. The system frees it when its
+A lease is a lock file for each device in a directory that all jobs of a user share. The kernel releases it when its
 process ends, however it ends.
 """
 
@@ -23,7 +23,7 @@ from iapo_bench.errors import UserError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SLURM_JOB = "SLURM_JOB_ID"
 STARTED = "LOCAL_RANK"  # set in the processes of a launcher
-# Set, jobs lease GPUs and compute on the CPU: to try a cluster, or several processes, on a machine without any.
+# If set, jobs lease GPUs but compute on the CPU: to test a cluster, or several processes, on a machine without GPUs.
 PRETEND = "IAPO_BENCH_PRETEND_GPUS"
 NO_DEVICE = re.compile(r"-\d+|NoDevFiles")  # in CUDA_VISIBLE_DEVICES; the latter is Slurm's
 POLL_SECONDS = 0.5
@@ -33,8 +33,8 @@ POLL_SECONDS = 0.5
 def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None) -> Iterator[list[str]]:
     """Wait for `count` GPUs that fewer than `jobs_per_gpu` jobs hold, and make them the only ones this process sees.
 
-    To be called before CUDA starts. Yields their ids. The devices to choose from are those of `CUDA_VISIBLE_DEVICES`
-    (what a scheduler assigned), or else all of the machine. Raises UserError when there are fewer than `count`.
+    Call this before CUDA starts. Yields their ids. Candidates are the devices of `CUDA_VISIBLE_DEVICES`, which a
+    scheduler assigns, or else all of the machine. Raises UserError when there are fewer than `count`.
     """
     names = _lock_names(visible_devices())
     if (seen := len(set(names.values()))) < count:
@@ -54,7 +54,7 @@ def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None)
 
 @contextmanager
 def only_visible(devices: Sequence[str]) -> Iterator[None]:
-    """Let this process, and those that it starts, see these GPUs alone; none if empty."""
+    """Make only these GPUs visible to this process and its children; none if empty."""
     before = os.environ.get(VISIBLE)
     os.environ[VISIBLE] = ",".join(devices)
     try:
@@ -67,8 +67,7 @@ def only_visible(devices: Sequence[str]) -> Iterator[None]:
 
 
 def require_usable(count: int) -> None:
-    """Raise UserError, with the reason, unless torch can use `count` GPUs: it would compute on the CPU without a
-    word."""
+    """Raise UserError, with the reason, unless torch can use `count` GPUs: it would silently compute on the CPU."""
     if os.environ.get(PRETEND):
         return
     import torch
@@ -91,7 +90,7 @@ def visible_devices() -> list[str]:
     if VISIBLE not in os.environ:
         return list(_uuids())
     named = (part.strip() for part in os.environ[VISIBLE].split(","))
-    # As CUDA reads it: nothing after the first that is no device. Each once, where CUDA would refuse them all.
+    # Like CUDA, ignore everything after the first invalid id. Drop duplicates, for which CUDA would refuse the list.
     return list(dict.fromkeys(takewhile(lambda name: not NO_DEVICE.fullmatch(name), filter(None, named))))
 
 
@@ -105,11 +104,11 @@ def _uuids() -> dict[str, str]:
     rows = (line.partition(",") for line in listed.splitlines())
     return {
         number.strip(): uuid.strip() for number, _, uuid in rows if number.strip().isdigit()
-    }  # or words to a person
+    }  # other lines are messages
 
 
 def _lock_names(devices: Sequence[str]) -> dict[str, str]:
-    """A name for each device that is the same whether it is called by its number or by its UUID, shortened or not."""
+    """A lock name for each device, the same for its number, its UUID and a shortened UUID."""
     known = _uuids()
     names = {
         device: known.get(device) or next((uuid for uuid in known.values() if uuid.startswith(device)), device)
@@ -119,7 +118,7 @@ def _lock_names(devices: Sequence[str]) -> dict[str, str]:
 
 
 def _try(names: Mapping[str, str], count: int, jobs_per_gpu: int, folder: Path, held: ExitStack) -> list[str] | None:
-    """Lock `count` devices, all or none: a job that waited with a part of its own could wait for ever."""
+    """Lock `count` devices, all or none: jobs that each held some while waiting for more would deadlock."""
     with ExitStack() as stack:
         leased: list[str] = []
         # Empty slots first, so that jobs that share do so only when no device is free.

@@ -1,8 +1,8 @@
-"""Data-parallel training: the ranks share a step's groups and end it with the same weights.
+"""Data-parallel training: the ranks share a step's groups and end the step with equal weights.
 
-A rank is one process of `torchrun` or `accelerate launch`. Every rank holds the whole model and knows the whole batch;
-what is dear (generation, grading, forward and backward passes) it does for its share of the groups alone. What comes
-out is that of one process, up to the order in which floats are summed. In a single process all of this does nothing.
+A rank is one process of `torchrun` or `accelerate launch`. Every rank holds the whole model and the whole batch, but
+does the expensive work (generation, grading, forward and backward passes) only for its share of the groups. The result
+equals that of one process, up to the order in which floats are summed. A single process does not communicate.
 """
 
 import logging
@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from iapo_bench.errors import UserError
 from iapo_bench.machine.gpu_lease import STARTED
 
-# How long a rank waits for the others: longer than one can be behind with its completions or a checkpoint.
+# How long a rank waits for the others: longer than completions or a checkpoint can delay one.
 TIMEOUT = timedelta(minutes=30)
 BUCKET = 2**25  # gradients summed at once: 128 MiB of float32
 SERIAL_GLOO = "serial_gloo"  # the backend that `_serial_gloo` makes
@@ -32,11 +32,11 @@ SERIAL_GLOO = "serial_gloo"  # the backend that `_serial_gloo` makes
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the other ranks that the environment (RANK, WORLD_SIZE, LOCAL_RANK) speaks of, if any; part when all are
-    done.
+    """Join the process group that the environment (RANK, WORLD_SIZE, LOCAL_RANK) describes, if any; leave it when all
+    ranks are done.
 
-    On CUDA the current device becomes that of LOCAL_RANK, or the only one that is visible. Raises UserError when the
-    environment is incomplete, a rank does not come, or there are too few GPUs.
+    On CUDA the current device becomes that of LOCAL_RANK, or the only visible one. Raises UserError when the
+    environment is incomplete, a rank does not join, or there are too few GPUs.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield
@@ -51,7 +51,7 @@ def processes() -> Iterator[None]:
         store, own, count = next(rendezvous("env://", timeout=TIMEOUT))
         store.set_timeout(TIMEOUT)
         dist.Backend.register_backend(SERIAL_GLOO, _serial_gloo, devices=["cpu"])
-        # Objects travel by gloo even where tensors travel by nccl; the names of those collectives are short.
+        # Objects go through gloo even if tensors go through nccl; the names of those collectives are short.
         backends = "cpu:gloo,cuda:nccl" if cuda else SERIAL_GLOO
         ranks = dist.PrefixStore("ranks", store)
         dist.init_process_group(backends, store=ranks, rank=own, world_size=count, timeout=TIMEOUT)
@@ -59,11 +59,11 @@ def processes() -> Iterator[None]:
         require_own_gpus(gather([str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)]))
     yield
     gather([])
-    # Not after an error: the others still wait, and it is the end of this process that tells them.
+    # Not after an error: the other ranks still wait, and only the exit of this process tells them.
     dist.destroy_process_group()
     with in_touch():
         store.set(f"parted-{own}", "")
-        if own == 0:  # it may serve the store, and so leaves last
+        if own == 0:  # rank 0 may serve the store, so it leaves last
             store.wait([f"parted-{rank}" for rank in range(count)])
 
 
@@ -75,7 +75,7 @@ def is_started() -> bool:
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Run iapo-bench with `arguments` in `count` ranks of this machine; return 0, or the exit code of one that failed.
 
-    What a rank has to say it says on standard error itself.
+    Ranks print their errors on standard error themselves.
     """
     # Silence torchelastic's own traceback; the worker has printed the error.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -101,7 +101,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many ranks there are."""
+    """The world size: the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -111,7 +111,7 @@ def is_main() -> bool:
 
 
 def share(n: int, group_size: int = 1) -> slice:
-    """This rank's part of `n` things: adjacent whole groups, as even as they come; it may be empty."""
+    """This rank's slice of `n` rows: adjacent whole groups, spread evenly over the ranks; it may be empty."""
     each, more = divmod(n // group_size, size())
     start = rank() * each + min(rank(), more)
     return slice(start * group_size, (start + each + (rank() < more)) * group_size)
@@ -160,9 +160,9 @@ def largest(number: int) -> int:
 def _serial_gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) -> Any:
     """Gloo with one worker thread.
 
-    Its usual two write the name of the collective that ended last (`pgStatus_` in torch's ProcessGroupGloo::runLoop)
-    without a lock. Names of over 15 letters, which those of a sharded model's tensors have, lie on the heap: when two
-    end at once the old name is freed twice, and the process aborts, then or later.
+    The default two threads write the name of the collective that ended last (`pgStatus_` in torch's
+    ProcessGroupGloo::runLoop) without a lock. Names of over 15 characters, as for a sharded model's tensors, are on the
+    heap: when two collectives end at once, the old name is freed twice, and the process aborts, then or later.
     """
     gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
@@ -174,7 +174,7 @@ def _serial_gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) ->
 
 def _sum_bucket(parameters: list[torch.nn.Parameter]) -> None:
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    # In float32: between bfloat16 numbers the sum would round once for every rank.
+    # In float32: a bfloat16 sum would round once per rank.
     flat = torch.cat([gradient.flatten().float() for gradient in gradients])
     with in_touch():
         dist.all_reduce(flat)
@@ -192,7 +192,7 @@ def _local_device(local_rank: int, count: int) -> int:
 
 
 def require_own_gpus(devices: Sequence[str]) -> None:
-    """Raise UserError when two ranks compute on one GPU; `devices`: that of each rank, by an id unique everywhere."""
+    """Raise UserError when two ranks compute on one GPU; `devices`: a globally unique id of each rank's GPU."""
     for rank, device in enumerate(devices):
         if (first := devices.index(device)) < rank:
             raise UserError(
@@ -202,7 +202,7 @@ def require_own_gpus(devices: Sequence[str]) -> None:
 
 @contextmanager
 def in_touch() -> Iterator[None]:
-    """A failure of communication as a line for the user: what went wrong is in the message of the rank that failed."""
+    """Turn a communication failure into a one-line UserError; the rank that failed prints the cause."""
     try:
         yield
     except RuntimeError as error:

@@ -32,8 +32,8 @@ PACKAGES = (
 
 
 def hardware() -> str:
-    """The accelerator if torch runs here and has one, otherwise the processor, in words."""
-    torch = sys.modules.get("torch")  # what reads tables must not wait for it
+    """The accelerator's name if torch is loaded and has one, otherwise the processor's, with the number of cores."""
+    torch = sys.modules.get("torch")  # commands that read tables must not import it
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -41,20 +41,20 @@ def hardware() -> str:
 
 
 def instruction_set() -> str:
-    """The widest vector instructions of the processor, which decide the last digits of trained models."""
+    """The widest vector instructions of the processor, which change the last digits of trained models."""
     flags = set(_cpuinfo("flags").split())
     known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "asimd": "NEON"}
     return next((name for flag, name in known.items() if flag in flags), platform.machine())
 
 
 def environment() -> dict[str, str]:
-    """What can move the last digits of a result on another machine: hardware, instruction set, versions."""
+    """What can change the last digits of a result on another machine: hardware, instruction set, versions."""
     versions = {name: version for name in ("torch", "transformers") if (version := package_version(name))}
     return {"hardware": hardware(), "instruction_set": instruction_set(), **versions}
 
 
 def _cpuinfo(key: str) -> str:
-    """The first value of a key in /proc/cpuinfo, empty where there is none."""
+    """The first value of a key in /proc/cpuinfo; empty if there is none."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
@@ -100,13 +100,13 @@ def checksum(path: Path) -> str:
 
 
 def checksums(folder: Path, of: Callable[[Path], str] = checksum) -> dict[str, str]:
-    """SHA-256 of every file of a directory that is read, by name: data, weights, and what goes with them."""
+    """SHA-256 of a directory's data, weights, configs and tokenizer files, by file name."""
     kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
     return {path.name: of(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
 
 
 def package_version(name: str) -> str | None:
-    """The version of an installed package; None where it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""State of a stopped job: a folder of its own, files with checksums, and finished parts."""
+"""State of a stopped job: a folder for its unfinished work, files with checksums, and finished parts."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def run_identity(
     *,
     inputs: dict[str, Any],
 ) -> dict[str, Any]:
-    """All that a job's unfinished work depends on: settings that change results, inputs, code and versions."""
+    """Everything that a job's unfinished work depends on: settings that change results, inputs, code and versions."""
     return {
         "settings": identity(job),
         **inputs,
@@ -41,11 +41,10 @@ def run_identity(
 
 @contextmanager
 def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterator[Path]:
-    """`folder`, with what an earlier call of the same run left in it, for this job alone; it goes when the block ends
-    without an error.
+    """Claim `folder`, which may hold unfinished work of the same run; remove it when the block ends without an error.
 
-    What another run left is set aside, with a line that says why. Raises UserError while another process works there.
-    All of that is for the `main` one of several ranks, whose block must end last.
+    The work of a different run is set aside, with a line that says why. Raises UserError while another process works
+    there. Of several ranks only the `main` one does this, and its block must end last.
     """
     with ExitStack() as claims:
         if main:
@@ -67,13 +66,12 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
 
 
 def _has_work(folder: Path) -> bool:
-    """Whether anything lies in `folder` but the note of its run: a run that failed before its first checkpoint leaves
-    no more."""
+    """Whether `folder` holds more than run.json, all that a run leaves if it fails before its first checkpoint."""
     return any(path.name != "run.json" and path.suffix != ".partial" for path in folder.iterdir())
 
 
 def _foreign(folder: Path, run: dict[str, Any]) -> str:
-    """Why the work in `folder` is not this run's; empty where it is."""
+    """Why the work in `folder` is not this run's; empty if it is."""
     note = folder / "run.json"
     if not note.exists():
         return "its checkpoint does not say of what run it is"
@@ -87,7 +85,7 @@ def _foreign(folder: Path, run: dict[str, Any]) -> str:
 
 
 def seal(path: Path) -> None:
-    """Add to a file the checksum (SHA-256, the last 32 bytes) of all that it holds."""
+    """Append to a file the SHA-256 of its content, 32 bytes."""
     with path.open("r+b") as file:
         checksum = hashlib.file_digest(file, "sha256").digest()
         file.seek(0, os.SEEK_END)
@@ -95,7 +93,7 @@ def seal(path: Path) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a sealed file holds what was written to it."""
+    """Whether the content of a sealed file matches its checksum."""
     left, checksum = path.stat().st_size - _SEAL, hashlib.sha256()
     with path.open("rb") as file:
         while left > 0 and (chunk := file.read(min(left, _CHUNK))):
@@ -105,9 +103,9 @@ def is_sound(path: Path) -> bool:
 
 
 def kept(folder: Path, name: str, make: Callable[[], Any]) -> Any:
-    """A finished part of a job, a value of JSON: from `folder` if an earlier call made it, or made now and kept there.
+    """A finished part of a job, a JSON value: read from `folder` if an earlier call kept it, else made and kept there.
 
-    A damaged one is made again, with a warning.
+    A damaged part is made again, with a warning.
     """
     path = folder / f"{name}.json"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""The sizes of the published architectures, for planning and for trials where the weights cannot be had.
+"""The sizes of the published architectures, for planning, and for trials without the weights.
 
 From the models' own `config.json`. The parameter counts are those of their model cards: 0.49, 1.54 and 7.61 billion.
 """
@@ -14,7 +14,7 @@ from iapo_bench.seeds import stream_seed
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with grouped key heads and a gated feed-forward; `qkv_bias` as in Qwen2, none in Llama."""
+    """A decoder with grouped-query attention and a gated MLP; `qkv_bias` as in Qwen2, none in Llama."""
 
     hidden: int
     layers: int
@@ -27,7 +27,7 @@ class Architecture:
 
     @property
     def head_size(self) -> int:
-        """Channels of a head."""
+        """Channels per head."""
         return self.hidden // self.heads
 
     @property
@@ -52,11 +52,11 @@ class Architecture:
 
     @property
     def cache_channels(self) -> int:
-        """Numbers that the key-value cache keeps for a token."""
+        """Elements of the key-value cache per token."""
         return 2 * self.layers * self.kv_heads * self.head_size
 
     def config(self) -> PretrainedConfig:
-        """The configuration of a model of these sizes: Qwen2.5's, or a Llama's without `qkv_bias`."""
+        """The configuration of a model of these sizes: a Qwen2.5, or a Llama without `qkv_bias`."""
         sizes = {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,
@@ -82,7 +82,7 @@ _QWEN = [name for name in ARCHITECTURES if name.startswith("qwen")]
 
 
 def qwen_config(name: str) -> PretrainedConfig:
-    """The configuration of a Qwen2.5 architecture. Raises UserError for another."""
+    """The configuration of a Qwen2.5 architecture. Raises UserError for any other name."""
     if name not in _QWEN:
         raise unknown("architecture", name, _QWEN)
     return ARCHITECTURES[name].config()

@@ -33,12 +33,12 @@ from iapo_bench.worlds.dialogue import Dialogue
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# What an architecture that does not take or give what a decoder does may raise.
+# Exceptions of an architecture whose inputs or outputs differ from a decoder's.
 ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-_DECODED: WeakSet[PreTrainedModel] = WeakSet()  # models whose decoder and output layer give their logits
-WIDENED = "adapters_merged_in"  # the note of a checkpoint whose weights are wider than those it was trained from
+_DECODED: WeakSet[PreTrainedModel] = WeakSet()  # models that passed `_require_same_logits`
+WIDENED = "adapters_merged_in"  # note in training.json: the weights have a wider dtype than the base's
 
-CHUNK_LOGITS = 2**26  # held at once: 256 MiB of float32
+CHUNK_LOGITS = 2**26  # in memory at once: 256 MiB of float32
 
 
 def build_micro(
@@ -46,7 +46,7 @@ def build_micro(
 ) -> PreTrainedModel:
     """A Llama decoder with random weights, two query heads to a key head, tied embeddings, a context of 256 tokens.
 
-    Llama and not Qwen2, for which AutoTokenizer insists on a byte-level tokenizer, whatever the checkpoint says.
+    Not Qwen2, for which AutoTokenizer loads a byte-level tokenizer even if the checkpoint has another.
     """
     torch.manual_seed(stream_seed(seed, "initialisation"))
     config = LlamaConfig(
@@ -78,9 +78,8 @@ def torch_dtype(name: str) -> torch.dtype:
 def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model in a checkpoint directory, in evaluation mode.
 
-    What adapters were trained into is loaded in float32 whatever `dtype` says, as `save_model` wrote it.
-    Raises UserError when the directory is no checkpoint, a weight is not finite, or the weights do not match the
-    config: transformers would fill the gaps with random numbers and carry on.
+    `stored_dtype` may override `dtype`. Raises UserError when the directory is not a checkpoint, a weight is not
+    finite, or the weights do not match the config: transformers would fill the gaps with random numbers and carry on.
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a checkpoint directory (no config.json)")
@@ -103,8 +102,8 @@ def load_model(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 
 def stored_dtype(path: Path, dtype: torch.dtype) -> torch.dtype:
-    """The dtype to load the checkpoint `path` in where `dtype` is asked for: float32 where adapters were trained beside
-    rounded weights, for the sum of both is what was trained and sampled, and rounding it loses small steps."""
+    """The dtype in which to load the checkpoint `path`: `dtype`, or float32 if adapters were merged into weights of
+    lower precision, because rounding the sum would lose small steps of training."""
     notes = path / "training.json"
     return torch.float32 if notes.is_file() and WIDENED in read_json(notes) else dtype
 
@@ -127,13 +126,13 @@ def require_finite(state: Any, what: str) -> None:
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
-    """Set every probability of dropout and every jitter to 0, in modules and configurations, for good.
+    """Set every dropout probability and every jitter to 0, in modules and configs, for good.
 
-    RL updates the policy that sampled, which had none; and the draws would come from no seed of ours. The mode stays:
-    activation checkpointing acts in training mode only.
+    RL updates the policy that sampled, which had none, and the draws would not follow our seeds. The model stays in its
+    mode: activation checkpointing works in training mode only.
     """
     configs = [model.config, *(module.config for module in model.modules() if hasattr(module, "config"))]
-    for config in configs:  # grows while it is read
+    for config in configs:  # the list grows during the loop
         configs += [
             part for part in vars(config).values() if isinstance(part, PretrainedConfig) and part not in configs
         ]
@@ -145,7 +144,7 @@ def disable_dropout(model: PreTrainedModel) -> None:
 
 
 def load_skeleton(path: Path) -> PreTrainedModel:
-    """The model in a checkpoint directory without its weights: for its configs. Raises UserError when it has none."""
+    """The model of a checkpoint directory on the meta device, for its configs. Raises UserError without config.json."""
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a checkpoint directory (no config.json)")
     generation = read_generation_config(path)
@@ -158,7 +157,7 @@ def load_skeleton(path: Path) -> PreTrainedModel:
 def read_generation_config(path: Path) -> GenerationConfig | None:
     """The generation config of a checkpoint directory, as `sound_generation_config` leaves it; None without a file.
 
-    Raises UserError for one that cannot be read: transformers would pass over it, and over the stops that it names.
+    Raises UserError for one that cannot be read: transformers would ignore it, and its stop tokens.
     """
     file = path / "generation_config.json"
     if not file.is_file():
@@ -173,8 +172,8 @@ def read_generation_config(path: Path) -> GenerationConfig | None:
 
 
 def sound_generation_config(config: GenerationConfig, name: str | Path) -> GenerationConfig:
-    """The config itself, or where transformers would refuse to save it, its token ids alone, which is all that sampling
-    here takes from it; then one line says so of the checkpoint `name`."""
+    """The config itself or, if transformers would refuse to save it, only its token ids, all that sampling here uses;
+    then a warning names the checkpoint `name`."""
     try:
         config.validate(strict=True)
     except ValueError as error:
@@ -189,9 +188,9 @@ def sound_generation_config(config: GenerationConfig, name: str | Path) -> Gener
 
 
 def adopt_generation_config(model: PreTrainedModel, stated: GenerationConfig | None, name: str | Path) -> None:
-    """Give a model the generation config that its checkpoint `name` states, or else a sound form of its own.
+    """Give a model the generation config `stated` by its checkpoint `name`, or else a sound form of its own.
 
-    Ends of sequence that are no token of the model are left out of a stated one, and one line says so.
+    End-of-sequence ids outside the vocabulary are removed from `stated`, with a warning.
     """
     if stated is not None:
         named, vocabulary = _as_list(stated.eos_token_id), model.config.get_text_config().vocab_size
@@ -208,12 +207,13 @@ def adopt_generation_config(model: PreTrainedModel, stated: GenerationConfig | N
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint directory. Raises UserError when there is none or it cannot pad."""
+    """The tokenizer of a checkpoint directory, which pads with the end of sequence if it names no padding. Raises
+    UserError if there is none, or it has no end-of-sequence token."""
     if not path.is_dir():
         raise UserError(f"{path} is not a checkpoint directory")
     with damaged(f"{path}: the tokenizer", "make or fetch the checkpoint again"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        int(tokenizer.model_max_length), tokenizer.all_special_ids  # whatever the file says was taken as it is
+        int(tokenizer.model_max_length), tokenizer.all_special_ids  # the loader checks neither
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -222,16 +222,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every end of sequence: those of the tokenizer, the generation config and the config."""
+    """All end-of-sequence ids: those of the tokenizer, the generation config and the config."""
     text = model.config.get_text_config()
     named = [source.eos_token_id for source in (tokenizer, model.generation_config, model.config, text) if source]
     ids = {i for value in named for i in _as_list(value)}
-    # Some configs have a default that is no token of their model.
+    # Some configs default to an id outside their vocabulary.
     return tuple(sorted(i for i in ids if 0 <= i < text.vocab_size))
 
 
 def stop_ids(model: PreTrainedModel, dialogue: Dialogue) -> tuple[int, ...]:
-    """Every token that ends a completion: the ends of sequence, and what the chat template ends a turn with."""
+    """Ids of all tokens that end a completion: the end-of-sequence ids and the chat template's ends of turn."""
     return tuple(sorted({*eos_ids(model, dialogue.tokenizer), *dialogue.turn_ends}))
 
 
@@ -240,13 +240,13 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 
 def context_length(path: Path) -> int:
-    """How many tokens, prompt and completion together, the model at `path` can read."""
+    """The context length in tokens, prompt and completion together, of the model at `path`."""
     with damaged(path, "make or fetch the checkpoint again"):
         return context_of(AutoConfig.from_pretrained(path, local_files_only=True))
 
 
 def context_of(config: PretrainedConfig) -> int:
-    """How many tokens a model of this configuration can read. Raises UserError where it does not say."""
+    """The context length in tokens of a configuration. Raises UserError if it states none."""
     text = config.get_text_config()
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         if isinstance(length := getattr(text, name, None), int) and length > 0:
@@ -255,7 +255,7 @@ def context_of(config: PretrainedConfig) -> int:
 
 
 def vocabulary_size(path: Path) -> int:
-    """How many tokens the model at `path` has embeddings for."""
+    """The number of token embeddings of the model at `path`."""
     with damaged(path, "make or fetch the checkpoint again"):
         return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
 
@@ -265,7 +265,7 @@ def save_model(
 ) -> None:
     """Write weights, config and tokenizer to `path`, whole or not at all; `notes` go to `training.json` beside them.
 
-    Adapters are added to their weights, in float32: what is written is a plain checkpoint. Raises UserError when a
+    Adapters are merged into their weights in float32, so the result is a plain checkpoint. Raises UserError when a
     weight is not finite.
     """
     widened = exact_dtype(model) != model.dtype
@@ -286,13 +286,13 @@ def save_model(
 def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.Module]:
     """The decoder stack and the output layer, for callers that want logits at a few positions only.
 
-    Raises UserError for a model that does more between the two, or in which one of them is not to be found.
+    Raises UserError if one of them is missing, or the two together do not give the model's logits.
     """
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config.get_text_config(), name, None) not in (None, 1, 1.0):
             raise UserError(f"{type(model).__name__} transforms its logits ({name}), which is not supported")
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    if decoder is model:  # some classes misname theirs
+    if decoder is model:  # some classes return themselves
         decoder = getattr(model, "model", model)
     if model not in _DECODED:
         _require_same_logits(model, decoder, head)
@@ -303,7 +303,7 @@ def decoder_and_head(model: PreTrainedModel) -> tuple[PreTrainedModel, torch.nn.
 @torch.no_grad()
 def _require_same_logits(model: PreTrainedModel, decoder: Any, head: Any) -> None:
     """Raise UserError unless the output layer on the decoder's states gives the model's own logits for a few tokens,
-    whatever comes after them: rows are padded on the right, without a mask."""
+    even if more follow: rows are padded on the right, without a mask."""
     name = type(model).__name__
     ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
@@ -329,7 +329,7 @@ def _require_same_logits(model: PreTrainedModel, decoder: Any, head: Any) -> Non
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, then every module in the mode that it was in."""
+    """Evaluation mode inside the block; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -341,7 +341,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unobserved(model: torch.nn.Module) -> Iterator[None]:
-    """The model without the hooks of its modules: what counts or records passes must not see those of a check."""
+    """The model without the hooks of its modules, so that counters and recorders do not see the passes of a check."""
     hooks = ("_forward_hooks", "_forward_pre_hooks")
     kept = [(module, name, getattr(module, name)) for module in model.modules() for name in hooks]
     for module, name, _ in kept:
@@ -355,7 +355,7 @@ def unobserved(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[None]:
-    """`decoder` with the registered attention `name`, then with its own again.
+    """Use the registered attention `name` in `decoder` inside the block.
 
     Raises UserError for an architecture whose attention cannot be replaced.
     """

@@ -1,8 +1,8 @@
 """Checks that our attention and cache compute the same as the decoder's own, for any architecture.
 
-Two checks, once for each model and length. What the decoder tells its attention must be plain: every position sees all
-before it, without windows, biases or sinks. And the states after a random sequence of that length must be the decoder's
-own, whatever might make them differ. So a model is followed exactly or refused with a reason.
+Two checks, once for each model and length. The decoder must ask for plain attention: every position attends to all
+earlier ones, without windows, biases or sinks. And our hidden states of a random sequence of that length must be the
+decoder's own, up to rounding. So a model is reproduced exactly or refused with a reason.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from iapo_bench.models.checkpoints import (
 )
 from iapo_bench.seeds import torch_stream
 
-# Mean distance of log-probabilities, nats, that rounding explains: two orders of summation in one dtype.
+# Mean difference of log-probabilities, in nats, that rounding explains: two orders of summation in one dtype.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
-# States at some places of a sequence: ids (length,) to the places and the states there, (places, D).
+# From token ids (length,) to some positions and the hidden states there, (positions, D).
 States = Callable[[PreTrainedModel, torch.Tensor], tuple[list[int], torch.Tensor]]
 
-# What an attention may be told besides its mask and still be plain; `sliding_window` is judged by the length.
+# Arguments that plain attention may get besides its mask; `sliding_window` is compared with the length.
 _PLAIN = {"dropout", "scaling", "is_causal", "sliding_window", "position_ids", "cache_position", "deterministic"}
 _PLAIN |= {"use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
 _PLAIN |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
@@ -39,8 +39,8 @@ _PLAIN |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 
 @dataclass
 class _Told:
-    """What the layers of a decoder told their attention: mask functions, and of each call its arguments and the shapes
-    of its keys and values."""
+    """What the layers of a decoder passed to attention: mask functions, and each call's arguments and shapes of keys
+    and values."""
 
     masks: list[Callable[..., Any]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -75,12 +75,13 @@ AttentionMaskInterface.register("iapo_bench_probe", _hear_mask)
 
 
 def require_exact(model: PreTrainedModel, length: int, what: str, states: States) -> None:
-    """Raise UserError unless `states`, by which `what` is named, are the decoder's own for `length` random tokens."""
+    """Raise UserError unless attention is plain and `states` gives the decoder's own hidden states for `length` random
+    tokens; `what` names the computation in messages."""
     known = _exact.setdefault(model, {})
     before = known.get(what, 0)
     if length <= before:
         return
-    known[what] = length  # first: `states` may come back here
+    known[what] = length  # before the checks: `states` may call this function
     try:
         _require_plain_attention(model, length)
         _require_same_states(model, length, what, states)
@@ -118,8 +119,8 @@ def _require_same_states(model: PreTrainedModel, length: int, what: str, states:
 
 
 def _require_plain_attention(model: PreTrainedModel, length: int) -> None:
-    """Raise UserError unless every position of a sequence of `length` tokens attends to all before it, and nothing but
-    its own position turns its keys: what an attention or a cache of ours takes for granted."""
+    """Raise UserError unless every position of a sequence of `length` tokens attends to all earlier ones, and keys are
+    rotated by their own positions only, as our attention and caches assume."""
     name, config = type(model).__name__, model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     if odd := kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
@@ -144,13 +145,13 @@ def _require_plain_attention(model: PreTrainedModel, length: int) -> None:
 
 
 def cache_shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Heads and their sizes of the keys, and of the values, that each layer of the decoder keeps."""
+    """For each layer of the decoder, (heads, head size) of its keys and of its values, as a cache keeps them."""
     return [((key[1], key[3]), (value[1], value[3])) for key, value in _listen(model).shapes]
 
 
 @torch.no_grad()
 def _listen(model: PreTrainedModel) -> _Told:
-    """What the layers tell their attention in a pass over two tokens; a mask function knows of any length."""
+    """What the layers pass to attention for two tokens; the mask functions hold for any length."""
     if model in _told:
         return _told[model]
     decoder, _ = decoder_and_head(model)
@@ -174,9 +175,9 @@ def _listen(model: PreTrainedModel) -> _Told:
 
 
 def _widest_view(mask: Callable[..., Any], length: int, device: torch.device) -> int:
-    """How many tokens, itself and those before it, a position below `length` sees at most; `length` if each sees all.
+    """The largest number of tokens, its own included, that a position below `length` attends to.
 
-    Raises UserError for a mask that shows a position a later one.
+    Raises UserError for a mask that shows later tokens.
     """
     places, zero = torch.arange(length, device=device), torch.zeros((), dtype=torch.long, device=device)
 

@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021) by peft: training small matrices beside frozen weights, for a model whose optimiser does not
-fit.
+"""LoRA (Hu et al. 2021) with peft: low-rank adapters trained beside frozen weights, for a model whose optimiser state
+does not fit in memory.
 
-The layers are wrapped in place, so the model stays what it was to everything else. Its weights are the base's at all
-times: with the adapters off it is the reference of a KL term.
+The layers are wrapped in place, so all other code sees the same model. The base's weights never change: with the
+adapters off, the model is the reference of a KL term.
 """
 
 import math
@@ -21,13 +21,13 @@ ADAPTER = "default"
 
 
 def add_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> None:
-    """Wrap every linear layer but the output layer, and freeze all that was there before.
+    """Wrap every linear layer but the output layer, and freeze the model's own weights.
 
     A layer of weight W then computes with W + alpha / rank * B A, where A has `rank` rows. No dropout: the policy that
     is updated must be the one that sampled.
 
-    A and B are float32 whatever the model's dtype, so that small steps are not rounded away. A is drawn as peft draws
-    it, but from `seed`, and B is zero: the model starts as what it was. Raises ValueError where there are adapters.
+    A and B are float32 whatever the model's dtype, so that small steps are not rounded away. A is initialised as by
+    peft, but from `seed`; B is zero, so that the model starts unchanged. Raises ValueError if it has adapters already.
     """
     import peft
 
@@ -39,7 +39,7 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> None:
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    # On the meta device, where peft neither draws nor rounds: it would do the latter to the model's dtype.
+    # On the meta device peft neither draws weights nor rounds them to the model's dtype.
     peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     generator = torch_stream(seed, "lora")
     for layer in _wrapped(model).values():
@@ -53,10 +53,10 @@ def add_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> None:
 
 @torch.no_grad()
 def merged_weights(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight under its name in a checkpoint, tied ones too, the adapters added to those that have one.
+    """Every weight, tied ones too, under its name in a checkpoint, with its adapter added if it has one.
 
-    The sum is made in float32 and rounded once, to `dtype` or else the weight's own. One at a time, so that no second
-    copy of the model is needed; weights without an adapter are the model's own. Without adapters, its state dict.
+    The sum is computed in float32 and rounded once, to `dtype` or else the weight's own. Weights come one at a time, so
+    that no second copy of the model is needed; those without an adapter are the model's own, not copies.
     """
     layers = {f"{name}.base_layer.weight": layer for name, layer in _wrapped(model).items()}
     for name, weight in model.state_dict().items():
@@ -73,14 +73,14 @@ def merged_state(model: PreTrainedModel, dtype: torch.dtype | None = None) -> di
 
 
 def exact_dtype(model: PreTrainedModel) -> torch.dtype:
-    """What the merged weights must be kept in to be those that were trained and sampled: the model's own dtype, or
-    float32 with adapters, whose small steps beside a weight of lower precision rounding would lose."""
+    """The dtype in which merged weights equal those that were trained and sampled: the model's own, or float32 with
+    adapters, because rounding to lower precision would lose their small steps."""
     return torch.float32 if _wrapped(model) else model.dtype
 
 
 @contextmanager
 def without_lora(model: PreTrainedModel) -> Iterator[None]:
-    """The model as it was before `add_lora`, bit for bit; nothing for one without adapters. For no gradients."""
+    """The model as it was before `add_lora`, bit for bit, for passes without gradients; a no-op without adapters."""
     layers = [layer for layer in _wrapped(model).values() if not layer.disable_adapters]
     for layer in layers:
         layer.enable_adapters(False)
@@ -92,12 +92,12 @@ def without_lora(model: PreTrainedModel) -> Iterator[None]:
 
 
 def trainable_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights that training changes, by name: with adapters these alone. They are the model's own, not copies."""
+    """The weights that training changes, by name: with adapters, only theirs. They are the model's own, not copies."""
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def load_trainable_state(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    """The inverse of `trainable_state`. Raises ValueError or RuntimeError for the state of another kind of model."""
+    """The inverse of `trainable_state`. Raises ValueError or RuntimeError for the state of a different model."""
     if odd := state.keys() ^ trainable_state(model).keys():
         raise ValueError(f"the state is not of this model: {min(odd)} is in one of them only")
     model.load_state_dict(state, strict=False)

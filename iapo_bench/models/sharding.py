@@ -1,8 +1,8 @@
-"""Sharded training (FSDP2): every rank keeps its part of each weight, gradient and moment.
+"""Sharded training (FSDP2): every rank keeps its shard of each weight, gradient and optimiser moment.
 
-In an update the weights come together layer by layer, on all ranks at once. Generation and signals take another number
-of passes on each rank, so there all weights come together before, and go apart after. On models that are not sharded
-all of this does nothing.
+An update all-gathers the weights layer by layer, on all ranks at once. Generation and signals take a different number
+of passes on each rank, so all weights are gathered before and released after. Models that are not sharded are left as
+they are.
 """
 
 import copy
@@ -29,10 +29,9 @@ Model = TypeVar("Model", PreTrainedModel, PreTrainedModel | None)
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Share the weights of `model`, which must be alike on all ranks, among them; in a single process do nothing.
+    """Shard the weights of `model`, which must be equal on all ranks; a no-op in a single process.
 
-    A unit, which comes together at once, is a layer, or all that is in none. Raises UserError for a decoder without a
-    list of layers.
+    An FSDP unit is a layer, or everything outside the layers. Raises UserError for a decoder without a list of layers.
     """
     if parallel.size() == 1:
         return
@@ -40,10 +39,10 @@ def shard(model: PreTrainedModel) -> None:
     layers = next((module for module in decoder.children() if isinstance(module, torch.nn.ModuleList)), None)
     if layers is None:
         raise UserError(f"{type(model).__name__} has no list of layers to shard: set train.sharded to false")
-    # A module of the same shape that owns no weights but between `whole`'s beginning and end, without hooks.
+    # A copy without hooks for `whole`, outside of which it holds no weights.
     shape = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     mesh = init_device_mesh(model.device.type, (parallel.size(),))
-    # In float32: between bfloat16 numbers the sum would round once for every rank.
+    # In float32: a bfloat16 sum would round once per rank.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for unit in (*layers, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
@@ -57,23 +56,23 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether `shard` has taken it apart."""
+    """Whether `shard` has sharded the model."""
     return isinstance(model, FSDPModule)
 
 
 def run(function: Callable[..., Any], model: PreTrainedModel, *arguments: Any, **options: Any) -> Any:
-    """`function(model, ...)`, which may use any part of the model as often as it likes, with gradients.
+    """`function(model, ...)`, which may use any part of the model any number of times, with gradients.
 
-    Of a sharded model every rank must make this call, and the backward pass after it, equally often.
+    With a sharded model every rank must make this call, and the backward pass after it, equally often.
     """
     return (model.run_sharded if is_sharded(model) else MethodType(_run, model))(function, *arguments, **options)
 
 
 @contextmanager
 def whole(model: Model) -> Iterator[Model]:
-    """The model with all its weights, for any number of passes without gradients; itself where it is not sharded.
+    """The model with all its weights, for any number of passes without gradients; itself if it is not sharded, or None.
 
-    Every rank must enter it. None stands for no model.
+    Every rank must enter the block.
     """
     if model is None or not is_sharded(model):
         yield model
@@ -89,15 +88,15 @@ def whole(model: Model) -> Iterator[Model]:
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> float:
-    """Scale the gradients down to a norm of `max_norm`, all weights together; return what it was."""
+    """Clip the global norm of the gradients to `max_norm`; return the norm before clipping."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def fingerprint(model: torch.nn.Module) -> list[int]:
-    """A number for each trained weight on this rank, which a changed bit changes: a sum of its bits by place.
+    """A number for each trained weight, the sum of its bits weighted by position, which a changed bit changes.
 
-    With sharded weights, of every rank's part.
+    For a sharded model, the numbers of every rank's shards.
     """
     parts = []
     for parameter in model.parameters():
@@ -112,14 +111,14 @@ def fingerprint(model: torch.nn.Module) -> list[int]:
 
 
 def require_finite_weights(model: PreTrainedModel) -> None:
-    """Raise UserError, on every rank that holds a part of it, for a weight that is not finite."""
+    """Raise UserError for a weight that is not finite, on the ranks whose shard holds such a number."""
     weights = model.named_parameters()
     local = {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in weights}
     require_finite(local, "after the update")
 
 
 def split(state: Any) -> tuple[Any, dict[str, DTensor]]:
-    """A state dict, nested as it may be, with None for every sharded tensor, and these by their places, "model.x"."""
+    """A nested state dict with None for every sharded tensor, and the sharded tensors by their paths, "model.x"."""
     parts: dict[str, DTensor] = {}
 
     def rest(value: Any, place: str) -> Any:
@@ -145,7 +144,7 @@ def join(rest: Any, parts: dict[str, torch.Tensor], place: str = "") -> Any:
 
 
 def room(model: PreTrainedModel, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor to be filled: of a sharded model one that is sharded as its weights are, else a plain one."""
+    """An empty tensor to fill, sharded like the model's weights if the model is sharded."""
     if not is_sharded(model):
         return torch.empty(size, dtype=dtype)
     weight = next(model.parameters())
@@ -153,13 +152,13 @@ def room(model: PreTrainedModel, size: torch.Size, dtype: torch.dtype) -> torch.
 
 
 def distribute(state: Any, like: Any) -> Any:
-    """This rank's part of every tensor that is whole and whose place in `like` is a sharded one's."""
+    """`state` with this rank's shard of every full tensor whose counterpart in `like` is sharded."""
     if isinstance(like, dict):
         return {key: distribute(value, like.get(key)) for key, value in state.items()}
     if isinstance(like, list):
         return [distribute(*pair) for pair in zip(state, like, strict=True)]
     if isinstance(like, DTensor) and not isinstance(state, DTensor):
-        # Each rank has read the whole and cuts out its own.
+        # Each rank has read the full tensor and cuts out its own shard.
         return distribute_tensor(state, like.device_mesh, like.placements, src_data_rank=None)
     return state
 

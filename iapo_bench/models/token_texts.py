@@ -1,10 +1,10 @@
-"""The text of single tokens, of any tokenizer."""
+"""The text of single tokens, for any tokenizer."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-BROKEN = "\ufffd"  # what a decoder puts for bytes that are no character
+BROKEN = "\ufffd"  # a decoder's replacement for bytes that are no character
 CHARACTER_BYTES = 4  # at most, in UTF-8
 
 
@@ -21,7 +21,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     texts: list[str] = []
     before = done = 0  # the last whole token starts at `before`, the first that is not decoded yet at `done`
     for end in range(1, len(ids) + 1):
-        # The token before shows whether a space stands between the two; all tokens before it cannot matter.
+        # The previous token decides whether a space comes between the two; earlier tokens cannot matter.
         text = decode(before, end)[len(decode(before, done)) :]
         if text.endswith(BROKEN) and end - done < CHARACTER_BYTES:
             texts.append(BROKEN)

@@ -1,4 +1,4 @@
-"""Writes what `iapo-bench new` starts you with."""
+"""Writes the files of `iapo-bench new`."""
 
 import keyword
 import re
@@ -32,8 +32,8 @@ _FOLDERS: dict[Kind, tuple[Path, Callable[[], dict[str, Path]]]] = {
 def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     """Write `<folder>/<name>.py` and `tests/test_<name>.py` below `root`; return both.
 
-    Raises UserError, and writes nothing, for a name that is no Python name in lower case or is taken, and where `root`
-    is no checkout of the project.
+    Raises UserError, and writes nothing, for a name that is taken or not a lower-case Python identifier, and if `root`
+    is not a checkout of the project.
     """
     folder, known = _FOLDERS[kind]
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
@@ -48,7 +48,7 @@ def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     values = {"name": name, "class_name": name.title().replace("_", "")}
     sources = (templates.get_template(template) for template in (f"{kind}.py.j2", f"test_{kind}.py.j2"))
     texts = {path: source.render(values) for path, source in zip(paths, sources, strict=True)}
-    # A kill may have come between the two: the one that is there as it was written does not stand in the way.
+    # A kill may have left only one of the two: it may be overwritten if it is unedited.
     whole = all(path.exists() for path in paths)
     for taken in (known().get(name), *paths):
         if taken is not None and taken.exists() and (whole or read_text(taken) != texts.get(taken)):

@@ -30,7 +30,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s by phase, "sampling" being the rollout of an evaluation; `other` is seconds a completion beside them."""
+    """FLOP/s by phase, "sampling" being the rollout of an evaluation; `other`: seconds per completion in no phase."""
 
     flops: dict[str, float]
     other: float
@@ -86,7 +86,7 @@ def fit(size: Architecture, tier: TierConfig, runs: list[Run], lengths: Lengths)
         one, trained = flops(size, one_work), sum(row["groups"] for row in run.rows) * one_work.group
         for phase in PHASES:
             work[phase] += one[phase] * (drawn if phase == "rollout" else trained)
-            # What a method does not ask for still takes some microseconds, which say nothing about a rate.
+            # A phase without work still logs microseconds, which say nothing about a rate.
             time[phase] += sum(row[f"seconds_{phase}"] for row in run.rows) if one[phase] else 0.0
         time["other"] += sum(row["seconds_grade"] + row["seconds_other"] for row in run.rows)
         completions += drawn
@@ -105,9 +105,9 @@ def fit(size: Architecture, tier: TierConfig, runs: list[Run], lengths: Lengths)
 def compare(
     size: Architecture, tier: TierConfig, runs: list[Run], lengths: Lengths, problems: int
 ) -> list[dict[str, Any]]:
-    """Predicted and measured seconds of each run, the prediction made without it.
+    """Predicted and measured seconds of each run, predicted from the others.
 
-    With one run only, its first half predicts the whole. The predictions take the plan's mean lengths, not the run's.
+    A single run is predicted from its first half. The predictions take the plan's mean lengths, not the run's.
     """
     table = []
     for i, run in enumerate(runs):

@@ -8,8 +8,8 @@ With N weights that multiply every token (`Architecture.matrix_parameters`, the 
 * signals: a forward pass of the policy where the method asks for one, one of the reference where it has a KL term, and
   K + 1 tokens of forward pass for every completion token where it reads the answer's entropy (K tokens of postfix);
 * update: 6 N a token, forward and backward, and 2 * vocabulary * hidden more where the logits are computed twice;
-  8 N where all activations are, 2 N less where the weights are frozen beside adapters;
-* the fine-tuning of the base: 6 N a token, too.
+  8 N with gradient checkpointing, 2 N less for frozen weights beside adapters (LoRA);
+* the SFT of the base: 6 N a token.
 """
 
 import math
@@ -68,7 +68,7 @@ LENGTHS = {
     "math500": Lengths(200, 500),  # assumed
     "dapo": Lengths(220, 900),  # assumed
 }
-ASSUMED = Lengths(200, 500)  # for a dataset of which nothing is known
+ASSUMED = Lengths(200, 500)  # for any other dataset
 
 
 def lengths_of(dataset: str) -> Lengths:
@@ -78,7 +78,8 @@ def lengths_of(dataset: str) -> Lengths:
 
 @dataclass(frozen=True)
 class Work:
-    """What one method does to a completion, and how many there are in all, in a step and in a batch of the engine."""
+    """One method's work: completions in all, per step, per engine batch and per prompt (`group`), and whether it needs
+    answer entropies, a pass of the policy and one of the reference."""
 
     completions: int
     step: int
@@ -89,7 +90,7 @@ class Work:
     answer: bool = False
     policy: bool = False
     reference: bool = False
-    passes: int = 3  # forward passes' worth of arithmetic of an update: a backward pass is two
+    passes: int = 3  # arithmetic of an update in forward passes: a backward pass counts two
 
 
 def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
@@ -109,7 +110,7 @@ def training_work(tier: TierConfig, method: str, lengths: Lengths) -> Work:
         answer=Signal.ANSWER_ENTROPY in needs,
         policy=bool(needs),
         reference=bool(made.loss.kl_coef),
-        # Layers computed again; no gradients of frozen weights.
+        # Checkpointing repeats the forward pass; frozen weights need no gradients.
         passes=3 + train.gradient_checkpointing - (train.lora is not None),
     )
 
@@ -121,7 +122,7 @@ def largest_share(work: Work, ranks: int) -> Work:
 
 
 def sft_work(tier: TierConfig, lengths: Lengths) -> Work | None:
-    """The supervised steps that make the base, on worked solutions taken as long as a completion; None without any."""
+    """The SFT of the base, with worked solutions assumed as long as completions; None without SFT."""
     kind = TaughtSFT if tier.model.source == "taught" else SFT
     chosen = tier.model.sft
     if kind is SFT and not chosen:
@@ -151,7 +152,7 @@ def forward_flops(size: Architecture, context: float) -> float:
 
 
 def flops(size: Architecture, work: Work) -> dict[str, float]:
-    """Arithmetic of one completion, by phase."""
+    """FLOPs of one completion, by phase."""
     prompt, length = work.lengths.prompt, work.lengths.completion
     token = forward_flops(size, prompt + length / 2)
     passed = prompt / work.group + length  # a prompt is read once for its group
@@ -249,7 +250,7 @@ def memory(
 
 
 def strategy(tier: TierConfig) -> str:
-    """How the tier's training jobs hold the model: a name that begins that of a row of `memory`."""
+    """How the tier's training jobs hold the model: the beginning of a strategy's name in `memory`."""
     if tier.train.lora:
         return "LoRA"
     if tier.gpus > 1:
@@ -268,15 +269,15 @@ def _activations(size: Architecture, tier: TierConfig, lengths: Lengths, rank: i
 
 
 def _optimiser_state(width: int) -> float:
-    """AdamW's two moments in float32, and a float32 copy of weights that are not, over the weights of `width` bytes."""
+    """Bytes of AdamW's state per byte of weights: two float32 moments, and a float32 copy of narrower weights."""
     return (2 if width == 4 else 3) * 4 / width
 
 
 def _lora_activations(size: Architecture, width: int, rank: int) -> float:
     """Bytes a token and layer that adapters keep for the backward pass beyond what training all weights does.
 
-    Under 16 bits a float32 copy of each linear layer's input, and A's output; what only gradients of frozen weights
-    need (normalised states, inputs in 16 bits) is not kept. Counted as torch's saved tensors. In float32 next to none.
+    At 16 bits a float32 copy of each linear layer's input, and A's output; tensors that only gradients of frozen
+    weights need (normalised states, 16-bit inputs) are not kept. Counted as torch's saved tensors. In float32 almost 0.
     """
     if width == 4:
         return 0.0
@@ -304,7 +305,7 @@ def host_memory(size: Architecture, tier: TierConfig) -> dict[str, float]:
     ranks = max(1, tier.gpus)
     whole = size.parameters * bytes_of(tier.model.dtype) / GIB
     parts = {"processes": PROCESS_GIB["cuda" if tier.gpus else "cpu"] * ranks}
-    if not tier.gpus:  # all of it lives there
+    if not tier.gpus:  # a CPU has no other memory
         lengths = lengths_of(tier.world.name)
         peak = memory(size, tier, lengths, DEVICES["cpu"], 2)[0]["peak GiB"]
         return parts | {"training": float(peak)}

@@ -1,7 +1,7 @@
 """Smallest detectable difference between two rows, by numbers of problems, samples and training seeds.
 
-The answer needs the spread of a pilot: finished summaries of the tier. Fewer sampling and training seeds than it has
-are taken from it; another number of problems scales the part of the variance that is theirs.
+The answer needs the spread of a pilot: finished summaries of the tier. Fewer sampling and training seeds are a subset
+of the pilot's; another number of problems scales the problems' part of the variance.
 """
 
 import itertools
@@ -20,11 +20,11 @@ PROBLEMS = (100, 200, 300, 400, 800)
 
 
 def power(summaries: Sequence[Path], problems: Sequence[int] = PROBLEMS) -> list[dict[str, Any]]:
-    """A row for each design: the true difference that a pair's test at 5% would find with a chance of 80%.
+    """A row for each design: the true difference that a pair's test at 5% finds with 80% power.
 
-    Of Pass@1, and of length relative to the mean length; for these checkpoints and, from two training seeds on, for
-    these methods (`iapo_bench.report.comparisons`); medians over pairs of trained rows. Raises UserError with fewer
-    than two trained rows in `summaries`.
+    Differences are in Pass@1, and in length relative to the mean length; about these checkpoints and, from two training
+    seeds on, about these methods (`iapo_bench.report.comparisons`); medians over pairs of trained rows. Raises
+    UserError with fewer than two trained rows in `summaries`.
     """
     rows = [row for row in read_rows(summaries) if row.trained]
     if len(rows) < 2:
@@ -36,7 +36,7 @@ def power(summaries: Sequence[Path], problems: Sequence[int] = PROBLEMS) -> list
 
 
 def _part(row: Row, train_seeds: int, sampling_seeds: int) -> Row:
-    """A row as fewer seeds would have made it."""
+    """A row restricted to its first training and sampling seeds."""
     tally = replace(
         row.tally,
         train_seeds=row.tally.train_seeds[:train_seeds],

@@ -93,9 +93,9 @@ def _memory(size: Architecture, tier: TierConfig, device: str, gpus: int) -> lis
 
 
 def limits(tier: TierConfig, size: Architecture, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Minutes of the longest job of a kind, beside what the tier asks a cluster for; `rows` of `time_table`.
+    """Minutes of the longest job of each kind, beside the tier's request to a cluster; `rows`: those of `time_table`.
 
-    A job that is stopped goes on where it was, so its limit may be shorter than the run.
+    A stopped job continues, so its limit may be shorter than the run.
     """
     runs = {
         row["method"]: (3600 * sum(row.get(column, 0.0) for column in TRAINING), row.get("steps", 0)) for row in rows
@@ -119,7 +119,7 @@ def _limit(kind: Kind, minutes: float, request: Request, note: str) -> dict[str,
 
 
 def _host(size: Architecture, tier: TierConfig) -> str:
-    """Main memory of a training job, and whether the tier asks for as much."""
+    """Main memory of a training job, and whether the tier requests enough."""
     parts = costs.host_memory(size, tier)
     needed, asked = sum(parts.values()), tier.request("train").mem_mb * 1e6 / costs.GIB
     enough = "" if needed <= asked else ": too little, raise job.train.mem_mb"
@@ -153,14 +153,14 @@ def overview(tiers: list[TierConfig]) -> str:
 
 
 def default_device(tier: TierConfig) -> str:
-    """What a tier is made for: a CPU where it asks for no GPU."""
+    """The device that a tier is made for: a CPU where it asks for no GPU."""
     return "h100" if tier.gpus else "cpu"
 
 
 def architecture(tier: TierConfig) -> Architecture:
     """The sizes of a tier's model: from its settings, from the table of known ones, or from its config.json.
 
-    Raises UserError when none of them says.
+    Raises UserError when none of them has the sizes.
     """
     source = str(tier.model.directory or tier.model.source)
     if source == "taught":
@@ -202,7 +202,7 @@ def test_problems(tier: TierConfig) -> int:
 
 
 def jobs(tier: TierConfig) -> dict[str, int]:
-    """Jobs by rule, as a dry run of `snakemake` counts them, but for its last, `all`."""
+    """Jobs by rule, as a dry run of `snakemake` counts them, except the last, `all`."""
     runs = sum(len(tier.train_seeds(name)) for name in tier.methods)
     fetched = len(tier.methods) - len(tier.trained)
     return {
@@ -224,10 +224,10 @@ def jobs(tier: TierConfig) -> dict[str, int]:
 def time_table(
     tier: TierConfig, size: Architecture, lengths: costs.Lengths, problems: int, device: str, rates: Rates | None
 ) -> list[dict[str, Any]]:
-    """Hours of one training job and of sampling one model, as a clock on the wall counts them, and hours of devices for
-    both over all seeds; a row a method, and the sum.
+    """Wall-clock hours of one training job and of sampling one model, and device-hours of both over all seeds; one row
+    per method, and the sum.
 
-    The base's training is its fine-tuning.
+    The base's training is its SFT.
     """
     ranks = max(1, tier.gpus)
     engine, sampler = tier.train.engine, tier.evaluate.engine

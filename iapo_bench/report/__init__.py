@@ -1,1 +1,1 @@
-"""One artefact, one module: tables, figures and the choice of settings."""
+"""Tables, figures and the choice of settings: one module for each artefact."""

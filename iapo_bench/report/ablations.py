@@ -20,7 +20,7 @@ FACETS = ("without a part", "released against paper")
 
 
 def make_ablations(summaries: Sequence[Path], *, out: Path, figure: Path) -> None:
-    """Write the table of variants and what they vary (`out`, CSV, and its other forms beside it), and the figure."""
+    """Write the table of variants and their parents (`out`, CSV; .md, .tex and .html beside it), and the figure."""
     rows = read_rows(summaries)
     changes, drawing = changes_table(rows), ablations_figure(rows)
     frame = table_frame(rows).merge(changes.drop(columns="row"), on="method", how="left")
@@ -29,7 +29,7 @@ def make_ablations(summaries: Sequence[Path], *, out: Path, figure: Path) -> Non
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Each variant with what it varies. Raises UserError when there is none beside its parent."""
+    """Each variant with its parent. Raises UserError when no variant has its parent among the rows."""
     found = {row.method: row for row in rows}
     pairs = [
         (row, found[row.parent]) for row in rows if row.trained and row.parent != row.method and row.parent in found
@@ -40,7 +40,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def changes_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Each variant less what it varies, paired by problem: a row for each, and for Pass@1 and length the difference,
+    """Each variant minus its parent, paired by problem: one row per variant, and for Pass@1 and length the difference,
     the bounds of its 95% interval, and the p-value of "no difference" with Holm's correction over variants."""
     pairs = _pairs(rows)
     table = pd.DataFrame(
@@ -73,13 +73,13 @@ def change_blocks(first: Row, changes: pd.DataFrame) -> list[Block]:
 
 
 def facet(row: Row, parent: Row) -> str:
-    """What a variant shows: another profile of its parent, or a part that it lacks."""
+    """The facet of a variant: another profile of its parent, or its parent without a part."""
     return FACETS[row.profile != parent.profile]
 
 
 def ablations_figure(rows: Sequence[Row]) -> Figure:
     """Each variant's change from its parent in Pass@1 and in length, paired by problem: a row of panels for the parts
-    of methods, one for released against paper. Raises UserError when there is no variant beside its parent."""
+    of methods, one for released against paper. Raises UserError when no variant has its parent among the rows."""
     pairs = _pairs(rows)
     variants = [row for row, _ in pairs]
     groups = {name: [pair for pair in pairs if facet(*pair) == name] for name in FACETS}

@@ -21,7 +21,7 @@ class Cross(NamedTuple):
 
 
 def bar(mean: float, lo: float, hi: float) -> tuple[float, float, float]:
-    """A mean with its bounds; it is its own bounds where nothing is known of them, with one problem."""
+    """(mean, lower, upper); the mean stands in for bounds that are NaN, as with a single problem."""
     return (mean, mean, mean) if np.isnan(lo) else (mean, lo, hi)
 
 
@@ -67,10 +67,10 @@ def draw_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, St
 
 
 def label_crosses(ax: Axes, crosses: Mapping[str, Cross], styles: Mapping[str, Style]) -> None:
-    """Write each name near its point, where it covers no point, no other name and little of the bars; call it when all
-    is drawn. A name that finds no room close by stands further off, at the end of a thin line.
+    """Write each name near its point, clear of points and other names and mostly of bars; call it after everything is
+    drawn. A name without room nearby stands further off, at the end of a thin line.
     """
-    pixel = ax.figure.dpi / 72  # a point in pixels
+    pixel = ax.figure.dpi / 72  # pixels per typographic point
     at = [np.array(ax.transData.transform((x[0], y[0]))) for x, y in crosses.values()]
     bars = []
     for x, y in crosses.values():
@@ -116,7 +116,7 @@ def _box(centre: np.ndarray, size: np.ndarray | float) -> np.ndarray:
 
 
 def _overlap(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
-    """The area of `box` that others cover, in square pixels, counted once for each."""
+    """The area of `box` that others cover, in square pixels, summed over `others`."""
     corners = np.array(others).reshape(-1, 2, 2)
     sides = np.minimum(box[1], corners[:, 1]) - np.maximum(box[0], corners[:, 0])
     return float(sides.clip(min=0).prod(axis=1).sum())

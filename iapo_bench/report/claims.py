@@ -1,7 +1,7 @@
-"""The ledger of claims: published claims for IAPO, the verdict of the published numbers, and that of ours.
+"""The ledger of claims: published claims about IAPO, judged on the published numbers and on ours.
 
-Published numbers are means and population standard deviations over three sampling runs of one training run: differences
-are judged by Welch's test on them. Measured ones are paired by problem. Numbers at second hand stand apart.
+Published numbers are means and population standard deviations over three sampling runs of one training run: Welch's
+test judges their differences. Measured differences are paired by problem. Second-hand numbers are kept apart.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from iapo_bench.files import read_csv
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import CONTROLS, Row, caution, read_rows
 
-RUNS = 3  # behind a published mean
+RUNS = 3  # sampling runs in a published mean
 ALPHA = 0.05
 COLUMNS = ("claim", "numbers", "model", "dataset", "tier", "verdict", "evidence", "command")
-# Verdicts on published numbers and on measured ones. What is measured on another model reproduces nothing.
+# Verdicts on published and on measured numbers. A measurement on another model never counts as a reproduction.
 WORDS = {
     "published": ("supported", "contradicted", "not shown"),
     "same": ("reproduced", "not reproduced", "undecided"),
@@ -100,7 +100,7 @@ Check = Annotated[Best | Change | NoLoss | Time | Growth | Units | Anchor, Field
 
 
 class Claim(_Strict):
-    """A sentence, where it stands, how it is checked, and on which models' published rows."""
+    """A claim's sentence, its source, its check, and the models on whose published rows it is checked."""
 
     id: str
     sentence: str
@@ -115,7 +115,7 @@ class Ledger(_Strict):
 
 @dataclass(frozen=True)
 class Difference:
-    """a less b: its value, its 95% interval and the two-sided p-value of no difference."""
+    """a - b of two values: the difference, its 95% interval and the two-sided p-value of no difference."""
 
     a: float
     b: float
@@ -163,7 +163,7 @@ class Published:
         return Difference(mean_a, mean_b, value, value - half, value + half, p)
 
     def _std(self, method: str, measure: str) -> float:
-        """The sample standard deviation; a ratio's, which is not published, from those of its two parts."""
+        """The sample standard deviation; a ratio's, which is not published, is propagated from Pass@k and Length@k."""
         sample = np.sqrt(RUNS / (RUNS - 1))
         name, _, k = measure.partition("@")
         if name != "ratio":
@@ -173,9 +173,9 @@ class Published:
 
 
 class Measured:
-    """The rows that a tier measured, but for the base's controls: those have fewer samples, and no claim is of them.
+    """The rows that a tier measured, except the base's controls, which have fewer samples and occur in no claim.
 
-    Length is that of all samples, whatever the k.
+    Length@k is the mean over all samples, the same for every k.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -201,12 +201,12 @@ class Measured:
         return self.rows[method].tally.values("length" if measure.startswith("length") else measure)
 
 
-# Whether a claim holds (None: not to be told) and why, in words.
+# Whether a claim holds (None: undecided) and why, in words.
 Finding = tuple[bool | None, str]
 
 
 def check_best(check: Best, numbers: Numbers) -> Finding:
-    """Best of these, and told apart from each: by how much, and the largest p-value among them."""
+    """True if the method beats each of `against` with p < 0.05, False if the best of them beats it so, else None."""
     sign = -1 if check.measure.startswith("length") else 1
     found = {name: numbers.difference(check.method, name, check.measure) for name in check.against}
     nearest = min(found, key=lambda name: sign * found[name].value)
@@ -217,7 +217,8 @@ def check_best(check: Best, numbers: Numbers) -> Finding:
 
 
 def check_change(check: Change, numbers: Numbers) -> Finding:
-    """In the direction that is claimed, against each, and by as much; contradicted where the interval leaves it out."""
+    """True if the change from each of `against` is significant, in the claimed direction and of the claimed size, if
+    any; False where it is significant the other way or its 95% interval excludes the size; None if undecided."""
     sign = 1 if check.direction == "up" else -1
     holds: list[bool | None] = []
     texts = []
@@ -237,7 +238,7 @@ def check_change(check: Change, numbers: Numbers) -> Finding:
 
 
 def check_no_loss(check: NoLoss, numbers: Numbers) -> Finding:
-    """Not below: shown if the interval of the difference lies above 0, contradicted if it lies below."""
+    """True if the 95% interval of the difference lies at or above 0, False if it lies below, else None."""
     found = numbers.difference(check.method, check.against, check.measure)
     holds = True if found.lo >= 0 else False if found.hi < 0 else None
     return holds, _told(check.method, check.against, found)
@@ -249,7 +250,7 @@ def _told(a: str, b: str, found: Difference) -> str:
 
 
 def check_numbers(check: Check, numbers: Numbers) -> Finding | None:
-    """The finding of a check on rows that can be compared; None where a row or the measure is missing."""
+    """The finding of a check on comparable rows; None where a row or the measure is missing."""
     if isinstance(check, Best) and numbers.has(check.method, *check.against) and numbers.measures(check.measure):
         return check_best(check, numbers)
     if isinstance(check, Change) and numbers.has(check.method, *check.against) and numbers.measures(check.measure):
@@ -260,7 +261,7 @@ def check_numbers(check: Check, numbers: Numbers) -> Finding | None:
 
 
 def check_anchor(check: Anchor, numbers: Published, anchors: pd.DataFrame) -> Finding | None:
-    """Whether the published cell reaches a number from elsewhere for the same row."""
+    """Whether the published cell reaches a second-hand number for the same row; None without such a number."""
     row = anchors[(anchors["method"] == check.method) & (anchors["measure"] == check.anchor)]
     if row.empty:
         return None
@@ -270,16 +271,14 @@ def check_anchor(check: Anchor, numbers: Published, anchors: pd.DataFrame) -> Fi
 
 
 def check_units(check: Units) -> Finding:
-    """Whether the numbers are of one unit."""
+    """Whether all numbers have the same unit."""
     text = " against ".join(f"{quantity.value:g} {quantity.unit}" for quantity in check.values)
     return len({quantity.unit for quantity in check.values}) == 1, text
 
 
 def check_growth(check: Growth, bench: pd.DataFrame) -> Finding:
-    """The power of the length with which the time grows over the last doubling, of the largest batch.
-
-    Fixed costs flatten it at short lengths.
-    """
+    """Whether time grows with length no faster than the claimed power (+0.2), between the two longest lengths of the
+    largest batch: fixed costs flatten the growth at shorter ones."""
     alone = bench[bench["batch"] == bench["batch"].max()].sort_values("T").tail(2)
     powers = np.diff(np.log(alone[check.column])) / np.diff(np.log(alone["T"]))
     text = f"{check.column} grows with length to the power {powers[0]:.2f} from {alone['T'].iloc[0]} tokens to "
@@ -287,7 +286,8 @@ def check_growth(check: Growth, bench: pd.DataFrame) -> Finding:
 
 
 def check_time(check: Time, wallclock: pd.DataFrame) -> Finding | None:
-    """Seconds of sampling an equal number of completions, by the means of the runs."""
+    """Whether the relative change in sampling seconds per completion, means over runs, is at most the claimed one; None
+    where a row is missing."""
     seconds = wallclock.assign(per=wallclock["inference_seconds"] / wallclock["inference_completions"])
     means = seconds.groupby("method")["per"].mean()
     if not {check.method, check.against} <= set(means.index):
@@ -299,7 +299,7 @@ def check_time(check: Time, wallclock: pd.DataFrame) -> Finding | None:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """The claims of a ledger file. Raises UserError for a file that states none or states one badly."""
+    """The claims of a ledger file. Raises UserError for a malformed file and for an id that occurs twice."""
     try:
         ledger = Ledger(**read_yaml(path)[0])
     except ValidationError as error:
@@ -314,7 +314,7 @@ def read_claims(path: Path) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What there is to check claims with: published rows, numbers at second hand, and what was measured."""
+    """Evidence for claims: published rows, second-hand numbers, and measurements."""
 
     published: pd.DataFrame
     second_hand: pd.DataFrame
@@ -324,7 +324,7 @@ class Evidence:
 
 
 def judge(claims: Sequence[Claim], evidence: Evidence) -> pd.DataFrame:
-    """A row for each claim and set of numbers that it is checked on: the published first, then each tier's."""
+    """One row per claim and set of numbers, the published first, then each tier's; the columns are `COLUMNS`."""
     rows = []
     for claim in claims:
         rows += _on_published(claim, evidence) or [_row(claim, "published", None, "", "published")]
@@ -375,7 +375,7 @@ def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _measure(tier: str, dataset: str) -> str:
-    """The command that makes what a tier's claims are judged by."""
+    """The command that produces a tier's measurements."""
     default = tier in list_tiers() and read_tier(tier).world.name == dataset
     world = "" if default else f" world='{{name: {dataset}}}'"
     return f"snakemake --cores all --config tier={tier}{world} -- all ablations"
@@ -402,7 +402,7 @@ def make_claims(
     bench: Path | None,
     out: Path,
 ) -> None:
-    """Write the ledger's verdicts to `out` (CSV) and, for readers, beside it."""
+    """Write the ledger's verdicts (`out`, CSV; .md, .tex and .html beside it)."""
     claims = read_claims(ledger)
     evidence = Evidence(
         _read_published(published),
@@ -416,7 +416,7 @@ def make_claims(
 
 
 def _read_published(path: Path) -> pd.DataFrame:
-    """Published cells, a row for each model and method. Raises UserError where one is no number, or is there twice."""
+    """Published cells, one row per model and method. Raises UserError for a duplicate row and a non-numeric cell."""
     frame = read_csv(path, ("model", "method"))
     with damaged(path, "a row for each model and method, with numbers"):
         if frame.duplicated(["model", "method"]).any():

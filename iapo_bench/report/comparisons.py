@@ -1,7 +1,7 @@
 """Every pair of rows, paired by problem: difference, interval, and a test against chance.
 
-Two statements are kept apart. *These checkpoints*: the problems are a sample, the trained weights are these. *These
-methods*: training seeds are a sample too; with one training seed of a trained method nothing is known.
+Two statements are kept apart. *These checkpoints*: the problems are a sample, the trained weights are fixed. *These
+methods*: training seeds are a sample too; with a single training seed of a trained method it is not known.
 """
 
 import itertools
@@ -28,10 +28,10 @@ NOT_KNOWN, UNDECIDED = "not known", "not told apart"
 
 
 class Kind(NamedTuple):
-    """How a measure is read."""
+    """How a measure is labelled, compared and printed."""
 
     label: str
-    better: str  # what the better of two rows is called
+    better: str  # adjective for the better of two rows
     sign: int  # 1 where more is better
     digits: str  # format of a value
 
@@ -46,8 +46,8 @@ KINDS = {
 
 
 def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> None:
-    """Write the comparisons of all rows (`out`, CSV, and its other forms beside it), each dataset's apart, and the
-    figure of the first one's."""
+    """Write the comparisons of all rows, each dataset on its own (`out`, CSV; .md, .tex and .html beside it), and the
+    figure of the first dataset."""
     rows = read_rows(summaries)
     if len(rows) < 2:
         raise UserError("comparisons need two rows: measure another method")
@@ -60,8 +60,8 @@ def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> N
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
-    """What pairs are compared by: Pass@k at the smallest and the two largest ks that all rows have, length, ratio at
-    the largest k, and tokens per correct answer. Raises UserError when the rows share no k."""
+    """The measures compared: Pass@k at the smallest and the two largest ks that all rows have, length, ratio at the
+    largest k, and tokens per correct answer. Raises UserError when the rows share no k."""
     common = sorted(set.intersection(*(set(row.summary.ks) for row in rows)))
     if not common:
         raise UserError("no k was measured for every method: measure them with the same ks")
@@ -70,11 +70,11 @@ def measures(rows: Sequence[Row]) -> list[str]:
 
 
 def compare(rows: Sequence[Row]) -> pd.DataFrame:
-    """A row for every pair and measure; `difference` is b less a.
+    """A row for every pair and measure; `difference` is b minus a.
 
     For each statement: the bounds of the 95% interval, the p-value of "no difference", the same with Holm's correction
-    over the pairs of a measure, and a verdict in words. `detectable` is the true difference that these checkpoints'
-    test, uncorrected, would find with a chance of 80%, `methods_detectable` that of these methods' test. Raises
+    over the pairs of a measure, and a verdict in words. `detectable` is the true difference that the uncorrected test
+    about these checkpoints finds with 80% power, `methods_detectable` that of the test about these methods. Raises
     UserError for rows that answered different problems.
     """
     if len({(row.model, row.dataset, row.tier, row.tally.problems) for row in rows}) > 1:
@@ -106,7 +106,7 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def verdict(measure: str, a: str, b: str, difference: float, p: float) -> str:
-    """What a corrected p-value says of two rows, in words."""
+    """The verdict of a corrected p-value on rows `a` and `b`, in words; `difference` is b minus a."""
     if np.isnan(p):
         return NOT_KNOWN
     if p >= ALPHA:
@@ -116,8 +116,8 @@ def verdict(measure: str, a: str, b: str, difference: float, p: float) -> str:
 
 
 def undecided_with(table: pd.DataFrame, measure: str, name: str) -> set[str]:
-    """The rows that `name` cannot be told apart from in `measure`: by the statement about methods wherever that is
-    known, else about checkpoints."""
+    """The rows that `name` cannot be told apart from in `measure`: by the statement about methods where that is known,
+    else by the one about checkpoints."""
     pairs = table[(table["measure"] == measure) & ((table["a"] == name) | (table["b"] == name))]
     p = pairs["methods_p_holm"].fillna(pairs["checkpoints_p_holm"])
     return set(pairs["a"].where(pairs["a"] != name, pairs["b"])[~(p < ALPHA)])
@@ -132,13 +132,13 @@ def worse_than(table: pd.DataFrame, measure: str, name: str) -> set[str]:
 
 
 def label(measure: str) -> str:
-    """What readers call a measure: `Pass@1`, `Tokens per correct answer`."""
+    """The printed name of a measure: `Pass@1`, `Tokens per correct answer`."""
     name, at, k = measure.partition("@")
     return KINDS[name].label + at + k
 
 
 def number(measure: str, value: float, *, signed: bool = False) -> str:
-    """A value or, `signed`, a difference of a measure, as tables print it."""
+    """A value of a measure as tables print it, with its sign if `signed` (a difference)."""
     if np.isnan(value):
         return NOT_KNOWN
     text = f"{value:{'+' if signed else ''}{KINDS[measure.partition('@')[0]].digits}}"
@@ -179,7 +179,7 @@ def _spread(measure: str, values: pd.Series) -> str:
 
 
 def comparisons_figure(table: pd.DataFrame) -> Figure:
-    """A square for every ordered pair, row less column, for Pass@1 (or the smallest k), length and ratio.
+    """A square for every ordered pair, row minus column, for Pass@1 (or the smallest k), length and ratio.
 
     Blue where the row is better, vermilion where it is worse, white with a point where they cannot be told apart.
     """

@@ -1,7 +1,7 @@
-"""Two controls that a method must beat: the base, shortened without training, from its own samples.
+"""Two controls that a method must beat: the base's own samples, shortened without training.
 
-Cut: a completion of more than L tokens stops there, unanswered and so wrong. Shortest: of every n samples of a problem
-the shortest is taken; all n have to be started, so its length is what a reader waits for, not what is generated.
+Cut: a completion longer than L tokens is truncated there, unanswered and so wrong. Shortest: the shortest of every n
+samples of a problem is kept; all n have to be started, so its length is the wait, not the number of tokens generated.
 """
 
 from pathlib import Path
@@ -21,7 +21,8 @@ SHORTEST_OF = 4
 def make_controls(job: RowJob, grades: Path, out: Path) -> None:
     """Write the summaries `base_cut.json` and `base_shortest.json` to the directory `out`.
 
-    The base is cut at its median length, and the shortest of 4 samples is taken; each k that the samples left allow.
+    Samples are cut at their median length, or the shortest of every 4 is kept. Ks above the remaining number of samples
+    are left out.
     """
     frame = read_grades(grades)
     limit = int(frame["n_tokens"].median())
@@ -43,7 +44,7 @@ def make_controls(job: RowJob, grades: Path, out: Path) -> None:
 
 
 def cut(grades: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """The grades, had every completion stopped after `limit` tokens: what had not ended by then is unparseable."""
+    """The grades with every completion truncated after `limit` tokens: a longer one becomes unparseable."""
     long = grades["n_tokens"] > limit
     changed = {"n_tokens": grades["n_tokens"].clip(upper=limit)}
     for column, value in (("outcome", Outcome.UNPARSEABLE), ("outcome_lenient", Outcome.UNPARSEABLE)):
@@ -56,7 +57,7 @@ def cut(grades: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 
 def shortest(grades: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The shortest of every `n` samples in a row of a problem, the first of equals; samples left over are dropped.
+    """The shortest of every `n` consecutive samples of a problem, the first among ties; leftover samples are dropped.
 
     Raises UserError for fewer than `n` samples a problem.
     """
@@ -70,14 +71,14 @@ def shortest(grades: pd.DataFrame, n: int) -> pd.DataFrame:
 
 
 def cut_values(tokens_SPN: np.ndarray, correct_SPN: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean length and share correct of every problem, (P,) each, had completions stopped after `limit` tokens."""
+    """Mean length and share correct of every problem, (P,) each, with completions truncated after `limit` tokens."""
     return np.minimum(tokens_SPN, limit).mean(axis=(0, 2)), (correct_SPN & (tokens_SPN <= limit)).mean(axis=(0, 2))
 
 
 def shortest_values(tokens_SPN: np.ndarray, correct_SPN: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean length and share correct of every problem, (P,) each, of the shortest of n samples: over all subsets of n.
+    """Mean length and share correct of every problem, (P,) each, of the shortest of n samples, over all subsets of n.
 
-    The i-th shortest of N is the shortest of a subset with the probability C(N-1-i, n-1) / C(N, n).
+    The i-th shortest of N (from 0) is the shortest of a random subset with probability C(N-1-i, n-1) / C(N, n).
     """
     N = tokens_SPN.shape[-1]
     order = np.argsort(tokens_SPN, axis=-1, kind="stable")

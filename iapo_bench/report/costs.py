@@ -16,14 +16,14 @@ from iapo_bench.report.steps import read_steps
 from iapo_bench.report.wallclock import PHASES
 from iapo_bench.worlds.grading import Outcome
 
-# AES weights: a share of the base's length saved, of its accuracy gained, of its accuracy lost.
+# AES weights of the relative length saved, accuracy gained and accuracy lost.
 AES_WEIGHTS = (1.0, 3.0, 5.0)
 
 
 def make_costs(job: CostsJob, summaries: Sequence[Path], runs: dict[str, Path], *, out: Path) -> None:
-    """Write what rows cost and how they answered (`out`, CSV, and its other forms beside it).
+    """Write the cost and the outcomes of each row (`out`, CSV; .md, .tex and .html beside it).
 
-    `runs` holds the directories with the `train.jsonl` of the trained rows' runs, named METHOD/SEED.
+    `runs`: the trained rows' run directories, which hold `train.jsonl`, by METHOD/SEED.
     """
     logs: dict[str, list[Path]] = {}
     for name, folder in runs.items():
@@ -34,8 +34,8 @@ def make_costs(job: CostsJob, summaries: Sequence[Path], runs: dict[str, Path], 
 
 
 def cost_frame(job: CostsJob, rows: Sequence[Row], logs: dict[str, list[Path]]) -> pd.DataFrame:
-    """A row for each row of the table. Costs are sums over training seeds; with tuning, the trials on validation are
-    added, each of which has the budget of a run."""
+    """One row for each row of the table. Costs are sums over training seeds, plus, for tuned rows, the trials of the
+    search, each with the budget of a run."""
     base = next((row for row in rows if row.method == BASE), None)
     return pd.DataFrame(
         [{"method": row.name, **_answers(row, base), **_training(job, row, logs.get(row.method, []))} for row in rows]
@@ -66,7 +66,7 @@ def _answers(row: Row, base: Row | None) -> dict[str, Any]:
 
 def aes(accuracy: float, length: float, base_accuracy: float, base_length: float) -> float:
     """O1-Pruner's Accuracy-Efficiency Score (arXiv:2501.12570): the share of the base's length that is saved, plus
-    three times the relative gain in accuracy, or less five times the relative loss. NaN for a base that is never right.
+    three times the relative gain in accuracy or minus five times the relative loss. NaN for a base that solves nothing.
     """
     if not base_accuracy > 0:
         return float("nan")
@@ -76,7 +76,7 @@ def aes(accuracy: float, length: float, base_accuracy: float, base_length: float
 
 
 def ockscore(accuracy: float, length: float) -> float:
-    """OckBench's score: accuracy in points, less 10 log10(tokens / 10^4 + 1)."""
+    """OckBench's score: accuracy in points, minus 10 log10(tokens / 10^4 + 1)."""
     return 100 * accuracy - 10 * float(np.log10(length / 1e4 + 1))
 
 
@@ -110,12 +110,12 @@ _LATER = ("updates", "updates_moved", "tokens_trained")
 
 
 def _total(steps: pd.DataFrame, column: str) -> float:
-    """NaN for the logs of an older version, which lack the column."""
+    """The sum of a column; NaN for logs of an older version, which lack it."""
     return float(steps[column].sum()) if column in steps else float("nan")
 
 
 def cost_blocks(rows: Sequence[Row], frame: pd.DataFrame) -> list[Block]:
-    """The costs for readers: how rows answered, what efficiency scores say, what training took."""
+    """The costs for readers: outcomes, efficiency scores, cost of training."""
     first, k = rows[0], max(rows[0].summary.ks)
     names = frame["method"].tolist()
     lenient = frame["lenient@1"].notna().any()

@@ -17,12 +17,12 @@ from iapo_bench.report.steps import read_steps
 from iapo_bench.report.style import LIGHT, MANY, STYLE, Style, label_ends, method_styles, new_figure, save_figure
 
 SMOOTHING = 5
-COLUMNS = 6  # of panels, where every method has one
+COLUMNS = 6  # of panels, where every method has its own
 PANELS = {"correct": "share correct", "length": "mean length (tokens)"}
 
 
 def make_curves(labels: Labels, runs: dict[str, Path], figure: Path) -> None:
-    """Draw accuracy and length of the training completions of each run, named METHOD/SEED; a method's look alike."""
+    """Draw accuracy and length of the training completions. `runs`: run directories by METHOD/SEED."""
     logs: dict[str, list[Path]] = {}
     for name, folder in runs.items():
         logs.setdefault(split_run(name)[0], []).append(folder / "train.jsonl")
@@ -30,21 +30,21 @@ def make_curves(labels: Labels, runs: dict[str, Path], figure: Path) -> None:
 
 
 class Curve(NamedTuple):
-    """A measure while training, smoothed: over X steps the mean, lowest and highest of all training seeds."""
+    """A smoothed measure of training at X steps: mean, lowest and highest over training seeds."""
 
     places_X: np.ndarray  # completions generated
     mean_X: np.ndarray
     low_X: np.ndarray
     high_X: np.ndarray
-    validation_2V: np.ndarray  # completions generated, and the mean over training seeds, where validation was looked at
+    validation_2V: np.ndarray  # completions generated and mean over training seeds, at the V validated steps
 
 
 def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figure:
     """Share correct and mean length of the training completions, from `train.jsonl`: a line for each method.
 
-    Of several runs (training seeds) it is their mean, in a band from the lowest to the highest. Many methods have a
-    panel each, in which the others are grey. Where runs looked at validation problems, a thin line with points shows
-    that, as measured. Raises UserError for a file that cannot be read.
+    With several runs (training seeds) the line is their mean, and the band their range. More than `MANY` methods get a
+    panel each, in which the others are grey. Where runs were validated, a thin line with points shows the unsmoothed
+    measurements. Raises UserError for a file that cannot be read.
     """
     needed = (*PANELS, "completions_total")
     told = [f"validation_{key}" for key in PANELS]
@@ -62,14 +62,14 @@ def training_curves(labels: Labels, runs: Mapping[str, Sequence[Path]]) -> Figur
 
 def _curve(frames: Sequence[pd.DataFrame], key: str) -> Curve:
     smooth = [frame[key].rolling(SMOOTHING, center=True, min_periods=1).mean() for frame in frames]
-    # Steps of a run that draws again for dropped groups lie elsewhere than another's.
+    # With dynamic sampling a step's number of completions differs between runs: interpolate to the first run's.
     places = frames[0]["completions_total"].to_numpy()
     runs_SX = np.array([np.interp(places, f["completions_total"], y) for f, y in zip(frames, smooth, strict=True)])
     return Curve(places, runs_SX.mean(axis=0), runs_SX.min(axis=0), runs_SX.max(axis=0), _validation(frames, key))
 
 
 def _validation(frames: Sequence[pd.DataFrame], key: str) -> np.ndarray:
-    """The mean over the runs that looked, where the first of them did, (2, V)."""
+    """Mean over the validated runs, interpolated to the steps of the first of them, (2, V)."""
     name, x = f"validation_{key}", "completions_total"
     seen = [frame.dropna(subset=name) for frame in frames if name in frame]
     if not seen:

@@ -1,7 +1,7 @@
 """Every place where the code released with the IAPO paper (github.com/YinhanHe123/IAPO at c00f0c9) departs from the
-equations, and the switch here that follows it. The profile `released` sets them all.
+equations, and the switch here that reproduces it. The profile `released` sets all switches.
 
-Lines are of `package_code/trainer/g2rpo_trainer.py` unless a file is named.
+Line numbers refer to `package_code/trainer/g2rpo_trainer.py` unless a file is named.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ COMPARED = ("grpo", "dapo", "gfpo", "gtpo", "sgrpo", "iapo")
 
 @dataclass(frozen=True)
 class Departure:
-    """One departure. `options`: of the methods' classes; `train`: of the `train` section; neither: not reproduced."""
+    """One departure. Its switch is `options` of the methods' classes, settings of the `train` section, or both; a
+    departure with neither is not reproduced."""
 
     name: str
     methods: tuple[str, ...]
@@ -30,20 +31,20 @@ class Departure:
     train: dict[str, Any] = field(default_factory=dict)
 
     def where(self, method: str) -> str:
-        """The switches that follow it here, as paths of settings, or "not reproduced"."""
+        """The paths of the settings that reproduce this departure in `method`, or "not reproduced"."""
         file = "/".join(list_methods()[method].parts[-2:])
         options = [f"{file}: {path}" for path in _paths(self.options)]
         return "; ".join([*options, *(f"train.{path}" for path in _paths(self.train))]) or "not reproduced"
 
 
 def departures_of(method: str) -> list[Departure]:
-    """Those of one method, in the order of the list."""
+    """The departures of one method, in the order of `DEPARTURES`."""
     return [departure for departure in DEPARTURES if method in departure.methods]
 
 
 def followed(tier: TierConfig) -> dict[str, str]:
-    """The variants of a tier's `ablations` that depart as released code does, each with the departure that it follows:
-    a single one, if the entry says no more than that, or all of them, under the profile `released`."""
+    """The variants in a tier's `ablations` that reproduce released code, each with its departure: a single one where
+    the entry sets nothing else, or `ALL` under the profile `released`."""
     found = {}
     for name, entry in tier.ablations.items():
         own = entry.model_dump(exclude_unset=True, exclude={"method", "selection"})
@@ -56,7 +57,7 @@ def followed(tier: TierConfig) -> dict[str, str]:
 
 
 def fidelity_job(tier: TierConfig) -> FidelityJob:
-    """The settings of the comparison with the released code, for the methods of a tier that it covers."""
+    """The settings of the comparison with the released code, for those of a tier's methods that this code contains."""
     departed = followed(tier)
     methods = dict.fromkeys([*tier.trained, *map(tier.parent, departed)])
     return tier.fidelity_job([name for name in methods if name in COMPARED], departed)
@@ -296,7 +297,7 @@ DEPARTURES = [
         "s_grpo_lee_trainer.py:1902",
         options={"coins": "shared"},
     ),
-    # What no switch of the profile follows.
+    # Departures that no switch of the profile reproduces.
     Departure(
         "defaults of the command",
         ("iapo",),

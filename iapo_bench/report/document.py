@@ -37,7 +37,7 @@ figure { margin: 1.5em 0; } figure svg { max-width: 100%; height: auto; } figcap
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts by column; `**text**` is bold."""
+    """A table: the texts of its cells by column; `**text**` is bold."""
 
     columns: Mapping[str, Sequence[str]]
     caption: str = ""
@@ -48,7 +48,7 @@ Block = str | Table
 
 
 def ranged(value: float, lo: float, hi: float, *, form: str) -> str:
-    """A value with its interval, `.58 [.55, .61]`-like; empty where there is none."""
+    """A value with its interval, such as `0.58 [0.55, 0.61]`; the value alone if `lo` is NaN, empty if it is NaN."""
     if pd.isna(value):
         return ""
     text = f"{value:{form}}" if pd.isna(lo) else f"{value:{form}} [{lo:{form}}, {hi:{form}}]"
@@ -56,7 +56,7 @@ def ranged(value: float, lo: float, hi: float, *, form: str) -> str:
 
 
 def write_document(out: Path, frame: pd.DataFrame, blocks: Sequence[Block]) -> None:
-    """Write `frame` to the CSV file `out`, and `blocks` to `.md`, `.tex` and `.html` beside it, all whole or none."""
+    """Write `frame` to the CSV file `out`, and `blocks` to `.md`, `.tex` and `.html` beside it, all of them or none."""
     texts = {".md": markdown(blocks), ".tex": latex(blocks), ".html": page(blocks)}
     with ExitStack() as stack:
         paths = {suffix: stack.enter_context(whole_file(out.with_suffix(suffix))) for suffix in (".csv", *texts)}
@@ -78,7 +78,7 @@ def _markdown(block: Block) -> str:
 
 
 def latex(blocks: Sequence[Block]) -> str:
-    """A part to `\\input`: tables with booktabs' rules, paragraphs as they are."""
+    """LaTeX to `\\input`: tables with booktabs' rules, paragraphs unchanged."""
     return "% \\usepackage{booktabs}\n" + "\n\n".join(_latex(block) for block in blocks) + "\n"
 
 
@@ -106,14 +106,14 @@ def _latex(block: Block) -> str:
 
 
 def escape(text: str) -> str:
-    """LaTeX of a text with `**bold**` and `*italics*`."""
+    """A text with `**bold**` and `*italics*` as LaTeX."""
     special = re.compile("|".join(map(re.escape, _LATEX)))
     plain = special.sub(lambda match: _LATEX[match[0]], text)
     return re.sub(r"\*(.+?)\*", r"\\emph{\1}", re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", plain))
 
 
 def page(blocks: Sequence[Block]) -> str:
-    """A whole HTML page that refers to nothing outside it."""
+    """A self-contained HTML page."""
     title = next((block.lstrip("# ").strip() for block in blocks if isinstance(block, str)), "")
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
@@ -122,7 +122,7 @@ def page(blocks: Sequence[Block]) -> str:
 
 
 def fragment(blocks: Sequence[Block]) -> str:
-    """The HTML of blocks, to stand in a page."""
+    """The HTML of blocks, to be put into a page."""
     return "".join(f"{_html(block)}\n" for block in blocks)
 
 

@@ -1,7 +1,7 @@
 """Effect of each departure of the released code on the credit of real rollouts, one at a time and together.
 
-Compared are, over all real tokens: the advantage; the gradient's weight, which is the advantage times what the loss
-multiplies a token by; and of IAPO each of the two terms that it adds to the reward's.
+Three quantities are compared over all tokens but padding: the advantage; the gradient's weight, which is the advantage
+times the token's weight in the loss; and, for IAPO, each of the two terms that it adds to the outcome's advantage.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,21 @@ from iapo_bench.report.departures import ALL, Departure, departures_of
 from iapo_bench.signals.statistics import compute_signals
 from iapo_bench.train.update import token_scales
 
-# The terms of IAPO, by what is switched off to be left with each.
+# IAPO's terms, each with the option that switches off the other.
 TERMS = {"informativeness term": {"beta": 0.0}, "exploration term": {"alpha": 0.0}}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A step's rollout: the batch as the suite judges it, and as the released code would, bool (B,)."""
+    """One step's rollout: the batch as the suite judges it, and the released code's judgements, bool (B,): whether the
+    answer equals the gold as a string, and whether the completion keeps the one-line format."""
 
     batch: RolloutBatch
     exact_B: torch.Tensor
     one_line_B: torch.Tensor
 
     def as_released(self, settings: dict[str, Any]) -> RolloutBatch:
-        """The batch under those of the `train` section's `settings` that judge completions."""
+        """The batch judged by the `grader` and `format_rule` of `settings` (`train` section), where these are set."""
         batch = self.batch
         if settings.get("grader") == "exact":
             batch = replace(batch, correct_B=self.exact_B, rewards_B=self.exact_B.float() * 2 - 1)
@@ -40,7 +41,7 @@ class Judged:
 
 
 class Credits:
-    """Credits of methods on rollouts; each reading of the signals is computed once."""
+    """Credits of methods on rollouts; the signals of each `Reading` are computed once."""
 
     def __init__(self, rollouts: Sequence[Judged], model: Any, **signal_settings: Any) -> None:
         self.rollouts = rollouts
@@ -51,7 +52,8 @@ class Credits:
     def measure(
         self, name: str, options: dict[str, Any], departure: Departure | None = None
     ) -> dict[str, torch.Tensor]:
-        """What is compared, for a method with `options` and a departure's changes on top: float64 (tokens,) each."""
+        """The compared quantities by name, float64 (tokens,) each, for a method with `options` and then a departure's
+        changes."""
         changes = departure.options if departure else {}
         settings = departure.train if departure else {}
         method = load_method(name, "paper", **{**options, **changes})

@@ -20,9 +20,9 @@ WIDTH = 110
 
 
 def explain(table: Path, *, row: str, column: str, against: str | None, problems: int, samples: int) -> str:
-    """What is behind a cell, in words. `against`: the row that samples are set beside, by default the base.
+    """The origin of a cell as text. `against`: the row whose samples are shown beside, by default the base.
 
-    Raises UserError for a row or column that is not there.
+    Raises UserError for an unknown row or column.
     """
     with open_results(table) as results:
         line = results.row(row)
@@ -103,7 +103,7 @@ def _table_provenance(results: Results, row: str) -> str:
 
 
 def _samples(results: Results, row: str, other: str, problems: int, samples: int) -> Iterator[str]:
-    """Problems on which two rows differ most first, with samples of both, from their first runs."""
+    """Samples of two rows, from their first runs, on the problems where they differ most."""
     runs = {name: next(iter(results.runs(name).values())) for name in (row, other)}
     if runs[row] == runs[other]:
         yield f"{row} and {other} are made of the same samples: those of {runs[row]}"
@@ -120,7 +120,7 @@ def _samples(results: Results, row: str, other: str, problems: int, samples: int
 
 
 def most_different(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Shares of correct samples by problem, `a` and `b`, those that differ most first.
+    """Shares of correct samples by problem, columns `a` and `b`, largest difference first.
 
     Raises UserError for grades of different problems.
     """

@@ -30,7 +30,7 @@ MEASURES = ("pass@1", "length", "ratio@1")
 
 
 def make_fidelity(job: FidelityJob, *, base: Path, data: Path, summaries: Sequence[Path], out: Path) -> None:
-    """Write the table of departures to `out` (CSV) and, for readers, beside it.
+    """Write the table of departures (`out`, CSV; .md, .tex and .html beside it).
 
     Credit is compared on rollouts of the model `base`; trained models by the summaries of methods and of their variants
     under the profile `released` or a single departure. Without summaries, only credit is compared.
@@ -93,7 +93,7 @@ def draw_rollouts(job: FidelityJob, model: Any, tokenizer: Any, base: Path, data
 
 
 def trained_effects(rows: Sequence[Row], job: FidelityJob) -> pd.DataFrame:
-    """A row for each variant that departs as released code does, and measure: variant less method, paired by problem.
+    """A row for each measure of each variant that reproduces released code: variant minus method, paired by problem.
 
     Training seeds are a sample too where there are several. Raises UserError for a variant without its method.
     """
@@ -118,8 +118,8 @@ def trained_effects(rows: Sequence[Row], job: FidelityJob) -> pd.DataFrame:
 
 
 def with_places(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a description of each departure, the switch that follows it and the lines that it follows, and a
-    row for each departure that no switch follows."""
+    """The table with the description, switch and source lines of each departure, and a row for each departure without a
+    switch."""
     rows = [
         {"method": method, "departure": departure.name, "of": "not reproduced"}
         for departure in DEPARTURES

@@ -23,8 +23,8 @@ CUTS = 40  # points of the curve
 
 
 def make_frontier(summaries: Sequence[Path], base: Path, *, out: Path, figure: Path) -> None:
-    """Write what cutting the base and taking its shortest samples give, and each method against them (`out`, CSV, its
-    other forms beside it), and the figure. `base` holds the base's grades."""
+    """Write the controls at every cut and every number of samples, each method against them (`out`, CSV; .md, .tex and
+    .html beside it), and the figure. `base` holds the base's grades."""
     rows = [row for row in read_rows(summaries) if row.trained or row.method == BASE]
     samples = Samples.of({0: read_grades(base)})
     if any(row.tally.problems != samples.problems for row in rows):
@@ -37,7 +37,8 @@ def make_frontier(summaries: Sequence[Path], base: Path, *, out: Path, figure: P
 
 
 def controls(samples: Samples) -> tuple[pd.DataFrame, dict[tuple[str, int], np.ndarray]]:
-    """The base cut after L tokens and the shortest of n of its samples: a row for each, and its accuracy by problem."""
+    """The base cut after L tokens, and the shortest of n of its samples: one row for each L and n, and accuracy by
+    problem, (P,), by (kind, L or n)."""
     tokens_SPN, correct_SPN = samples.tokens_TSPN[0], samples.flags["correct"][0]
     limits = np.unique(np.quantile(tokens_SPN, np.linspace(0, 1, CUTS), method="higher")).astype(int)
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= tokens_SPN.shape[-1]]
@@ -56,10 +57,10 @@ def controls(samples: Samples) -> tuple[pd.DataFrame, dict[tuple[str, int], np.n
 def against_controls(
     rows: Sequence[Row], curve: pd.DataFrame, values: dict[tuple[str, int], np.ndarray]
 ) -> pd.DataFrame:
-    """Each trained row against the most accurate control that is no longer than it: Pass@1 less the control's, paired.
+    """Each trained row against the most accurate control that is no longer than it: Pass@1 minus the control's, paired.
 
-    The statement is about methods where all training seeds are several, else about these checkpoints; p-values have
-    Holm's correction.
+    The statement is about methods where each of them has several training seeds, else about these checkpoints; p-values
+    have Holm's correction.
     """
     trained = [row for row in rows if row.trained]
     several = all(len(row.tally.train_seeds) > 1 for row in trained)
@@ -139,7 +140,7 @@ def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:
         draw_crosses(ax, crosses, styles)
         ax.set_xlabel("Length (tokens)")
         ax.set_ylabel("Pass@1")
-        # Cuts that no method comes near would only take room from the rest.
+        # Leave out cuts far shorter than any method, which would squeeze the rest.
         ends = [shortest["length"], *(end for cross in crosses.values() for end in cross.x)]
         spread = max(float(np.ptp(ends)), 1.0)
         ax.set_xlim(min(ends) - 0.35 * spread, max(ends) + 0.05 * spread)

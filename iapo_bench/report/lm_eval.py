@@ -23,7 +23,7 @@ class _Score(BaseModel):
 
 
 class _Scores(BaseModel):
-    """What of `scores.json` is told; other fields are passed over."""
+    """The fields of `scores.json` that the table shows; others are ignored."""
 
     backend: str
     versions: str
@@ -31,11 +31,11 @@ class _Scores(BaseModel):
 
 
 def make_lm_eval_table(labels: Labels, runs: dict[str, Path], out: Path) -> None:
-    """Join the scores of runs (METHOD/SEED, or `base`: directories with `lm_eval/scores.json`) into the CSV file `out`,
-    and its other forms beside it.
+    """Join the scores of runs (METHOD/SEED, or `base`: directories with `lm_eval/scores.json`) into one table (`out`,
+    CSV; .md, .tex and .html beside it).
 
     `value` and its standard error are in the metric's own unit, accuracies from 0 to 1; `n` counts problems. The base
-    has no training seed. Raises UserError for scores that are missing or broken.
+    has no training seed. Raises UserError for missing or malformed scores.
     """
     rows = []
     for name, folder in runs.items():

@@ -44,9 +44,9 @@ _COLUMNS = (
 
 
 def make_page(table: Path, out: Path) -> None:
-    """Write the page of the results beside `table` (`table1.csv`) to `out`. What was not made is left out.
+    """Write the page of the results beside `table` (`table1.csv`) to `out`; missing figures and tables are left out.
 
-    Raises UserError when there are no comparisons to open with.
+    Raises UserError without comparisons, which open the page.
     """
     folder = table.parent
     compared = folder / "comparisons.csv"
@@ -57,12 +57,12 @@ def make_page(table: Path, out: Path) -> None:
     if pairs.empty:
         raise UserError(f"{compared} is empty: make the comparisons again")
     first = pairs.iloc[0]
-    pairs = pairs[pairs["dataset"] == first["dataset"]]  # not what was measured on other datasets
+    pairs = pairs[pairs["dataset"] == first["dataset"]]  # of the training dataset only
     parts = [fragment([f"# {first['model']} on {first['dataset']}", *verdict_blocks(pairs)])]
     behind = html.escape(_behind(pairs))
     for name, caption in CAPTIONS.items():
         if (drawing := folder / "figures" / f"{name}.svg").is_file():
-            # Several drawings in one page: without its own prefix, one's clip paths would cut another.
+            # Drawings in one page share their ids: without a prefix, the clip paths of one would cut another.
             svg = "<svg" + read_text(drawing).partition("<svg")[2]
             svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
             parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)} {behind}</figcaption></figure>")
@@ -76,7 +76,7 @@ def make_page(table: Path, out: Path) -> None:
 
 
 def _behind(pairs: pd.DataFrame) -> str:
-    """What stands behind every figure: problems, samples, and training seeds of the methods."""
+    """The sample sizes of every figure: problems, samples, and training seeds of the methods."""
     first = pairs.iloc[0]
     seeds = {str(value) for side in ("a", "b") for value in pairs[f"train_seeds_{side}"].dropna() if str(value)}
     return (
@@ -86,7 +86,7 @@ def _behind(pairs: pd.DataFrame) -> str:
 
 
 def verdict_blocks(pairs: pd.DataFrame) -> list[Block]:
-    """What the comparisons say, in a few sentences: accuracy and length against the base, and how much is decided."""
+    """The comparisons in a few sentences: accuracy and length against the base, and how many pairs are decided."""
     tier = str(pairs["tier"].iloc[0])
     blocks: list[Block] = [f"**{caution(tier).strip()}**"] if caution(tier) else []
     measures = list(dict.fromkeys(pairs["measure"]))

@@ -29,7 +29,7 @@ PANELS = (
     Panel("pass@1", "Pass@1", 100, "points", "right is better"),
     Panel("length", "Length", 1, "tokens", "left is shorter"),
 )
-# A change of more than this many times the median end of an interval would hide the others: it is named at the edge.
+# A change beyond this many times the median interval end would squeeze the others: it is named at the edge instead.
 OUTLIER = 4
 
 
@@ -39,9 +39,9 @@ def make_paired(summaries: Sequence[Path], figure: Path) -> None:
 
 
 def change(row: Row, before: Row, measure: str) -> Estimate:
-    """The difference of a row from another, paired by problem; over training seeds too where there are several.
+    """`row` minus `before`, paired by problem; over training seeds too where there are several.
 
-    Raises UserError for rows that answered other problems.
+    Raises UserError for rows that answered different problems.
     """
     if row.tally.problems != before.tally.problems:
         raise UserError(f"{row.name} and {before.name} have samples of different problems: sample both alike")
@@ -102,7 +102,7 @@ def draw_changes(ax: Axes, found: Mapping[str, Estimate], panel: Panel, styles: 
             continue
         lo, hi = (panel.factor * end for end in difference.interval)
         ax.hlines(place, lo, hi, color=look.colour, linewidth=1.6)
-        for end in (lo, hi):  # seen beside a marker that is wider than the interval, too
+        for end in (lo, hi):  # visible beside a marker wider than the interval, too
             ax.plot([end, end], [place - 0.27, place + 0.27], color=look.colour, linewidth=1)
         plot_point(ax, values[name], place, look)
     ax.set_ylim(len(found) - 0.4, -0.6)

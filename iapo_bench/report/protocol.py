@@ -2,7 +2,7 @@
 
 The released code counts a problem as solved if any of the first k completions is right, keeps 15 problems, cuts prompt
 and completion at 768 tokens together, compares strings, and chooses checkpoints and IAPO's weights by Pass@32/Length@32
-on the problems that it reports. Each is put in place of ours alone, then all together.
+on the problems that it reports. Each part replaces ours alone, then all parts do together.
 """
 
 import itertools
@@ -37,10 +37,10 @@ PARTS = ("first-k", "15 problems", "768 tokens", "exact strings", "chosen on the
 
 @dataclass(frozen=True)
 class Counted:
-    """One run's completions: sampling seeds x problems x samples, as each protocol judges and counts them.
+    """One run's completions, (S, P, N): sampling seeds, problems, samples, as each protocol judges and counts them.
 
-    `correct` and `tokens` are keyed by (cut, exact): whether prompt and completion are cut at the released limit, and
-    whether answers are compared as strings. Problems are in the order of their file.
+    `correct` is keyed by (cut, exact) and `tokens` by cut: whether prompt and completion are cut at the released limit,
+    and whether answers are compared as strings. Problems are in the order of their file.
     """
 
     correct: Mapping[tuple[bool, bool], np.ndarray]
@@ -62,7 +62,7 @@ class Counted:
 
 
 def arrange(frame: pd.DataFrame, problems: Sequence[str], column: str) -> np.ndarray:
-    """A column of grades as (sampling seeds, problems, samples)."""
+    """A column of grades as an array (S, P, N): sampling seeds, problems, samples."""
     seeds = sorted(frame["seed"].unique())
     order = {problem: i for i, problem in enumerate(problems)}
     frame = frame.assign(place=frame["problem_id"].map(order)).sort_values(["seed", "place", "sample"])
@@ -70,7 +70,7 @@ def arrange(frame: pd.DataFrame, problems: Sequence[str], column: str) -> np.nda
 
 
 def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out: Path) -> None:
-    """Write the comparison of protocols to `out` (CSV) and, for readers, beside it.
+    """Write the comparison of protocols (`out`, CSV; .md, .tex and .html beside it).
 
     `runs`: directories with `model`, `test/samples.parquet` and `test/grades.parquet`, by METHOD/CANDIDATE or "base".
     """
@@ -89,10 +89,10 @@ def make_protocol(job: ProtocolJob, runs: Mapping[str, Path], *, data: Path, out
 
 
 def read_run(folder: Path) -> tuple[pd.DataFrame, list[Sequence[int]]]:
-    """The grades of a run on the test split, with their texts, and the token ids of each. Raises UserError where the
+    """The grades of a run on the test split, with texts, and the token ids of each row. Raises UserError where the
     samples are not those that were graded."""
     path = folder / "test" / "grades.parquet"
-    read_grades(path)  # which says what is wrong with a file
+    read_grades(path)  # reports what is wrong with a file
     keys = {"problem_id": str, "sample": int, "seed": int}
     grades = read_parquet(path, {**keys, "text": str}, "grade again")
     columns = {**keys, "token_ids": list[int]}
@@ -113,10 +113,10 @@ def with_protocols(
     *,
     context: int = CONTEXT,
 ) -> pd.DataFrame:
-    """Grades with columns for each way to judge and count: `right`, `exact`, and both of the text that is cut where
-    prompt and completion reach `context` tokens, `right_cut`, `exact_cut`, `tokens_cut`.
+    """Grades with the columns `right` (by `grader`) and `exact` (as strings), and, for the text cut where prompt and
+    completion reach `context` tokens, `right_cut`, `exact_cut` and `tokens_cut`.
 
-    `token_ids`: of each row of `grades`. Raises UserError where a prompt alone fills the context.
+    `token_ids`: one sequence per row of `grades`. Raises UserError where a prompt alone fills the context.
     """
     room = context - grades["problem_id"].map(prompt_tokens)
     if (room < 1).any():
@@ -154,10 +154,10 @@ def count(frame: pd.DataFrame, problems: Sequence[str]) -> Counted:
 
 
 def measure(candidates: Mapping[str, Sequence[Counted]], k: int) -> pd.DataFrame:
-    """Each method's cells under our protocol, with each part of the released one in place of ours, and with all.
+    """Each method's cells under our protocol, with each part of the released one in place of ours, and with all parts.
 
-    `candidates`: a method's runs. Ours takes their mean; chosen on the reported problems, the run of highest ratio
-    under the other parts that are in place.
+    `candidates`: each method's runs. Our protocol takes their mean; "chosen on the reported problems" takes the run of
+    highest ratio under the other parts in place.
     """
     protocols = {OURS: (), **{part: (part,) for part in PARTS}, EVERYTHING: PARTS}
     lines = []
@@ -180,10 +180,10 @@ def measure(candidates: Mapping[str, Sequence[Counted]], k: int) -> pd.DataFrame
 
 
 def ranking_chances(candidates: Mapping[str, Sequence[Counted]], k: int, draws: int = DRAWS) -> pd.DataFrame:
-    """How often each ranking by ratio comes out when 15 of the problems are drawn, by first-k, best first.
+    """The frequency of each ranking by first-k Ratio@k, best first, over draws of 15 problems.
 
-    A draw takes one run of each method, one sampling seed being as good as three: the problems are what is few. All
-    methods are asked the same problems.
+    A draw takes one run of each method, averaged over sampling seeds: the few problems dominate the noise. All methods
+    get the same problems.
     """
     generator = numpy_stream(0, "protocol")
     solved, tokens = {}, {}
@@ -210,7 +210,7 @@ def ranking_chances(candidates: Mapping[str, Sequence[Counted]], k: int, draws: 
 
 
 def first_chances(rankings: pd.DataFrame) -> dict[str, float]:
-    """The chance of each method to come out first."""
+    """The probability that each method ranks first."""
     chances: dict[str, float] = {}
     for text, chance in zip(rankings["method"], rankings["chance"], strict=True):
         first = text.split(" > ")[0]
@@ -219,7 +219,7 @@ def first_chances(rankings: pd.DataFrame) -> dict[str, float]:
 
 
 def order_chances(rankings: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """The chance that a comes out before b, for every pair."""
+    """The probability that a ranks before b, for every pair."""
     chances: dict[tuple[str, str], float] = {}
     for text, chance in zip(rankings["method"], rankings["chance"], strict=True):
         for pair in itertools.combinations(text.split(" > "), 2):

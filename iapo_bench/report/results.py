@@ -25,7 +25,7 @@ TABLE = "table1.csv"
 ARCHIVES = (".tar.gz", ".tgz")
 _COLUMNS = (*LABELS, "train_seeds", "n_samples")
 _NUMBER = re.compile(r"\w+@\d+(_lo|_hi|_std)?")
-# What a bundle holds: of the folder of the table, of the tier's own, and, in an archive, the samples.
+# The files of a bundle: from the table's folder, from the tier's folder, and, in an archive, the samples.
 _TABLES = ("*.csv", "*.md", "*.provenance.json", "figures/*.png")
 _COUNTS = ("summaries/*", "base/**/provenance.json", "*/seed*/**/provenance.json")
 _SAMPLES = ("settings/ran/*", "data/test.jsonl", "data/provenance.json", "**/test/grades.parquet")
@@ -33,7 +33,7 @@ _SAMPLES = ("settings/ran/*", "data/test.jsonl", "data/provenance.json", "**/tes
 
 @dataclass(frozen=True)
 class Results:
-    """The folder `root` with the table `name`, and the tier's folder `work` with what its jobs made."""
+    """The folder `root` with the table `name`, and the tier's folder `work` with the outputs of its jobs."""
 
     root: Path
     work: Path
@@ -42,17 +42,17 @@ class Results:
 
     @property
     def file(self) -> Path:
-        """The table's own file."""
+        """The path of the table."""
         return self.root / self.name
 
     @property
     def record(self) -> Path:
-        """The file that says how the table was made."""
+        """The path of the table's provenance."""
         return self.file.with_suffix(".provenance.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is recorded of the table. Raises UserError when it is not there, or is something else."""
+        """The table's provenance. Raises UserError when its file is missing or malformed."""
         content = read_json(self.record)
         if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
             raise UserError(f"{self.record} does not say what code, config and inputs were: make the table again")
@@ -66,24 +66,24 @@ class Results:
         return found.iloc[0]
 
     def summaries(self) -> dict[str, Row]:
-        """The rows whose summaries are there, by method."""
+        """The rows that have a summary file, by method."""
         paths = [self.work / "summaries" / f"{method}.json" for method in self.table["method"]]
         return {row.method: row for row in read_rows(path for path in paths if path.is_file())}
 
     def runs(self, row: str) -> dict[str, Path]:
-        """A row's run folders by training seed; the base's has none, and its name stands for it."""
+        """A row's run folders by training seed; the base's, which has no seed, by its name."""
         if row == BASE or row.startswith(f"{BASE}_"):
             return {BASE: self.work / BASE}
         seeds = str(self.row(row)["train_seeds"]).split()
         return {seed: self.work / row / f"seed{seed}" for seed in seeds}
 
     def grades(self, run: Path) -> pd.DataFrame:
-        """The graded samples of a run, texts and golds included. Raises UserError when they are not there."""
+        """The graded samples of a run, texts and golds included. Raises UserError when they are missing."""
         return read_texts(run / "test" / "grades.parquet", self.work / "data" / "test.jsonl")
 
 
 def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
-    """Put an archive's files into a folder, and nothing outside it; not every Python 3.11 has tarfile's filters."""
+    """Extract an archive's files, none of them outside `folder`; early Python 3.11 lacks tarfile's filters."""
     archive.extraction_filter = getattr(tarfile, "data_filter", None)
     for member in archive:
         if not (member.isfile() or member.isdir()) or not (folder / member.name).resolve().is_relative_to(folder):
@@ -93,8 +93,8 @@ def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
 
 @contextmanager
 def open_results(path: Path) -> Iterator[Results]:
-    """The results in a folder, or in an archive, for as long as the block runs. `path` may name a table of them, such
-    as ablations.csv, which stands for table1.csv then.
+    """The results in a folder or an archive, while the `with` block runs. `path` may also name a table in the folder,
+    such as ablations.csv, which then replaces table1.csv.
 
     Raises UserError for anything else.
     """
@@ -111,7 +111,7 @@ def open_results(path: Path) -> Iterator[Results]:
 
 
 def _read_to_its_end(path: Path) -> None:
-    """gzip's checksum stands at its end: tar takes a damaged header for the end of the archive, and says nothing."""
+    """Read to gzip's checksum at the end: tar silently takes a damaged header for the end of the archive."""
     with gzip.open(path) as stream:
         while stream.read(1 << 20):
             pass
@@ -130,10 +130,10 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
     with damaged(table, "make it again"):
         frame = frame.astype({"n_problems": int, **dict.fromkeys(numbers, float)})
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
-    frame = frame[frame["dataset"] == dataset]  # not what was measured on other datasets
+    frame = frame[frame["dataset"] == dataset]  # without rows on other datasets
     if (twice := frame["method"].duplicated()).any():
         raise UserError(f"{table} has more than one row '{frame['method'][twice].iloc[0]}': make it again")
-    # A dataset's own folder, or that of problems of one's own, lies below the tier's.
+    # The folder of a named dataset, or of the user's own problems, lies below the tier's.
     places = [above / part for part in (dataset, f"own/{dataset}", ".") for above in (root / tier, root)]
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
     return Results(root, work, frame, name)
@@ -157,8 +157,8 @@ def bundle(results: Path, out: Path) -> list[str]:
     """Write tables, figures, provenance, counts by problem and graded samples of a folder of results to the archive
     `out`, or all but the samples to the folder `out`, small enough for a repository; return the names in it.
 
-    Equal files make equal bundles. A summary that `out` has and the results have not is removed. Raises UserError for
-    results without a table, and for a folder that is the results' own.
+    Equal files make equal bundles. A summary in `out` that the results lack is removed. Raises UserError for results
+    without a table, and for a folder that is the results' own.
     """
     packed = out.name.endswith(ARCHIVES)
     with open_results(results) as found:

@@ -18,7 +18,7 @@ BASE = "base"
 # Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
 CONTROLS = ("base_cut", "base_shortest")
 
-# What can move the last digits of a result; a table says where its rows differ in them.
+# The environment that can change a result's last digits; a table says where its rows differ in it.
 ENVIRONMENT = ("engine", "hardware", "instruction_set", "torch", "transformers")
 
 _UPDATES = ("updates", "updates_moved")
@@ -39,25 +39,25 @@ class Row:
     summary: Summary
     tally: Tally
     parent: str = ""  # the method that a variant varies
-    settings: dict[str, Any] = field(default_factory=dict)  # what decided its training and samples
-    environment: dict[str, list[str]] = field(default_factory=dict)  # what its samples were made with
+    settings: dict[str, Any] = field(default_factory=dict)  # that decided its training and samples
+    environment: dict[str, list[str]] = field(default_factory=dict)  # its samples' values of each of `ENVIRONMENT`
     updates: int = 0  # of all its training runs, where their logs were given
     updates_moved: int = 0  # those that moved the weights
 
     @property
     def trained(self) -> bool:
-        """Whether a method was trained, which the base and its controls were not."""
+        """False for the base and its controls."""
         return self.method != BASE and self.method not in CONTROLS
 
     @property
     def name(self) -> str:
-        """What tables and figures call the row: the method, and its profile unless that is the paper's or named so."""
+        """The row's name in tables and figures: the method, and its profile unless that is `paper` or in the name."""
         told = not self.trained or self.profile in ("", "paper") or self.method.endswith(self.profile)
         return self.method if told else f"{self.method} ({self.profile})"
 
     @property
     def idleness(self) -> str:
-        """Where training did nothing at times, how often it did something: "4 of 80 updates moved the weights"."""
+        """Empty if every update moved the weights, else "4 of 80 updates moved the weights"."""
         idle = self.updates_moved < self.updates
         return f"{self.updates_moved} of {self.updates} updates moved the weights" if idle else ""
 
@@ -84,7 +84,7 @@ class Row:
 
 
 def split_run(name: str) -> tuple[str, str]:
-    """Method and training seed of a run's name, METHOD/SEED, or "base" and nothing. Raises UserError for another."""
+    """Method and training seed of a run's name, METHOD/SEED, or ("base", ""). Raises UserError for any other name."""
     method, _, seed = name.partition("/")
     if not method or (method == BASE) != (not seed):
         raise UserError(f"'{name}' is not the name of a run: write METHOD/SEED=DIR, or {BASE}=DIR")
@@ -129,7 +129,7 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
 
 
 def _environment(timings: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """What the samples were made with: every value of each part, as `sample` wrote them."""
+    """The distinct values of each of `ENVIRONMENT`, as `sample` wrote them."""
     found = {part: sorted({str(timing[part]) for timing in timings if part in timing}) for part in ENVIRONMENT}
     return {part: values for part, values in found.items() if values}
 
@@ -140,12 +140,12 @@ def parents(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def caution(tier: str) -> str:
-    """What figures and tables of a tier must say first: of a smoke tier, that its numbers mean nothing."""
+    """The opening words of a tier's figures and tables: on a smoke tier, a warning that its numbers mean nothing."""
     return "Smoke tier: every step is real, but these numbers mean nothing. " if tier.startswith("smoke") else ""
 
 
 def opening(shown: Labels | Row, what: str) -> list[str]:
-    """The heading of a document on one model and dataset, and on the smoke tier its caution."""
+    """The heading of a document on one model and dataset, and on a smoke tier its caution."""
     warning = caution(shown.tier).strip()
     return [f"# {shown.model} on {shown.dataset}: {what}", *([f"**{warning}**"] if warning else [])]
 

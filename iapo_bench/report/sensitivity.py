@@ -24,8 +24,8 @@ _INTERVAL = (("", "mean"), ("_lo", "lo"), ("_hi", "hi"))
 
 
 def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *, out: Path, figure: Path) -> None:
-    """Write what came out at each point of the tier's grid, `grades` in its order, with intervals (`out`, CSV, and its
-    other forms beside it), and heat maps."""
+    """Write the measures at each point of the tier's grid with intervals (`out`, CSV; .md, .tex and .html beside it),
+    and heat maps. `grades`: one file per point, in the grid's order."""
     points = job.sensitivity.points()
     if len(grades) != len(points):
         raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")

@@ -17,7 +17,7 @@ from iapo_bench.report.rows import BASE
 # Widths of one and of two printed columns, in inches (8.5 and 17.5 cm).
 COLUMN, PAGE = 8.5 / 2.54, 17.5 / 2.54
 
-MANY = 9  # methods, beyond which figures that lay them over each other are drawn otherwise
+MANY = 9  # with more methods than this, figures take another layout
 
 INK, GREY, LIGHT = "#222222", "#767676", "#E6E6E6"
 # Okabe and Ito's colours, which every kind of colour vision can tell apart; without yellow, too faint for a line.
@@ -64,7 +64,7 @@ STYLE: Any = {
 
 
 class Style(NamedTuple):
-    """A method's colour, marker, pattern of dashes, and what fills its marker."""
+    """A method's colour, marker, dash pattern, and the colour that fills its marker."""
 
     colour: str
     marker: str
@@ -75,7 +75,7 @@ class Style(NamedTuple):
 def method_styles(methods: Iterable[str], parents: Mapping[str, str] | None = None) -> dict[str, Style]:
     """A look for each name, the same in every figure. A variant has its parent's colour, and an open marker.
 
-    `parents` names the method of each name that is not one: of a variant, or of a method in another profile.
+    `parents` maps a name that is not itself a method (a variant, a method in another profile) to its method.
     """
     names = list(dict.fromkeys(methods))
     parents = {name: (parents or {}).get(name) or name for name in names}
@@ -125,7 +125,7 @@ def plot_point(ax: Axes, x: float, y: float, look: Style, **options: Any) -> Non
 
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Mapping[str, Style]) -> None:
-    """Write each name right of where its line ends, apart from the others; call it when all is drawn."""
+    """Write each name right of the end of its line, names kept apart; call it after everything is drawn."""
     ax.figure.canvas.draw()
     pixel = ax.figure.dpi / 72
     gap, font = 8 * pixel, 7
@@ -149,8 +149,8 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float]], styles: Mappin
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write `path`, with or without its ending `.png`, and the `.svg` beside it, each whole or not at all; the
-    figure's title is theirs too."""
+    """Write `path`, with or without its suffix `.png`, and the `.svg` beside it, each whole or not at all, with the
+    figure's title as metadata."""
     stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
     title = " ".join(figure.get_suptitle().split())
     with mpl.rc_context(STYLE):

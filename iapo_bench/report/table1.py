@@ -22,18 +22,18 @@ _PUBLISHED_KS = (16, 32)
 
 
 def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
-    """Write the table (`out`, CSV, and its other forms beside it), its figure, and where its cells come from."""
+    """Write the table (`out`, CSV; .md, .tex and .html beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
     write_table(rows, summaries, out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
-    own = [row for row in rows if row.dataset == rows[0].dataset]  # and not what was measured on other datasets
+    own = [row for row in rows if row.dataset == rows[0].dataset]  # the figure shows one dataset
     save_figure(accuracy_length([row for row in own if row.trained or row.method == BASE] or own), figure)
 
 
 def write_table(
     rows: Sequence[Row], summaries: Sequence[Path], out: Path, frame: pd.DataFrame, blocks: Sequence[Block]
 ) -> None:
-    """Write a table of rows, from the files `summaries`, as CSV (`out`), in its other forms, and where its cells come
-    from."""
+    """Write a table of rows, from the files `summaries` (`out`, CSV; .md, .tex and .html beside it), and where its
+    cells come from."""
     write_document(out, frame, blocks)
     own = rows[0].dataset if rows else ""
     named = {id(row): row.name if row.dataset == own else f"{row.name} on {row.dataset}" for row in rows}
@@ -54,8 +54,8 @@ def write_table(
 def table_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """The table, rows in the order given.
 
-    Columns: those of the published table (empty where a k was not measured), the other ks, what stands behind a row,
-    the bounds of the 95% intervals, and how completions ended.
+    Columns: those of the published table (empty where a k was not measured), the other ks, each row's tier, profile,
+    sample sizes and selection, the bounds of the 95% intervals, and shares of well-formed and truncated completions.
     """
     if not rows:
         raise UserError("there are no summaries to make a table of")
@@ -126,9 +126,10 @@ def differing_environments(rows: Sequence[Row]) -> list[str]:
 
 
 def best_rows(rows: Sequence[Row], pairs: pd.DataFrame, key: str) -> set[str]:
-    """The names of the rows that paired tests leave undecided with the best in a cell's measure; empty if that is all.
+    """The names of the best row in a cell's measure and of those that paired tests cannot tell from it; empty if these
+    are all rows.
 
-    In length and ratio only rows count whose accuracy is not below the base's, or a model that says nothing would win.
+    In length and ratio, rows of lower accuracy than the base do not compete: a model that says nothing would win.
     """
     measure = "length" if key.startswith("length") else key
     able = [row.name for row in rows]
@@ -161,7 +162,7 @@ def _heading(key: str) -> str:
 
 
 def _cell(row: Row, key: str) -> Cell | None:
-    """A row's cell; its length at the largest k that it has, where it has not this one."""
+    """A row's cell; where it lacks a length at this k, the length at its largest k."""
     own = f"length@{row.summary.ks[-1]}" if key.startswith("length") and key not in row.summary.cells else key
     return row.summary.cells.get(own)
 
@@ -178,7 +179,7 @@ def _text(key: str, cell: Cell | None) -> str:
 
 
 def _constants(rows: list[Row]) -> str:
-    """What is the same in all rows, in a sentence; a row that differs is named."""
+    """A sentence with the values that all rows share; a row that differs is named."""
     summary = rows[0].summary
     samples = {row.name: row.summary.n_samples for row in rows}
     odd = [f"{name} {n}" for name, n in samples.items() if n != summary.n_samples]

@@ -19,12 +19,12 @@ from iapo_bench.train.run import train
 
 
 def time_rows(job: TimingJob, runs: Mapping[str, Path], *, base: Path, data: Path, out: Path) -> None:
-    """Time a short sampling, and of trained rows a short training, of every run, and write what they took (`out`, CSV,
-    and its other forms beside it).
+    """Time a short sampling of every run, and a short training of each trained row, and write the seconds (`out`, CSV;
+    .md, .tex and .html beside it).
 
-    `runs`: run folders with `model/`, named METHOD/SEED or base. Rounds start with another row each time, so that a
-    machine that slows down slows no row more than another. Seconds are those of the engine and of the training steps
-    after the first; loading is left out. Intervals are over rounds.
+    `runs`: run folders with `model/`, by METHOD/SEED or base. Each round starts with another row, so that a machine
+    that slows down affects all rows alike. Seconds are those of the engine and of the training steps after the first;
+    loading is left out. Intervals are over rounds.
     """
     measured: list[dict[str, Any]] = []
     names = list(runs)

@@ -69,7 +69,7 @@ def tuning_blocks(job: TuneJob, frame: pd.DataFrame, budget: str) -> list[Block]
 
 
 def _settings(trial: dict[str, Any]) -> Iterator[str]:
-    """What a trial changes, `lr 0.0001`, `k 4`: options by their own names."""
+    """The settings that a trial changes, such as `lr 0.0001` and `k 4`, options by their own names."""
     for name, value in trial.items():
         if isinstance(value, dict):
             yield from _settings(value)

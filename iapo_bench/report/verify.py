@@ -23,7 +23,7 @@ from iapo_bench.report.rows import ENVIRONMENT, Row
 
 REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced"
 MEASURES = ("pass", "length", "ratio")
-# Settings that may differ between a result and its reference: who trains with other seeds reproduces all the more.
+# Settings that may differ between a result and its reference: a reproduction with other seeds shows more.
 _FREE = ("seed", "seeds", "train_seeds")
 _SECTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
@@ -36,7 +36,7 @@ _SECTIONS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class Margins:
-    """How far a cell may be off and still count as reproduced: Pass@k by so much, the others by such a share."""
+    """The largest deviation of a reproduced cell: `points` of Pass@k, a relative `share` of length and ratio."""
 
     points: float = 0.02
     share: float = 0.03
@@ -53,8 +53,8 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
     the difference cannot be told from 0 (Holm's correction over cells). Otherwise *not reproduced*. Where both hold
     counts by problem, differences are paired; where only one has several training seeds, the other is taken to vary as
     they do; where neither has, other training seeds count as not reproduced. So does a cell that its own counts by
-    problem do not come to (`as_counted` is False). Raises UserError, and says what differs, for results of other
-    settings, and for cells that the results lack.
+    problem contradict (`as_counted` is False). Raises UserError, naming the difference, for results of other settings,
+    and for cells that the results lack.
     """
     with open_results(results) as ours, open_results(against) as theirs:
         _require_alike(ours.file, theirs.file, differing_rows(ours, theirs))
@@ -80,7 +80,7 @@ def _require_alike(ours: Path, theirs: Path, differences: Iterator[str]) -> None
 
 
 def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
-    """What the rows of two tables differ in that must be alike, in words."""
+    """The differences between the rows of two tables that make them incomparable, in words."""
     if missing := sorted({*theirs.table["method"]} - {*ours.table["method"]}):
         yield f"rows that are missing: {', '.join(missing)}"
     for _, reference in theirs.table.iterrows():
@@ -95,7 +95,7 @@ def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
 
 
 def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
-    """What the settings of two results differ in, in words."""
+    """The differences between the settings of two results, in words."""
     settings = [results.provenance.get("config", {}) for results in (ours, theirs)]
     mine, other = (dict(_flat({row: told for row, told in each.items() if row in settings[1]})) for each in settings)
     rows: dict[str, list[str]] = {}
@@ -109,13 +109,13 @@ def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
 
 
 def _default(key: str) -> Any:
-    """What a setting is to a result that does not know it, older than it as that is: its default."""
+    """The value of a setting in a result older than the setting: its default."""
     field = _field(key)
     return "unset" if field is None or field.is_required() else field.get_default(call_default_factory=True)
 
 
 def _free(key: str) -> bool:
-    """Whether a setting cannot change a result, though an older one names it."""
+    """Whether a setting cannot change a result; older results may still record it."""
     field = _field(key)
     return field is not None and field.json_schema_extra == FREE
 
@@ -162,12 +162,12 @@ def _measured(line: pd.Series) -> list[str]:
 
 
 def _values(cell: str, row: Row) -> np.ndarray:
-    """What each problem and training seed contributes to a cell, (T, P)."""
+    """A cell's values by training seed and problem, (T, P)."""
     return row.tally.values("length" if cell.startswith("length") else cell)
 
 
 def _as_counted(cell: str, line: pd.Series, rows: Mapping[str, Row]) -> bool:
-    """Whether a cell of a table is what the counts by problem beside it come to, where there are some."""
+    """Whether a cell of a table agrees with the row's counts by problem; True without counts."""
     row = rows.get(str(line["method"]))
     return row is None or bool(np.isclose(line[cell], _values(cell, row).mean(), rtol=1e-5, equal_nan=True))
 
@@ -178,7 +178,7 @@ def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | Non
         found = estimate(*values, seeds=True)
         seeds = sorted(len(side) for side in values)
         if ours.trained and seeds[0] == 1 < seeds[1] and len(found.parts) > 1:
-            # One training seed varies as much as each of the other side's.
+            # Assume that the single training seed varies as the other side's do.
             problems, (variance, df) = found.parts
             return Estimate(found.value, (problems, (variance * (1 + seeds[1]), df)))
         return found
@@ -195,7 +195,7 @@ ONE_SEED = (
 
 
 def surroundings(results: Path, against: Path) -> str:
-    """What may have moved trained models, a line each: what differs in engine, processor or versions, single seeds."""
+    """Possible causes of different trained models, a line each: other engine, processor or versions, single seeds."""
     with open_results(results) as ours, open_results(against) as theirs:
         rows, others = ours.summaries(), theirs.summaries()
     lines = []

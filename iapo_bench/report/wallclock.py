@@ -20,7 +20,7 @@ PHASES = ("rollout", "grade", "signals", "update", "other")
 
 
 def make_wallclock(labels: Labels, runs: dict[str, Path], *, out: Path, figure: Path) -> None:
-    """Write seconds by phase (`out`, CSV, and its other forms beside it) and their figure for each run, METHOD/SEED or
+    """Write seconds by phase (`out`, CSV; .md, .tex and .html beside it) and their figure for each run, METHOD/SEED or
     "base": a directory with `test/timing.json` and, but for the base, `train.jsonl`."""
     rows = [
         wallclock_row(
@@ -39,7 +39,7 @@ def make_wallclock(labels: Labels, runs: dict[str, Path], *, out: Path, figure: 
 
 
 def wallclock_row(train_jsonl: Path | None, timing_json: Path, *, run: str, dataset: str, model: str) -> dict[str, Any]:
-    """Where a run's time went: seconds of training by phase, and of sampling apart from the engine's warm-up.
+    """Where a run's time went: seconds of training by phase, and of sampling without the engine's warm-up.
 
     Without `train_jsonl` (the base model) the training columns are empty. Raises UserError for a file that lacks a key.
     """

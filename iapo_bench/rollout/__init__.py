@@ -11,9 +11,9 @@ from iapo_bench.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy; `seed` alone decides the draws, whatever the batch size.
+    """Sampling settings. `temperature` 0 is greedy. Draws depend on `seed`, not on the batch size.
 
-    `first_index`: the number of the first completion. A part of a larger call, so numbered, has the draws of the whole.
+    `first_index`: index of the first completion, so that a part of a larger call gets the same draws as in the whole.
     """
 
     max_tokens: int
@@ -27,7 +27,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: token ids (end-of-sequence included), the sampler's log-probability of each, why it ended.
+    """One completion: token ids (end of sequence included), the sampler's log-probabilities (nats), the finish reason.
 
     Raises UserError for a log-probability that is not finite: the model that drew the token is broken.
     """
@@ -46,15 +46,15 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """What generates. Completions come back in the order of the prompts, a prompt's samples adjacent."""
+    """A rollout engine. Completions come back in the order of the prompts, a prompt's samples adjacent."""
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]: ...
 
     def sync(self, model: PreTrainedModel) -> float | None:
-        """Use the weights of `model` from now on; return how far its log-probabilities are from those under `model`
-        (nats), None for an engine that uses `model` itself."""
+        """Use the weights of `model` from now on. Returns the mean gap (nats) between the engine's log-probabilities
+        and the model's; None for an engine that runs `model` itself."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds; it generates no more."""
+        """Free the engine's memory; the engine cannot generate afterwards."""
         ...

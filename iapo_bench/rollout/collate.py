@@ -17,9 +17,10 @@ def collate(
     pad_id: int,
     device: torch.device | str = "cpu",
 ) -> RolloutBatch:
-    """The validated batch of `len(prompts)` groups; `completions`, `correct`, `formatted` hold one entry a row.
+    """The validated batch of `len(prompts)` groups; `completions`, `correct`, `formatted` hold one entry per row.
 
-    Prompts are padded on the left, completions on the right. Raises ValueError when a promise of the batch is broken.
+    Prompts are padded on the left, completions on the right. Rewards are +1 for a correct completion, else -1. Raises
+    ValueError if the lengths do not match or `RolloutBatch.validate` fails.
     """
     rows = [prompt for prompt in prompts for _ in range(group_size)]
     if not len(rows) == len(completions) == len(correct) == len(formatted):

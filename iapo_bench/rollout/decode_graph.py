@@ -1,8 +1,8 @@
-"""Decode steps of few fixed shapes without host synchronisation, which a GPU replays as CUDA graphs.
+"""Decode steps in a few fixed shapes and without host synchronisation, so that a GPU can replay them as CUDA graphs.
 
-A step of an eager model launches some forty kernels a layer, one by one, and a GPU waits for most of them. Captured as
-a graph they are one launch. A graph has fixed shapes, so rows and attention span are rounded up to few sizes, and a row
-that ended runs on without effect until the host looks at which did.
+An eager step launches about forty kernels per layer, and the GPU waits for most of the launches. Captured as a graph,
+they are one launch. A graph has fixed shapes, so rows and attention span are rounded up to a few sizes, and a finished
+row keeps running, without effect, until the host next checks.
 """
 
 import warnings
@@ -15,20 +15,20 @@ import torch
 
 from iapo_bench.errors import first_line
 
-SMALLEST_ROWS = 32  # below, a step takes as long as its launches and weights: fewer rows gain nothing
+SMALLEST_ROWS = 32  # below this, launches and reading weights dominate a step: fewer rows save nothing
 SMALLEST_SPAN = 128
-WIDTH_MULTIPLE = 64  # of the cache: masks must be aligned for the fast kernels
+WIDTH_MULTIPLE = 64  # of the cache width: the fast kernels need aligned masks
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How closely the work follows the rows under way.
+    """How closely the shapes of decode steps follow the active rows.
 
-    `check_every`: steps between two looks at which rows ended, each of which waits for the device.
-    `padded`: rows and span rounded up. Rows are halves of all slots: a capture takes some twenty replays, and halving
-    the rows saves a fifth of a step, so fewer sizes would compute too much and more would be captured too often. Spans
-    are powers of two and the middles between: a fifth of the cache is read in vain, on average.
-    `graphs`: replay each shape from its second step on.
+    `check_every`: steps between two checks for finished rows, each of which waits for the device.
+    `padded`: round rows and span up. Rows go down in halves of all slots: a capture costs about twenty replays and
+    halving the rows saves a fifth of a step, so coarser sizes would waste compute and finer ones captures. Spans are
+    powers of two and their midpoints: on average a fifth of the cache reads is wasted.
+    `graphs`: replay each shape as a CUDA graph from its second step on.
     """
 
     check_every: int = 1
@@ -36,7 +36,7 @@ class Schedule:
     graphs: bool = False
 
     def rows(self, active: int, slots: int) -> int:
-        """How many rows a step computes for `active` of them."""
+        """Number of rows that a step computes for `active` rows."""
         if not self.padded:
             return active
         size = slots
@@ -45,7 +45,7 @@ class Schedule:
         return size
 
     def span(self, needed: int, width: int) -> int:
-        """How many positions of the cache a step reads to see `needed` of them."""
+        """Number of cache positions that a step reads to see the first `needed`."""
         if not self.padded:
             return needed
         size = SMALLEST_SPAN
@@ -55,11 +55,11 @@ class Schedule:
         return min(size, width)
 
     def width(self, needed: int) -> int:
-        """Positions of the cache that hold `needed` of them."""
+        """Width of a cache for `needed` positions."""
         return -(-needed // WIDTH_MULTIPLE) * WIDTH_MULTIPLE if self.padded else needed
 
 
-EXACT = Schedule()  # on a CPU, where looking costs nothing and every row counts
+EXACT = Schedule()  # on a CPU, where checks are free and every row costs time
 PADDED = Schedule(check_every=8, padded=True)
 GRAPHS = Schedule(check_every=8, padded=True, graphs=True)
 
@@ -73,24 +73,24 @@ class Replayable(Protocol):
 
 
 class CudaCapture:
-    """Captures work as CUDA graphs that share one pool of memory: no two of them run at a time."""
+    """Captures work as CUDA graphs that share one memory pool, so only one may run at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = _side_stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Do the work where captures are made, so that what the libraries set up once is not captured."""
+        """Run the work on the capture stream, so that one-time setup of the libraries is not captured."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             work()
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def capture(self, work: Callable[[], None]) -> Replayable:
-        """The work as a graph, not done yet. Raises RuntimeError for work that needs the host."""
+        """Capture the work as a graph without running it. Raises RuntimeError for work that needs the host."""
         graph = torch.cuda.CUDAGraph()
-        # A capture that fails leaves its stream the current one; the outer context does not.
-        # Thread-local: what other threads do on the device is none of its concern.
+        # A failed capture leaves its stream current; the outer context restores the previous one.
+        # Thread-local: other threads may use the device during a capture.
         with (
             torch.cuda.stream(self.stream),
             torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
@@ -99,20 +99,20 @@ class CudaCapture:
         return graph
 
     def release(self) -> None:
-        """Give the memory of graphs that were reset back, for other uses than graphs."""
+        """Free the memory of reset graphs for other uses."""
         torch.cuda.empty_cache()
 
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all calls: the matrix libraries keep a workspace for every stream that they have seen."""
+    """One stream for all calls: the matrix libraries keep a workspace for every stream they have seen."""
     return torch.cuda.Stream(device)
 
 
 class StepGraphs:
-    """Runs `step(rows, span)`: a shape's first time as it is, then as a graph.
+    """Runs `step(rows, span)`: eagerly the first time for each shape, then as a graph.
 
-    The graphs read the tensors that the step read, at their addresses: they must not outlive them.
+    The graphs hold the addresses of the step's tensors and must not outlive them.
     """
 
     def __init__(self, step: Callable[[int, int], None], capture: CudaCapture) -> None:
@@ -142,13 +142,13 @@ class StepGraphs:
         try:
             self.graphs[shape] = self.capture.capture(work)
         except RuntimeError as error:
-            # Nothing ran while capturing, so the step can still be taken.
+            # Capturing runs nothing, so the step can still run eagerly.
             self.failed = True
             reason = first_line(error)
             warnings.warn(f"generating without CUDA graphs, several times slower: {reason}", stacklevel=2)
 
     def release(self) -> None:
-        """Free the graphs. What they computed must have been read."""
+        """Free the graphs. Their results must have been read."""
         for graph in self.graphs.values():
             graph.reset()
         self.graphs.clear()

@@ -24,11 +24,11 @@ def make_engine(
 ) -> RolloutEngine:
     """The engine `name` for the checkpoint `path`, from which `model` was loaded.
 
-    `transformers` generates with `model` itself. `vllm` loads the checkpoint and takes over the weights of `model`, so
-    that the two are known to agree; `width` (the longest prompt and completion together, tokens), `gpu_memory`,
-    `sleep` and `deterministic` are for it.
+    `transformers` generates with `model` itself. `vllm` loads the checkpoint, takes over the weights of `model` and
+    checks that the two agree; `width` (the longest prompt and completion together, tokens), `gpu_memory`, `sleep` and
+    `deterministic` apply to it alone.
 
-    Raises UserError where vllm is missing, has no batch-invariant kernels, or does not compute what `model` does.
+    Raises UserError if vllm is missing, cannot be deterministic on this device, or disagrees with `model`.
     """
     if name == "transformers":
         return TransformersEngine(model, batch_size=batch_size, progress=progress)

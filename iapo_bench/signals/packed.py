@@ -1,8 +1,8 @@
-"""Forward passes over a batch without padding: a prompt once for all of its completions, then prefixes read at will.
+"""Forward passes over a batch without padding: each prompt once for all of its completions, then any prefixes.
 
-The tokens of all rows lie one after another in a batch of one, so the linear layers see nothing but real tokens. The
-first pass keeps every row's keys and values. A later pass reads any number of prefixes of any rows over that one cache:
-K query tokens a prefix (the postfix) see the prefix and themselves, and nothing is copied and nothing written.
+The tokens of all rows are concatenated into a batch of one, so the linear layers see real tokens only. The first pass
+keeps every row's keys and values. A later pass reads any number of prefixes of any rows from that one cache: the K
+query tokens of a prefix (the postfix) see the prefix and themselves, and the cache stays as it is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +19,15 @@ from iapo_bench.errors import UserError
 from iapo_bench.models.checkpoints import attention_implementation, decoder_and_head
 from iapo_bench.models.exact import require_exact
 
-SPAN = 128  # queries a call: a row's are cut here, so that they skip the keys that come after all of them
-# The decoding kernel, which torch would choose for short queries, takes all queries of a key head as one block, and
-# fails to compile where they are more than 128: 65 queries of 2 heads a key head.
+SPAN = 128  # most queries per attention call, so that early queries of a row skip the keys that come after them
+# For short queries torch would choose the decoding kernel, which takes all queries of a key head as one block and fails
+# to compile for more than 128 of them, as with 65 queries and 2 query heads per key head.
 _KERNEL = {"BACKEND": "TRITON"}
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Prefixes of one row, adjacent in a pass: number i of `count` sees the row's first `seen + i * step` keys."""
+    """Prefixes of one row, adjacent in a pass: prefix i of `count` sees the row's first `seen + i * step` keys."""
 
     first: int
     count: int
@@ -37,7 +37,7 @@ class _Span:
 
     @property
     def width(self) -> int:
-        """How many keys the last one sees."""
+        """Number of keys that the last prefix sees."""
         return self.seen + (self.count - 1) * self.step
 
     def split(self, size: int) -> Iterator["_Span"]:
@@ -47,10 +47,10 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Queries of one pass and what they see. `source`: in the first pass, which token fills each place of the cache."""
+    """Queries of one pass and what they see. `source_S`: in the first pass, the token that fills each cache place."""
 
     spans: Sequence[_Span]
-    lanes: int  # query tokens a prefix, adjacent
+    lanes: int  # query tokens per prefix, adjacent
     cache: dict[int, tuple[torch.Tensor, torch.Tensor]]  # keys and values, (key heads, places, head dim), by layer
     source_S: torch.Tensor | None = None
 
@@ -59,7 +59,7 @@ class _Pass:
         return {}
 
     def mask(self, span: _Span, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask (1, 1, count, width), made once for all layers and all spans that are alike."""
+        """Additive mask (1, 1, count, width), made once for all layers and equal spans."""
         key = (span.count, span.seen, span.step)
         if key not in self._masks:
             unseen = torch.arange(span.width) >= span.seen + span.step * torch.arange(span.count)[:, None]
@@ -68,7 +68,7 @@ class _Pass:
 
     @cached_property
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """First place that each query sees, and the one after the last: int64 (queries,)."""
+        """First cache place that each query sees, and one past its last: int64 (queries,) each."""
         starts, ends = [], []
         for span in self.spans:
             starts.append(torch.full((span.count,), span.row_start))
@@ -79,14 +79,14 @@ class _Pass:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same as a block-sparse mask, over the cached keys and, but for the first pass, the queries' own."""
+        """`bounds` as a block-sparse mask over the cached keys and, except in the first pass, the queries' own keys."""
         keys = next(iter(self.cache.values()))[0]
         start_Q, end_Q = self.bounds
         places, own = keys.shape[1], 0 if self.source_S is not None else len(start_Q)
         last_own_Q = torch.arange(len(start_Q), device=keys.device) + places
         first_own_Q = last_own_Q - (last_own_Q - places) % self.lanes
 
-        # It reads tensors only: numbers would become symbols, which not every torch can compile here.
+        # Closes over tensors only: numbers would become symbols, which not every torch version can compile here.
         def sees(batch, head, query, key):
             prefix = (key >= start_Q[query]) & (key < end_Q[query])
             return prefix | ((key >= first_own_Q[query]) & (key <= last_own_Q[query]))
@@ -120,7 +120,7 @@ def _attend(
 
 @cache
 def _compiled_flex() -> Callable[..., torch.Tensor]:
-    # A model takes about eight variants. Beyond the limit it would run uncompiled, and hold all scores.
+    # A model needs about eight variants. Past the limit it would run uncompiled and hold all scores.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention, dynamic=True)
@@ -134,7 +134,7 @@ def _attend_flex(
     own: tuple[torch.Tensor, torch.Tensor] | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """One kernel over the cached keys and, after them, the queries' own; blocks that no query sees are skipped."""
+    """One kernel over the cached keys followed by the queries' own; blocks that no query sees are skipped."""
     if own is not None:
         keys, values = torch.cat([keys, own[0][0]], dim=1), torch.cat([values, own[1][0]], dim=1)
     out = _compiled_flex()(
@@ -157,7 +157,7 @@ def _attend_flash(
     own: tuple[torch.Tensor, torch.Tensor] | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Prefix and own keys apart, joined by their log-sum-exps, so that one mask serves all lanes."""
+    """Attend to prefix and own keys separately and merge by log-sum-exp, so that one mask serves all lanes."""
     # The public function does not return the log-sum-exp.
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     heads, tokens, head_dim = query.shape[1:]
@@ -211,7 +211,7 @@ def packed_blocks(
 ) -> Iterator[Block]:
     """Consecutive rows in blocks of at most `max_tokens` tokens (or one row); adjacent equal prompts become one.
 
-    Masks are bool, or integers of 0 and 1. Raises ValueError for others, and for a row without a prompt.
+    Masks are bool, or integers of 0 and 1. Raises ValueError for any other mask and for a row without a prompt.
     """
     prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
     completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
@@ -238,8 +238,8 @@ def packed_blocks(
 class PackedBatch:
     """A block after its first pass.
 
-    `hidden_ND`: final states of all prompts' tokens and then of all completions'. For a model in evaluation mode, no
-    gradients. Raises UserError for an architecture whose attention is of another kind.
+    `hidden_ND`: final states of all prompts' tokens, then of all completions'. The model must be in evaluation mode; no
+    gradients. Raises UserError for an architecture with more than plain attention.
     """
 
     def __init__(self, model: PreTrainedModel, block: Block) -> None:
@@ -288,7 +288,7 @@ class PackedBatch:
 
     @property
     def predictive_ND(self) -> torch.Tensor:
-        """The state that predicts each completion token, rows one after another: (tokens, D)."""
+        """The states that predict the completion tokens, rows one after another: (tokens, D)."""
         return self.hidden_ND[torch.cat(self._before).to(self.device)]
 
     def read_postfix(self, postfix_K: torch.Tensor, prefixes: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -300,7 +300,7 @@ class PackedBatch:
         return self._forward(postfix_K.repeat(len(prefixes)), positions_MK.reshape(-1), reading)[K - 1 :: K]
 
     def _spans(self, prefixes: Sequence[tuple[int, int]]) -> list[_Span]:
-        """Runs of one row with one step, of at most `SPAN` prefixes."""
+        """`prefixes` as spans of at most `SPAN`, each of one row and one step."""
         bounds = [0]
         for i in range(1, len(prefixes)):
             first = bounds[-1]

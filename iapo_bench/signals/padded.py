@@ -1,8 +1,8 @@
-"""Entropies as a padded batch gives them: the readings of the code released with the IAPO paper (`method.Reading`).
+"""Entropies read from a padded batch, as the code released with the IAPO paper reads them (`method.Reading`).
 
-A forward pass over rows padded on both sides keeps every key and value. The postfix then reads each prefix in place: it
-sees what a mask lets it see of the padding, at the position that it is told. With every departure off, the entropies
-are those of `informativeness.answer_entropies`.
+A forward pass over rows padded on both sides keeps every key and value. The postfix then reads each prefix in place;
+`Reading` sets how much padding the postfix sees, and its positions. With every departure off, the entropies are
+those of `informativeness.answer_entropies`.
 """
 
 from typing import Any
@@ -36,11 +36,12 @@ def padded_entropies(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropies (nats) of each token (B, T) and of the answer after each prefix (B, T+1), float32.
 
-    Without `postfix_ids` the latter are 0. Entries beyond the row are 0 or, with `reading.padding`, beyond its part.
-    `widths_B2`: from `part_widths` of the whole batch, where `batch` is only some of its rows.
+    Without `postfix_ids` the latter are 0. Entries beyond a row's length are 0; with `reading.padding`, those beyond
+    its part's width.
+    `widths_B2`: the `part_widths` of the whole batch, if `batch` holds only some of its rows.
 
-    The model should turn its keys by rotation: absolute positions count the padding. Raises UserError for attention of
-    another kind than plain.
+    The model should use rotary position embeddings: absolute positions count the padding. Raises UserError for an
+    architecture with more than plain attention.
     """
     widths_B2 = part_widths(batch, reading) if widths_B2 is None else widths_B2
     B, T = batch.completion_mask_BT.shape
@@ -71,7 +72,7 @@ def padded_signals(
     postfix_ids: list[int],
     **settings: Any,
 ) -> dict[str, Any]:
-    """Those of `needs` that are entropies, by `padded_entropies`, under their names in the batch."""
+    """The entropies among `needs`, computed by `padded_entropies`, by their names in the batch."""
     asked = needs & {Signal.TOKEN_ENTROPY, Signal.ANSWER_ENTROPY}
     if not asked:
         return {}
@@ -127,11 +128,11 @@ class _Padded:
         """Positions of the postfixes' tokens, (C * K,): after the prefix, or after the longest prefix of its chunk."""
         if chunk := self.reading.postfix_chunk:
             longest_C = ((ends_C // chunk + 1) * chunk).clamp(max=self.T) - 1
-            ends_C = torch.maximum(ends_C, longest_C)  # the prefix of all columns, which is not read, has no chunk
+            ends_C = torch.maximum(ends_C, longest_C)  # the full prefix, which that code does not read, has no chunk
         return (self.P + ends_C[:, None] + torch.arange(K, device=ends_C.device)).view(-1)
 
     def _mask(self, ends_C: torch.Tensor, K: int) -> torch.Tensor:
-        """What the postfixes see, additive (rows, 1, C * K, P + T + C * K): their prefix and themselves."""
+        """Additive mask (rows, 1, C * K, P + T + C * K): each postfix sees its prefix and itself."""
         C, device = len(ends_C), ends_C.device
         prompt_BP = torch.ones_like(self.prompt_mask_BP) if self.reading.left_padding else self.prompt_mask_BP
         completion_CT = torch.arange(self.T, device=device) < ends_C[:, None]

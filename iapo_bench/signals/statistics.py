@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of completion tokens, without ever holding all logits at once.
 
-Rows are read left-aligned: prompt and completion without the padding between them, what is left of it at the end, where
-a causal model cannot see it. So no mask is needed, nothing shifts a position, and the fast attention path applies.
+Rows are left-aligned: prompt and completion without padding between them, all padding at the end, where a causal model
+cannot see it. So no mask is needed, positions do not shift, and the fast attention path applies.
 """
 
 from collections.abc import Iterator
@@ -81,12 +81,13 @@ def token_statistics(
 
 
 def signal_noise(model: PreTrainedModel) -> Noise:
-    """The rounding in the signals that `model` computes: see `SIGNAL_NOISE`."""
+    """Rounding error of the signals that `model` computes, by its dtype: see `SIGNAL_NOISE`."""
     return SIGNAL_NOISE[str(model.dtype).removeprefix("torch.")]
 
 
 def micro_batches(batch: RolloutBatch, max_tokens: int) -> Iterator[torch.Tensor]:
-    """Row indices in parts of at most `max_tokens` padded tokens (or one row), rows of like length together."""
+    """Row indices in micro-batches of at most `max_tokens` padded tokens (or one row), rows of similar length
+    together."""
     lengths = (batch.prompt_mask_BP.sum(dim=1) + batch.lengths_B).tolist()
     part: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
@@ -111,14 +112,14 @@ def compute_signals(
     entropies: Reading = EXACT,
     widths_B2: torch.Tensor | None = None,
 ) -> RolloutBatch:
-    """The batch with the signals in `needs`, and the reference model's log-probabilities if there is one.
+    """The batch with the signals in `needs` and, given a `reference` model, its log-probabilities.
 
-    `reference`: with its adapters off, so that a model with adapters can be its own.
-    `entropies`: a departure from their definition, if a method asks for one (see `padded.padded_entropies`, also for
-    `widths_B2`); every prefix is then read, whatever `reading` says.
+    `reference` runs with its adapters off, so a model with adapters can be its own reference.
+    `entropies`: a method's departure from the exact entropies (see `padded.padded_entropies`, also for `widths_B2`);
+    every prefix is then read, and `reading` is ignored.
 
-    One packed pass of the model serves all its signals: the answer entropies read the keys and values of the pass that
-    gives the log-probabilities and token entropies.
+    One packed pass serves all signals: the answer entropies reuse the keys and values of the pass that gives the
+    log-probabilities and token entropies. Raises UserError for an architecture with more than plain attention.
     """
     pass_settings: dict[str, Any] = {"temperature": temperature, "micro_batch_tokens": micro_batch_tokens}
     departed = (

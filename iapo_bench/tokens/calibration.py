@@ -29,13 +29,13 @@ from iapo_bench.tokens.roles import micro_world, problems_asked, read_samples, r
 from iapo_bench.worlds import ANSWER_OPEN, POSTFIX
 
 PREFIXES, CONTINUATIONS, MAX_TOKENS = 200, 64, 128
-PARTS = 4  # of a completion's reasoning, from its beginning to its end
+PARTS = 4  # equal parts of a completion's reasoning
 
 
 def make_calibration(
     job: CalibrationJob, *, model: Path, samples: Path, data: Path, out: Path, figure: Path, prefixes: int = PREFIXES
 ) -> None:
-    """Write a row for each part of the reasoning and one for all of it (`out`, CSV, and its other forms beside it), and
+    """Write a row for each part of the reasoning and one for all of it (`out`, CSV; .md, .tex and .html beside it), and
     their figure.
 
     Columns: part, prefixes, continuations (of each), `answered` (share of continuations with an answer),

@@ -20,7 +20,7 @@ _COLUMNS = {
 def make_credit_page(rollout: Path, out: Path, groups: int | None = None) -> None:
     """Write the page of the first `groups` groups of a rollout that training kept (all of them by default).
 
-    Raises UserError for a file that is none.
+    Raises UserError for any other file.
     """
     hint = "name a file of a run's rollouts/, which train.keep_rollouts keeps"
     if rollout.is_dir():

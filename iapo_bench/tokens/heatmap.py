@@ -1,7 +1,7 @@
-"""Pages that show a number of every token in colour, what it tells about the answer or what credit it got: one HTML
-file that works offline.
+"""Pages that colour every token by a number, its information about the answer or its credit: one HTML file each, which
+works offline.
 
-Pure functions from scored transcripts to text. Everything that comes from a transcript is escaped by the template.
+Pure functions from scored transcripts to text. The template escapes everything that comes from a transcript.
 """
 
 import itertools
@@ -35,7 +35,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _PLOT = 860, 180, 46, 10, 10, 120  # of th
 
 @dataclass(frozen=True)
 class ScoredTranscript:
-    """A completion of T tokens with what the model says of each. Entropies and log-probabilities are in nats."""
+    """A completion of T tokens with the model's numbers for each. Entropies and log-probabilities are in nats."""
 
     id: str
     prompt: str
@@ -43,26 +43,26 @@ class ScoredTranscript:
     token_ids: tuple[int, ...]  # (T,)
     roles: tuple[str, ...] | None  # (T,), where the vocabulary has roles
     logp: tuple[float, ...]  # (T,)
-    entropy: tuple[float, ...]  # (T,) of the next token, where this one was drawn; empty: not read
-    answer_entropy: tuple[float, ...]  # (T+1,) of the first answer token, after 0 to T tokens; empty: not read
+    entropy: tuple[float, ...]  # (T,) of the distribution that each token was drawn from; empty: not computed
+    answer_entropy: tuple[float, ...]  # (T+1,) of the first answer token, after 0 to T tokens; empty: not computed
     correct: bool | None = None
     credit: tuple[float, ...] | None = None  # (T,) advantage times weight in the loss
     note: str = ""  # shown beside the id
 
     @property
     def values(self) -> tuple[float, ...]:
-        """What is shown in colour: the credit where there is one, else the information."""
+        """The numbers shown in colour, (T,): the credit where there is one, else the information."""
         return self.information if self.credit is None else self.credit
 
     @property
     def information(self) -> tuple[float, ...]:
-        """What each token tells about the answer: the entropy before it less the entropy after it, (T,)."""
+        """Each token's information about the answer, nats, (T,): the answer entropy before it minus after it."""
         e = self.answer_entropy
         return tuple(before - after for before, after in itertools.pairwise(e))
 
 
 class _Quantity(NamedTuple):
-    """What a page shows, in the words around its colours."""
+    """The wording of a page: names, labels and explanations of its numbers."""
 
     name: str
     title: str
@@ -98,14 +98,13 @@ _CREDIT = _Quantity(
 
 
 def heatmap_page(transcripts: Sequence[ScoredTranscript], *, model: str, postfix: str, temperature: float) -> str:
-    """The page of information, without a reference to anything outside it. All transcripts share one colour scale and
-    one y axis."""
+    """The page of information, self-contained HTML. All transcripts share one colour scale and one y axis."""
     facts = {"model": model, "postfix": postfix, "temperature": f"{temperature:g}"}
     return _page(transcripts, _INFORMATION, facts)
 
 
 def credit_page(completions: Sequence[ScoredTranscript], facts: Mapping[str, str]) -> str:
-    """The page of credit, for completions that have some; `facts` stand at its head."""
+    """The page of credit, for completions that have `credit`; `facts` stand at its head."""
     return _page(completions, _CREDIT, facts)
 
 
@@ -136,7 +135,7 @@ def _page(transcripts: Sequence[ScoredTranscript], quantity: _Quantity, facts: M
 
 
 def colour_scale(values: Sequence[float]) -> float:
-    """The absolute value of the strongest colour: a high quantile, and never so low that rounding has a hue."""
+    """The absolute value of the strongest colour: a high quantile, and never so low that rounding errors get a hue."""
     return max(float(np.quantile(np.abs(values), SCALE_QUANTILE)) if len(values) else 0.0, 1e-3)
 
 
@@ -154,7 +153,7 @@ def concentration(information: Sequence[float]) -> float | None:
     if not positive:
         return None
     sums = np.cumsum(positive)
-    # A sum of floats may miss its own 90% by a rounding.
+    # A sum of floats may miss its own 90% by a rounding error.
     needed = int(np.searchsorted(sums, SHARE * sums[-1] * (1 - 1e-9))) + 1
     return needed / len(information)
 
@@ -230,7 +229,7 @@ def _token(text: str) -> tuple[str, str]:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    """To three places, without the zeros that say nothing: a page has hundreds of thousands of them."""
+    """Numbers to three decimals, without trailing zeros: a page has hundreds of thousands of them."""
     return " ".join([f"{value:.3f}".rstrip("0").rstrip(".") for value in values])
 
 
@@ -240,7 +239,7 @@ def _places(roles: Sequence[str]) -> str:
 
 
 def _by_role(transcript: ScoredTranscript) -> list[tuple[str, int, str]]:
-    """(role, tokens, mean of what is shown) of every role that occurs."""
+    """(role, tokens, mean of the number shown) of every role that occurs."""
     values: dict[str, list[float]] = {}
     for role, value in zip(transcript.roles or (), transcript.values, strict=bool(transcript.roles)):
         values.setdefault(role, []).append(value)
@@ -248,7 +247,7 @@ def _by_role(transcript: ScoredTranscript) -> list[tuple[str, int, str]]:
 
 
 def _curve(answer_entropy: Sequence[float], highest: float) -> dict[str, Any]:
-    """Pixels of the drawing of answer entropy (nats) against tokens read."""
+    """The plot of answer entropy (nats) against tokens read, in pixels."""
     length = len(answer_entropy) - 1
     y_ticks = _ticks(max(highest, 0.1), 4)
     top = max(y_ticks[-1], highest)
@@ -290,6 +289,6 @@ def _ticks(highest: float, most: int) -> list[float]:
 
 
 def _signed(value: float) -> str:
-    """With its sign, and without one that rounding to three places leaves behind."""
+    """A number to three decimals with its sign; 0 has none, even after rounding."""
     text = f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
     return "0.000" if text[1:] == "0.000" else text

@@ -4,13 +4,13 @@
 well each score tells needed tokens from redundant ones (fillers, checks, restatements); `role_table` which roles a
 method removed.
 
-A rank decides, so that scores of any scale compare: the AUC is the probability that a needed token scores higher than a
-redundant one OF THE SAME COMPLETION, ties counting half. Methods normalise a score within a completion, so a difference
-between two completions gives no token credit and must not count here either. Completions that have both kinds of token
-are averaged; intervals are 95%, from a bootstrap over problems.
+Scores are compared by rank, so their scales do not matter: the AUC is the probability that a needed token scores higher
+than a redundant one OF THE SAME COMPLETION, ties counting half. Methods normalise a score within a completion, so a
+difference between two completions gives no token credit and must not count here either. Completions that have both
+kinds of token are averaged; intervals are 95%, from a bootstrap over problems.
 
-Only what is reasoned is ranked: not the opening `<think>`, and nothing from the first closing or answer tag on. Those
-tokens are needed trivially, no method can do without them and the early exit supplies them itself; they would flatter
+Only reasoning tokens are ranked: not the opening `<think>`, and nothing from the first closing or answer tag on. Those
+tokens are trivially needed: no method can do without them, and the early exit supplies them itself. They would flatter
 a score.
 """
 
@@ -109,7 +109,8 @@ def _intervals(frame: pd.DataFrame, measure: str, form: str) -> list[str]:
 def auc_table(tokens: pd.DataFrame) -> pd.DataFrame:
     """AUC of every score against every kind of redundant token, from rows of `score_tokens`; one row each.
 
-    Empty cells where no completion has both kinds. n_needed, n_other, completions and problems count what was ranked.
+    A cell is empty where no completion has both kinds. n_needed, n_other, completions and problems are the numbers
+    ranked.
     """
     known = sorted(set(tokens["problem_id"]))
     rows = []
@@ -128,7 +129,7 @@ def auc_table(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def completion_aucs(tokens: pd.DataFrame, column: str, others: Iterable[str]) -> pd.DataFrame:
-    """The chance that a needed token has more of `column` than one of the roles `others`, for each completion.
+    """For each completion, the probability that a needed token has a higher `column` than one of the roles `others`.
 
     Columns problem_id, sample, auc, n_needed, n_other; completions without both kinds are left out. Values that differ
     by less than the rounding of a forward pass are ties.
@@ -228,7 +229,7 @@ def read_samples(path: Path) -> pd.DataFrame:
 
 
 def problems_asked(frame: pd.DataFrame, samples: Path, data: Path) -> list[Problem]:
-    """The test problem of each row of `samples`. Raises UserError for one that `data` has not."""
+    """The test problem of each row of `samples`. Raises UserError for one that `data` lacks."""
     problems = {problem.id: problem for problem in read_problems(data / "test.jsonl")}
     if missing := sorted(set(frame["problem_id"]) - set(problems)):
         raise UserError(f"{samples}: problem '{missing[0]}' is not in {data}: sample again after preparing data")
@@ -257,7 +258,7 @@ def _by_problem(counts: pd.DataFrame, role: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _mean(sums_P: np.ndarray, counts_P: np.ndarray, draws: int = 1000) -> tuple[float, np.ndarray]:
-    """A mean over completions and its bootstrap draws (B,) over problems; equal P draw equal problems."""
+    """A mean over completions and its bootstrap draws (B,) over problems, the same problems for the same P."""
     P = len(sums_P)
     weights_BP = numpy_stream(0, "bootstrap").multinomial(P, np.full(P, 1 / P), size=draws)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -265,7 +266,7 @@ def _mean(sums_P: np.ndarray, counts_P: np.ndarray, draws: int = 1000) -> tuple[
 
 
 def _interval(draws_B: np.ndarray) -> tuple[float, float]:
-    """Bounds of 95%, over the draws that hold anything at all."""
+    """The 95% percentile interval of the finite draws."""
     finite = draws_B[np.isfinite(draws_B)]
     if not len(finite):
         return float("nan"), float("nan")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from iapo_bench.report.rows import caution
 from iapo_bench.report.style import GREY, INK, MANY, NEUTRAL, STYLE, Style, method_styles, new_figure, plot_point
 
-# Roles of tokens, apart from the methods' colours: needed dark, what could go lighter.
+# Colours of roles, distinct from the methods': needed tokens dark, redundant ones lighter.
 ROLE_COLOURS = dict(zip(("needed", "check", "restatement", "filler"), NEUTRAL, strict=False))
 
 SCORE_LABELS = {

@@ -34,7 +34,7 @@ def score_tokens(
     token), `next_token_entropy`, `logp`, relative_position (0 to 1), correct. Entropies and log-probabilities are in
     nats, at the temperature of training, as methods see them.
 
-    `completions` bounds the work: of the first sampling seed, the first samples of every problem, as many of each as
+    `completions` bounds the work: the first samples of every problem under the first sampling seed, as many of each as
     fit. 600 are two samples of each of 300 problems: intervals of an AUC are then 0.01 to 0.05 wide, after some seconds
     on one thread. More samples of a problem would narrow them little, as the bootstrap is over problems.
 
@@ -76,7 +76,7 @@ def score_tokens(
     assert next_BT is not None
     assert logp_BT is not None
     mask_BT = batch.completion_mask_BT
-    # Padding holds 0, so that nothing is left to be generated after a row's last token.
+    # Zero at padding: after a row's last token no next token is uncertain.
     after_BT = pad(next_BT * mask_BT, (0, 1))[:, 1:]
     lengths = [len(row) for row in words]
     position = np.concatenate([np.arange(length) for length in lengths])

@@ -1,7 +1,7 @@
-"""Transcripts of the user's own, scored token by token: the information about the answer.
+"""The user's own transcripts, scored token by token: each token's information about the answer.
 
-Prompts and completions come in as JSON lines, text or token ids. Out go a table with one row a token and a page that
-shows it (`iapo_bench.tokens.heatmap`). Every row is read and checked before the first is scored.
+The input is JSON lines with prompts and completions, as text or token ids; the output a table with one row per token,
+and a page that shows it (`iapo_bench.tokens.heatmap`). Every row is read and checked before the first is scored.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Transcript:
 def score_transcripts(
     *, model: Path, transcripts: Path, out: Path, postfix: str, temperature: float, limit: int | None
 ) -> None:
-    """Write `out/tokens.parquet`, `out/informativeness.html` and `out/provenance.json`, the first two both or neither.
+    """Write `out/tokens.parquet` and `out/informativeness.html`, both or neither, and `out/provenance.json`.
 
     Raises UserError, before anything is scored, for transcripts that cannot be read or do not fit the model.
     """
@@ -76,9 +76,9 @@ def read_transcripts(
 ) -> list[Transcript]:
     """The first `limit` transcripts of a JSON-lines file.
 
-    A row has `prompt_ids` and `completion_ids`, or else `prompt` and `completion`: text that is tokenised as it is, no
-    special tokens added, so the prompt with its chat template. `id` (the line number otherwise) and `correct` may be
-    there too. Raises UserError naming the line for anything else, for ids not below `vocabulary`, and for more than
+    A row has `prompt_ids` and `completion_ids`, or else `prompt` and `completion`: text that is tokenised without
+    adding special tokens, so the prompt includes its chat template. `id` (default: the line number) and `correct` are
+    optional. Raises UserError naming the line for anything else, for ids not below `vocabulary`, and for more than
     `room` tokens.
     """
     try:
@@ -106,7 +106,7 @@ def score(
     postfix_ids: list[int],
     temperature: float,
 ) -> list[ScoredTranscript]:
-    """What `model` says of every token, in the order of `transcripts`."""
+    """The log-probability and entropies of every token under `model`, in the order of `transcripts`."""
     speaks_micro = set(tokenizer.get_vocab()) <= set(VOCABULARY)
     scored = []
     with progress(total=len(transcripts), desc="informativeness", unit="transcript") as bar:
@@ -230,5 +230,5 @@ def _field(row: dict[str, Any], field: str) -> Any:
 
 
 def _encodable(text: str) -> bool:
-    """Whether UTF-8 can write it: JSON may escape halves of surrogate pairs alone."""
+    """Whether UTF-8 can encode `text`: JSON may escape lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

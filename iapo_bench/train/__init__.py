@@ -1,1 +1,1 @@
-"""The base, the training loop and the update, the same for every method."""
+"""The base model, the training loop and the update, the same for every method."""

@@ -1,4 +1,4 @@
-"""The model that every method starts from: shipped, taught here, fetched, or fetched and fine-tuned."""
+"""The base model that every method starts from: shipped, trained here, fetched, or fetched and fine-tuned."""
 
 import dataclasses
 import tempfile
@@ -26,15 +26,16 @@ from iapo_bench.worlds.load import load_held_out, load_published, load_world, lo
 from iapo_bench.worlds.overlap import separate
 from iapo_bench.worlds.text import ChatWorld
 
-# Validation problems on which fine-tuning is watched.
+# Validation problems for the held-out loss of SFT.
 HELD_OUT_PROBLEMS = 32
 
 Settings = TypeVar("Settings", bound=SFT)
 
 
 def make_base(job: BaseJob, out: Path) -> None:
-    """Write the model that every method starts from to `out`: shipped or taught here (micro), or fetched, and then
-    schooled on the training split's worked solutions if the tier has a `model.sft`."""
+    """Write the base model to `out`: shipped or trained here (micro), or fetched and, with `model.sft`, fine-tuned on
+    the training split's worked solutions. Raises UserError for a source, a world and SFT settings that do not fit
+    together."""
     if job.model.source == "shipped":
         _copy_shipped(job, out)
     elif job.model.source == "taught":
@@ -46,7 +47,7 @@ def make_base(job: BaseJob, out: Path) -> None:
 
 
 def fetch_checkpoint(job: CheckpointJob, out: Path) -> None:
-    """Put a model that is measured and not trained into `out`."""
+    """Fetch a model that is measured but not trained to `out`. Raises UserError if it cannot be fetched."""
     _fetch(job, job.source, load_world(job.world, job.world_seed), out, subfolder=job.subfolder)
 
 
@@ -64,7 +65,7 @@ def _fetch(job: BaseJob | CheckpointJob, source: str, world: World, out: Path, *
 
 
 def _copy_shipped(job: BaseJob, out: Path) -> None:
-    """Raises UserError for another world than micro, settings of fine-tuning, and files that are not as released."""
+    """Raises UserError for a world other than micro, for SFT settings, and for files that differ from the release."""
     if job.world.name != "micro" or job.model.sft:
         raise UserError("model.source 'shipped' is the micro world's finished base: set it to 'taught' to make another")
     for line in (SHIPPED / "SHA256SUMS").read_text().splitlines():
@@ -92,10 +93,10 @@ def _teach_micro(job: BaseJob, out: Path) -> None:
 
 
 def _tune_fetched(job: BaseJob, out: Path) -> None:
-    """Teach a fetched model the training problems that `prepare` would write, and no other.
+    """Fine-tune a fetched model on the training split, less what validation, test or a held-out benchmark also holds.
 
-    Problems that validation, test or a held-out benchmark has too are left out even of the published splits. The loss
-    on some validation problems is measured before and after; the published splits have none that are not test problems.
+    This includes the published splits, where `prepare` only counts such problems. The loss on some validation problems
+    is measured before and after, except with the published splits, whose validation split is the test split.
     """
     world = load_published(job.world, job.seed)
     if not isinstance(world, ChatWorld):

@@ -1,4 +1,4 @@
-"""AdamW in float32 whatever the model's dtype."""
+"""AdamW in float32 for a model of any dtype."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +10,9 @@ from iapo_bench.models import sharding
 
 
 class FullPrecisionAdamW(torch.optim.AdamW):
-    """AdamW that steps float32 copies of weights of lower precision, and writes them back rounded.
+    """AdamW on float32 master copies of lower-precision weights, written back rounded after each step.
 
-    In bfloat16 itself a step of 1e-6 would be lost in every weight above about 3e-4. Float32 weights are stepped in
-    place.
+    In bfloat16 a step of 1e-6 would be lost in every weight above about 3e-4. Float32 weights are updated in place.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], **options: Any) -> None:
@@ -36,17 +35,17 @@ class FullPrecisionAdamW(torch.optim.AdamW):
             master.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the weights."""
+        """Drop the gradients of the weights."""
         for weight in self.weights:
             weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's state, and the copies: the rounded weights do not say what they were."""
+        """AdamW's state and the master copies, which the rounded weights cannot restore."""
         copies = [m.detach() for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
         return {**super().state_dict(), "masters": copies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, for the same weights; what is theirs may be whole where they are sharded."""
+        """The inverse of `state_dict`, for the same weights; full tensors are sharded where the weights are."""
         copies = [m for w, m in zip(self.weights, self.masters, strict=True) if m is not w]
         moments = {i: dict.fromkeys(("exp_avg", "exp_avg_sq"), weight) for i, weight in enumerate(self.weights)}
         state_dict = sharding.distribute(state_dict, {"state": moments, "masters": copies})
@@ -57,9 +56,9 @@ class FullPrecisionAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(model: PreTrainedModel, lr: float) -> torch.optim.Optimizer:
-    """AdamW with the betas of the IAPO paper and no weight decay, in float32 whatever the model's dtype.
+    """AdamW over the trainable weights, in float32 for any dtype, with the betas of the IAPO paper and no weight decay.
 
-    Over the weights that are trained: of a frozen one no copy is kept.
+    Frozen weights get no master copy.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     return FullPrecisionAdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)

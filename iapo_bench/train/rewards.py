@@ -1,4 +1,4 @@
-"""Rewards of your own: each is a function in a file of `rewards/`; training sums them by weight."""
+"""User-defined rewards: each is a function in a file of `rewards/`; training uses their weighted sum."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def load_reward(name: str) -> Reward:
-    """The function `reward` of `rewards/<name>.py`. Raises UserError, naming what exists, for an unknown name."""
+    """The function `reward` of `rewards/<name>.py`. Raises UserError, listing the known ones, for an unknown name."""
     paths = list_rewards()
     if name not in paths:
         raise unknown("reward", name, paths)
@@ -26,7 +26,8 @@ def load_reward(name: str) -> Reward:
 
 
 class Rewards:
-    """The rewards of a run: `weights` by name, told of `problems`, the training problems in order."""
+    """The rewards of a run. `problems`: the training problems in order. `weights`: by reward name; an unknown name
+    raises UserError."""
 
     def __init__(self, problems: Sequence[Problem], weights: Mapping[str, float] = CORRECT) -> None:
         self.problems = problems
@@ -41,9 +42,9 @@ class Rewards:
         token_ids: Sequence[Sequence[int]],
         outcomes: Sequence[Outcome],
     ) -> list[dict[str, float]]:
-        """What each reward pays each completion, before weights; `problems` are places in the training problems.
+        """Each completion's rewards by name, before weights. `problems`: indices into the training problems.
 
-        Raises UserError that names the file and line of a reward that fails, or pays something that is not finite.
+        Raises UserError, naming file and line, for a reward that fails or is not finite.
         """
         rows = list(zip(problems, texts, token_ids, outcomes, strict=True))
         return [{name: self._pay(name, *row) for name in self._functions} for row in rows]

@@ -1,4 +1,4 @@
-"""Rollouts of chosen steps, kept as parquet: completions, the method's credit, and its signals."""
+"""Rollouts of selected steps as parquet: completions, the method's credit, and its signals."""
 
 import re
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from iapo_bench.method import Credit
 from iapo_bench.models.token_texts import token_texts
 from iapo_bench.worlds.grading import Outcome
 
-# Numbers of each token that a method may have seen, by their name in the table, in nats.
+# Per-token signals (nats) that a method may read: column of the table to field of the batch.
 SIGNALS = {
     "sampler_logp": "sampler_logp_BT",
     "old_logp": "old_logp_BT",
     "ref_logp": "ref_logp_BT",
     "token_entropy": "token_entropy_BT",
 }
-ANSWER_ENTROPY = "answer_entropy"  # of every prefix: one more than tokens
+ANSWER_ENTROPY = "answer_entropy"  # at every prefix: one more value than tokens
 _FILE = re.compile(r"step(\d+)\.parquet")
 
 
@@ -34,11 +34,11 @@ def rollout_table(
     problems: Sequence[str],
     outcomes: Sequence[Outcome],
 ) -> pd.DataFrame:
-    """One row a completion, in the order of the batch, which is that after `shape_rewards`.
+    """One row per completion, in the order of `batch`, which is the one after `shape_rewards`.
 
-    Columns: group, sample, problem_id, prompt, outcome, formatted, truncated, reward (as shaped), and for each token, a
-    list of as many: token_ids, tokens (text), advantages, weights, and those of `SIGNALS` that were computed;
-    `answer_entropy` has one more, of the empty prefix. `problems`: one a group, `outcomes`: one a row.
+    Columns: group, sample, problem_id, prompt, outcome, formatted, truncated, reward (as shaped), and lists with one
+    value per token: token_ids, tokens (text), advantages, weights, and those of `SIGNALS` that were computed;
+    `answer_entropy` has one value more, for the empty prefix. `problems`: ids, one per group. `outcomes`: one per row.
     """
     G = batch.group_size
     mask_BT = batch.completion_mask_BT.cpu()
@@ -73,13 +73,13 @@ def _ragged(values: torch.Tensor, lengths: Sequence[int]) -> list[list[float]]:
 
 
 def write_rollout(folder: Path, step: int, table: pd.DataFrame, *, method: str) -> None:
-    """Write the table of a step to `folder`, its step and method with it, whole or not at all."""
+    """Write the table of a step to `folder`, with columns for step and method, whole or not at all."""
     with whole_file(folder / f"step{step}.parquet") as partial:
         table.assign(step=step, method=method).to_parquet(partial, index=False)
 
 
 def drop_rollouts(folder: Path, after: int) -> None:
-    """Remove the files of steps beyond `after`, which an earlier run or a part that is done again has left."""
+    """Remove the files of steps beyond `after`, left by an earlier run or by steps that will be repeated."""
     for path in folder.glob("step*.parquet"):
         if (found := _FILE.fullmatch(path.name)) and int(found[1]) > after:
             path.unlink()

@@ -1,7 +1,7 @@
 """One training run, from files to files.
 
-A run that was stopped goes on from its last checkpoint, and only from its own: what identifies it lies beside the
-checkpoint, and a checkpoint of anything else is set aside.
+A stopped run resumes from its last checkpoint, and only from its own: the run's identity is stored beside the
+checkpoint, and a checkpoint of any other run is set aside.
 """
 
 from contextlib import ExitStack, closing
@@ -45,8 +45,8 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     """Train one method from `base` and write `out/model`, `out/train.jsonl` (a row as soon as its step is done) and
     `out/provenance.json`.
 
-    `data`: what `prepare` wrote. What is needed to go on after an interruption lies in `out/resume` until every rank
-    and the engine have ended.
+    `data`: the directory that `prepare` wrote. `out/resume` holds the checkpoint until every rank and the engine have
+    ended. Raises UserError for bad input and for a run that fails: see `Trainer.run`.
     """
     require_trackers(job.train.report_to)
     with ExitStack() as last, parallel.processes():
@@ -54,7 +54,7 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
 
 
 def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) -> None:
-    """`train` in one rank; `last` ends when all have parted."""
+    """`train` on one rank; `last` is closed when all ranks have ended."""
     config = job.train
     world = load_world(job.world, job.world_seed)
     method = load_method(job.method.name, job.method.profile, **job.method.options)
@@ -76,7 +76,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
     plugins = [*job.plugins, *source_files(job.world)[:1]]
     run = run_identity(job, "iapo_bench.train.run", plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
-    parallel.gather([])  # nobody looks into the folder before it is this run's
+    parallel.gather([])  # no rank reads the folder before it belongs to this run
     engine = make_engine(
         config.engine,
         base,
@@ -134,7 +134,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
 
 
 def _load_models(job: TrainJob, method: Method, base: Path) -> tuple[PreTrainedModel, PreTrainedModel | None]:
-    """The model to train, and the reference of a KL term: with adapters the model itself."""
+    """The model to train, and the reference model for a KL term: with LoRA the model itself."""
     config, dtype = job.train, torch_dtype(job.dtype)
     model = load_model(base, dtype=dtype).to(accelerator())
     if config.lora:
@@ -152,7 +152,7 @@ def _load_models(job: TrainJob, method: Method, base: Path) -> tuple[PreTrainedM
 
 
 def answer_reading(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> AnswerReading:
-    """Which prefixes' answer entropies are read. The last token of `</think>` is left out of what is searched for: a
-    byte-level tokenizer may merge it with what follows."""
+    """Which prefixes' answer entropies are read. The search for `</think>` leaves out its last token, which a
+    byte-level tokenizer may merge with the text that follows."""
     ids = tokenizer(THINK_CLOSE, add_special_tokens=False).input_ids if config.skip_answer else []
     return AnswerReading(stride=config.answer_stride, stop_ids=tuple(ids[:-1] or ids))

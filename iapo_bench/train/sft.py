@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (SFT) before RL: the whole schooling of micro's model, the format of a fetched one."""
+"""Supervised fine-tuning (SFT) before RL: all training of the micro model, the answer format for a fetched model."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -26,9 +26,9 @@ Example = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class SFT:
-    """Length and pace: few steps leave a model fallible, which is what training is to mend.
+    """SFT settings. Few steps leave the model fallible, so that RL has something to improve.
 
-    `micro_batch_tokens`, padding included, bounds memory only.
+    `micro_batch_tokens`, padding included, affects memory only. Raises UserError for a setting out of range.
     """
 
     steps: int = 200
@@ -47,8 +47,8 @@ class SFT:
 
 @dataclass(frozen=True)
 class TaughtSFT(SFT):
-    """The fine-tuning of the micro world's own model, and that model's size; `cut`: the share of lessons that are a
-    trace broken off, with the answer given at once. The defaults made the shipped base."""
+    """SFT settings of the micro world's own model, and its size. `cut`: share of examples whose trace is cut off and
+    followed by the answer at once. The defaults made the shipped base."""
 
     steps: int = 1000
     batch_size: int = 64
@@ -68,7 +68,7 @@ class TaughtSFT(SFT):
 def teach_micro(
     world: MicroWorld, tokenizer: PreTrainedTokenizerBase, settings: TaughtSFT
 ) -> tuple[PreTrainedModel, list[dict]]:
-    """A model that answers chains with traces, and one row of its loss every tenth step."""
+    """Train a model to answer chains with traces; return it and the rows of `fine_tune`."""
     model = build_micro(
         tokenizer, hidden=settings.hidden, layers=settings.layers, heads=settings.heads, seed=settings.seed
     )
@@ -82,9 +82,9 @@ def teach_micro(
 def encode_examples(
     dialogue: Dialogue, problems: Sequence[Problem], traces: Sequence[str], *, context: int
 ) -> list[Example]:
-    """The chat prompt of every problem, and its trace with the end of the turn.
+    """Token ids of every problem's chat prompt, and of its trace with the end of the turn.
 
-    Raises UserError where they have more than `context` tokens.
+    Raises UserError if the two together have more than `context` tokens.
     """
     examples = [
         (dialogue.encode(problem.question), dialogue.encode_reply(trace))
@@ -100,10 +100,11 @@ def encode_examples(
 
 
 def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT, *, pad_id: int) -> list[dict]:
-    """Train `model` in place on `examples`, epoch after epoch as far as the steps go; one row of its loss (nats a
+    """Train `model` in place on `examples`, over as many epochs as the steps need; return one row of loss (nats per
     completion token) every tenth step.
 
-    The learning rate warms up over a twentieth of the steps, then falls. The model is left in evaluation mode.
+    The learning rate warms up over a twentieth of the steps, then decays along a cosine. The model is left in
+    evaluation mode. Raises UserError for a loss or gradient norm that is not finite.
     """
     disable_dropout(model)
     model.train()
@@ -141,8 +142,7 @@ def fine_tune(model: PreTrainedModel, examples: Sequence[Example], settings: SFT
 
 
 def backward(model: PreTrainedModel, examples: Sequence[Example], *, pad_id: int, micro_batch_tokens: int) -> float:
-    """Add the gradient of the mean loss over all the examples' completion tokens, whatever the micro-batches; return
-    that mean, nats."""
+    """Accumulate the gradient of the mean loss over all completion tokens; return that mean (nats)."""
     tokens = sum(len(completion) for _, completion in examples)
     total = 0.0
     for part in _micro_batches(examples, micro_batch_tokens):
@@ -154,7 +154,7 @@ def backward(model: PreTrainedModel, examples: Sequence[Example], *, pad_id: int
 
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, examples: Sequence[Example], *, pad_id: int, micro_batch_tokens: int) -> float:
-    """The mean loss over all the examples' completion tokens, nats."""
+    """The mean loss over all completion tokens (nats)."""
     tokens = sum(len(completion) for _, completion in examples)
     parts = _micro_batches(examples, micro_batch_tokens)
     return sum(_summed_loss(model, part, pad_id).item() for part in parts) / tokens
@@ -168,7 +168,7 @@ def _summed_loss(model: PreTrainedModel, examples: Sequence[Example], pad_id: in
     hidden_BTD = decoder(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
     hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT[:, 1:].flatten()
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
-    if len(labels_N) > chunk:  # logits that fit are not worth a gather
+    if len(labels_N) > chunk:  # logits that fit in one chunk are not worth a gather
         hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
 
     def loss(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ def _summed_loss(model: PreTrainedModel, examples: Sequence[Example], pad_id: in
 
 
 def _epochs(n_examples: int, settings: SFT) -> list[int]:
-    """Indices of examples, one for each row of each step: as they come, then shuffled anew for every further epoch."""
+    """Indices of examples, one per row of each step: in the given order, then reshuffled for every further epoch."""
     order: list[int] = []
     count = settings.steps * settings.batch_size
     while len(order) < count:
@@ -190,7 +190,7 @@ def _epochs(n_examples: int, settings: SFT) -> list[int]:
 
 
 def _batches(lengths: list[int], settings: SFT) -> list[list[int]]:
-    """Indices by batch. Within a window of batches like lengths go together, which halves the padding."""
+    """Indices by batch. Within a window of 16 batches, similar lengths go together, which halves the padding."""
     rng = numpy_stream(settings.seed, "warm-start-order")
     size, window = settings.batch_size, 16 * settings.batch_size
     batches = []
@@ -202,7 +202,7 @@ def _batches(lengths: list[int], settings: SFT) -> list[list[int]]:
 
 
 def _micro_batches(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
-    """The examples by length, in parts of at most `max_tokens` padded tokens (or one example)."""
+    """The examples sorted by length, in micro-batches of at most `max_tokens` padded tokens (or one example)."""
     part: list[Example] = []
     for prompt, completion in sorted(examples, key=lambda example: len(example[0]) + len(example[1])):
         if part and (len(prompt) + len(completion)) * (len(part) + 1) > max_tokens:

@@ -1,7 +1,8 @@
-"""The checkpoint that a training run resumes from: a file, or for a sharded model a directory where every rank writes
-its own part (`torch.distributed.checkpoint`), for any number of ranks to read.
+"""The checkpoint that a training run resumes from: a file or, for a sharded model, a directory to which every rank
+writes its own part (`torch.distributed.checkpoint`) and which any number of ranks can read.
 
-It is there whole or not at all, every file of it ends with its checksum, and the one before lies beside it.
+A checkpoint is written whole or not at all, each of its files ends with a checksum, and the previous checkpoint is kept
+beside it.
 """
 
 import errno
@@ -23,13 +24,13 @@ from iapo_bench.machine.resume import is_sound, seal
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import require_finite
 
-_METADATA, _REST = ".metadata", "rest.pt"  # in the directory, beside the ranks' parts
+_METADATA, _REST = ".metadata", "rest.pt"  # files in the directory, beside the ranks' parts
 
 
 def save_state(state: dict[str, Any], path: Path, what: str) -> None:
-    """Write `state`, nested, with weights under "model"; the state at `path` becomes the one before.
+    """Write the nested dict `state`, with weights under "model"; the checkpoint at `path` becomes the previous one.
 
-    Every rank must call it. Raises UserError, naming `what`, for a number that is not finite.
+    Every rank must call this. Raises UserError, naming `what`, for a number that is not finite.
     """
     rest, parts = sharding.split(state)
     require_finite({name: part.to_local() for name, part in parts.items()}, what)
@@ -44,9 +45,9 @@ def save_state(state: dict[str, Any], path: Path, what: str) -> None:
 
 
 def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, list[Path]]:
-    """The newest state of weights of these shapes that is sound, `path` or the one before, and those that are damaged.
+    """The newest sound checkpoint of weights of these shapes, `path` or the previous one, and the damaged ones.
 
-    Every rank must call it. Raises UserError when not all of them see the same.
+    Every rank must call this. Raises UserError if only some ranks see a checkpoint.
     """
     damaged: list[Path] = []
     for candidate in (path, _before(path)):
@@ -61,15 +62,15 @@ def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, 
 
 
 def load_state(path: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """What was saved at `path`, sound as it is, for `model`: where that is sharded, what was sharded is so again, in as
-    many parts as there are ranks now. Every rank must call it."""
+    """The state saved at `path`, which must be sound. For a sharded `model`, tensors that were sharded are resharded
+    over the current ranks. Every rank must call this."""
     if path.is_file():
-        # Mapped: of what is sharded now each rank reads its own part, and no rank holds the file in memory.
+        # Memory-mapped: a rank of a sharded model reads only its own part, and none holds the whole file.
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     stored = _tensors(dcp.FileSystemReader(path).read_metadata())
     parts = {name: sharding.room(model, kind.size, kind.properties.dtype) for name, kind in stored.items()}
     with _together(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process reads as well
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process can read too
         dcp.load(parts, storage_reader=dcp.FileSystemReader(path), no_dist=parallel.size() == 1)
     return sharding.join(torch.load(path / _REST, weights_only=True, map_location="cpu"), parts)
 
@@ -91,7 +92,7 @@ def _save_directory(rest: dict[str, Any], parts: Mapping[str, torch.Tensor], pat
 
 
 def _all_see(path: Path) -> bool:
-    """Whether `path` is there. Raises UserError where some ranks see it and others do not."""
+    """Whether `path` exists. Raises UserError if only some ranks see it."""
     seen = parallel.gather([path.exists()])
     if any(seen) and not all(seen):
         raise UserError(f"not every process sees {path}: the output must be in a directory that all of them share")
@@ -99,7 +100,7 @@ def _all_see(path: Path) -> bool:
 
 
 def _shapes(path: Path) -> dict[str, torch.Size] | None:
-    """The shapes of the weights in a sound state; None where a part of it is missing."""
+    """The shapes of the weights in a sound checkpoint; None if a part of it is missing."""
     if path.is_file():
         weights = torch.load(path, weights_only=True, map_location="meta")["model"]
         return {name: weight.shape for name, weight in weights.items()}
@@ -138,14 +139,14 @@ def _write_tensors(state: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         if "inline_container" not in str(error):
             raise
-        # Its own words name neither the file nor the cause.
+        # torch's message names neither the file nor the cause.
         raise OSError(errno.EIO, "cannot be written whole (is the disk full?)", str(path)) from error
     seal(path)
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """What one rank fails with, all fail with."""
+    """Raise one rank's error on every rank."""
     try:
         with parallel.in_touch():
             yield

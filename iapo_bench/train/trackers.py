@@ -1,7 +1,7 @@
 """Training logs in TensorBoard, Trackio and Weights & Biases, written by the libraries themselves.
 
-A log is told the rows of the checkpoint first, in place of what an earlier process left in it: a resumed run goes on
-in the same log, and no step is there twice or missing, wherever the earlier process was stopped.
+The rows of the checkpoint are logged first, in place of an earlier process's log: a resumed run continues the same log,
+and no step is missing or repeated, wherever the earlier process stopped.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ from iapo_bench.config.train import Tracker, TrainJob
 from iapo_bench.errors import UserError, first_line
 
 PROJECT = "iapo-bench"
-Row = dict[str, Any]  # of train.jsonl
-Log = Callable[[dict[str, float], int], None]  # told the numbers of a step, and the step
+Row = dict[str, Any]  # a row of train.jsonl
+Log = Callable[[dict[str, float], int], None]  # takes the numbers of a step, and the step
 
 
 def require_trackers(names: Iterable[Tracker]) -> None:
@@ -34,10 +34,11 @@ def require_trackers(names: Iterable[Tracker]) -> None:
 def tracking(
     names: Sequence[Tracker], rows: Iterable[Row], *, folder: Path, run: str, job: TrainJob
 ) -> Iterator[Callable[[Row], None]]:
-    """Open the logs of a run for its further rows; those of `rows` it has.
+    """Open the logs of a run, log `rows`, and yield the function that logs each further row.
 
-    `folder`: where TensorBoard and Weights & Biases keep theirs; Trackio has a place of its own. `run`: another name
-    for a run of other settings, inputs or code. Raises UserError for a log that cannot be opened.
+    `folder`: where TensorBoard and Weights & Biases write; Trackio has its own place. `run`: the run's name, unique to
+    its settings, inputs and code. Raises UserError for a log that cannot be opened; one that fails later ends with a
+    warning.
     """
     with ExitStack() as ends:
         logs: dict[str, Log] = {}
@@ -50,11 +51,11 @@ def tracking(
 
         def tell(row: Row) -> None:
             found = numbers(row)
-            step = int(found.pop("step"))  # their axis
+            step = int(found.pop("step"))  # the logs' x-axis
             for name in list(logs):
                 try:
                     logs[name](found, step)
-                except Exception as error:  # a log must not cost a run
+                except Exception as error:  # a failing log must not stop the run
                     del logs[name]
                     click.echo(f"warning: {name} logs no further: {first_line(error)}", err=True)
 
@@ -64,7 +65,7 @@ def tracking(
 
 
 def numbers(row: Row, prefix: str = "") -> dict[str, float]:
-    """The numbers of a row by their names in train.jsonl, those of a group within it as `rewards/correct`."""
+    """The numbers of a row by their names in train.jsonl, nested ones as `rewards/correct`."""
     found: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, dict):

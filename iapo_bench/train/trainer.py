@@ -1,8 +1,8 @@
 """The training loop: rollout, grade, signals, credit, update; the same for every method.
 
-Every random number of a step is derived from the seed and the step, so a run that was stopped and resumed is the same
-run; and so is a run of several processes (`parallel`), each of which works on some of the groups. The budget is counted
-in generated completions: a method that throws some away trains on fewer, not on more.
+Every random number of a step is derived from the seed and the step, so a resumed run is the same run; so is a run of
+several processes (`parallel`), each of which takes a share of the groups. The budget counts generated completions: a
+method that drops some trains on fewer, not on more.
 """
 
 import json
@@ -50,13 +50,13 @@ from iapo_bench.worlds.grading import Outcome, is_formatted
 PHASES = ("rollout", "grade", "signals", "update", "other")
 
 
-# What is told each row as it comes: a context, entered with the rows of the checkpoint, that gives the function.
+# Opens the logs: takes the rows of the checkpoint, gives a context that yields a function to log each further row.
 Tracking = Callable[[list[dict[str, Any]]], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Encoded validation problems that are looked at while training, by the world's own grader; never trained on."""
+    """Encoded validation problems, measured during training with the world's own grader; never trained on."""
 
     prompts: list[list[int]]
     golds: list[str]
@@ -65,9 +65,9 @@ class Validation:
 
 @dataclass(frozen=True)
 class Task:
-    """Encoded training problems and the way to judge their completions.
+    """Encoded training problems and how to judge their completions.
 
-    `prefill`: what the prompts already say of the completion, such as `<think>`.
+    `prefill`: the start of the completion that the prompts already contain, such as `<think>`.
     """
 
     prompts: list[list[int]]
@@ -79,23 +79,23 @@ class Task:
     formatted: Callable[[str], bool] = is_formatted
     reading: AnswerReading = EVERY_PREFIX
     prefill: str = ""
-    rewards: Rewards | None = None  # by default the task's own: +1 for a correct completion, -1 for any other
+    rewards: Rewards | None = None  # by default +1 for a correct completion, -1 for any other
     validation: Validation | None = None
 
     def texts(self, completions: list[Completion]) -> list[str]:
-        """What is graded of each completion."""
+        """The text of each completion, as it is graded."""
         token_ids = [completion.token_ids for completion in completions]
         return completion_texts(token_ids, self.tokenizer, stop_ids=self.eos_ids, prefill=self.prefill)
 
 
 def count_updates(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """How many updates moved the weights, and how many there were or should have been, in rows of `train.jsonl`."""
+    """Number of updates that moved the weights, and number of updates due, over rows of `train.jsonl`."""
     rows = list(rows)
     return sum(row["updates_moved"] for row in rows), sum(row["updates"] for row in rows)
 
 
 def complaints(row: dict[str, Any], config: TrainConfig) -> list[str]:
-    """What kept a step from teaching anything, in words."""
+    """Messages about what kept a step from teaching anything."""
     found = []
     if not row["groups"]:
         found.append(f"no group was accepted of {row['completions']} completions, {row['correct']:.0%} of them correct")
@@ -112,7 +112,7 @@ def complaints(row: dict[str, Any], config: TrainConfig) -> list[str]:
 
 @dataclass
 class _Draw:
-    """What a step generated: accepted groups, and counts over everything, dropped groups included."""
+    """The completions of a step: accepted groups, and counts over all groups, dropped ones included."""
 
     problems: list[int]
     completions: list[Completion]
@@ -127,8 +127,9 @@ class _Draw:
 
 
 class Trainer:
-    """Trains `model` in place with one method. `reference` is the initial model, needed for a KL term only;
-    of a model with adapters, itself."""
+    """Trains `model` in place with one method. `reference`: the initial model, needed for a KL term only; for a model
+    with adapters, `model` itself. Raises UserError without training problems or with groups of one, ValueError for a KL
+    term without a reference."""
 
     def __init__(
         self,
@@ -179,12 +180,13 @@ class Trainer:
     ) -> list[dict[str, Any]]:
         """Train until the budget is spent; return the rows of `train.jsonl`.
 
-        With `state`, a path: go on from what is there, and keep it up to date, and the one before beside it, which
-        takes its place when it is damaged. Any number of processes can go on from it. With `log`, a file: its rows are
-        those of `state`, and each step adds one; `tracking` is told the same. The rollouts of the chosen steps go to
-        the directory `rollouts`. Raises UserError when not all of them see `state`; and when the method fails, or a
-        number is not finite: then the batch is kept in the directory `broken`, and `state` is that of the last good
-        checkpoint.
+        `state`: path of the checkpoint to resume from and to keep up to date; the previous one stays beside it, for use
+        if the newer one is damaged. Any number of processes can resume from it. `log`: file that gets the rows of the
+        checkpoint, then one per step; `tracking` gets the same rows. `rollouts`: directory for the rollouts of the
+        steps in `keep_rollouts`.
+
+        Raises UserError if only some processes see `state`, if the method fails, and if a number is not finite; the
+        batch is then saved in the directory `broken`, and `state` stays at the last good checkpoint.
         """
         self.broken, self.rollouts = broken, rollouts
         if state is not None:
@@ -225,7 +227,7 @@ class Trainer:
             click.echo(f"warning: {self.method.name}: no rollouts of step {late[0]}: the last was {last}", err=True)
 
     def _is_due(self) -> bool:
-        """Whether a checkpoint is to be made; by the clock of the main rank, for all."""
+        """Whether a checkpoint is due, by the main rank's clock for all ranks."""
         if len(self.rows) % self.config.checkpoint_every:
             return False
         return parallel.gather([time.monotonic() - self._saved >= 60 * self.config.checkpoint_minutes])[0]
@@ -238,21 +240,21 @@ class Trainer:
             drop_rollouts(self.rollouts, after=len(self.rows) - 1)
 
     def _add(self, log: Path | None, row: dict[str, Any]) -> None:
-        """Write a row at once, so that who reads meanwhile sees no half of one."""
+        """Write a row in one call, so that a concurrent reader never sees half of it."""
         if log is not None and parallel.is_main():
             with log.open("ab", buffering=0) as file:
                 file.write(_line(row).encode())
 
     def step(self) -> dict[str, Any]:
-        """One rollout and its updates; return its row."""
+        """Run one rollout and its updates; return its row of `train.jsonl`."""
         started = time.perf_counter()
         self._clock = dict.fromkeys(PHASES, 0.0)
         step = len(self.rows)
-        # Whatever draws without a generator of its own draws the same in every run.
+        # Code that draws without its own generator then draws the same in every run.
         seed = stream_seed(self.seed, "step", step)
         torch.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - what others may draw from
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         lr = self._pace()
         draw = self._draw(step)
         row: dict[str, Any] = {
@@ -283,8 +285,8 @@ class Trainer:
         return row
 
     def _validate(self, step: int) -> dict[str, Any]:
-        """Accuracy and mean length on the validation problems, where they are due: of the weights after this step, and
-        drawn with the same numbers each time, so that two looks differ by the weights alone."""
+        """Accuracy and mean length (tokens) on the validation problems, if due, with the weights after this step. The
+        random numbers are the same each time, so two validations differ by the weights alone."""
         looked, every = self.task.validation, self.config.validate_every
         if looked is None or every is None or ((step + 1) % every and not self.finished):
             return {}
@@ -303,12 +305,13 @@ class Trainer:
         return {
             "validation_correct": outcomes.count(Outcome.CORRECT) / len(outcomes),
             "validation_length": sum(lengths) / len(lengths),
-            # Apart from the times of the step's phases: it is no cost of the method.
+            # Not part of the step's phases: validation is no cost of the method.
             "validation_seconds": round(time.perf_counter() - started, 6),
         }
 
     def _pace(self) -> float:
-        """Set the learning rate of the next update: by default always the same, or falling with what is generated."""
+        """Set and return the learning rate of the step: constant by default, or decaying linearly with generated
+        completions."""
         share = 1 - self.generated / self.config.completions if self.config.lr_schedule == "linear" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * share
@@ -381,7 +384,7 @@ class Trainer:
         return replace(batch, rewards_B=torch.tensor(draw.rewards, device=batch.rewards_B.device))
 
     def _signals(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with its signals, each rank having computed those of its share of the groups."""
+        """The batch with its signals; each rank computes those of its share of the groups."""
         needs = self.method.needs
         if self.config.updates_per_rollout > 1:
             needs = needs | {Signal.OLD_LOGP}
@@ -393,7 +396,7 @@ class Trainer:
         if reference is not None:
             names.append("ref_logp_BT")
         own = []
-        # Every rank gathers the weights, though it may have no rows.
+        # Every rank takes part in the all-gather, even without rows of its own.
         with sharding.whole(self.model) as model, sharding.whole(reference) as base:
             if len(rows):
                 part = compute_signals(
@@ -414,7 +417,7 @@ class Trainer:
         return replace(batch, signal_noise=signal_noise(self.model), **filled)
 
     def _learn(self, draw: _Draw, step: int) -> dict[str, Any]:
-        """Signals, credit and update. Raises UserError when one fails, and keeps the batch as far as it came."""
+        """Signals, credit and update. If one fails, saves the batch as computed so far and raises UserError."""
         batch, credit = self._collate(draw), None
         try:
             with self._phase("signals"):
@@ -445,7 +448,7 @@ class Trainer:
             "reward": float(batch.rewards_B.mean()),
             "formatted": float(batch.formatted_B.float().mean()),
             "zero_variance_groups": float((rewards_NG.amax(1) == rewards_NG.amin(1)).float().mean()),
-            # An unbiased estimate of the mean entropy at the sampling temperature that costs nothing.
+            # A free, unbiased estimate of the mean entropy at the sampling temperature.
             "entropy": float(-batch.sampler_logp_BT[mask_BT].mean()),
             **stats,
             # The largest gap over the ranks.
@@ -453,7 +456,7 @@ class Trainer:
         }
 
     def _keep(self, batch: RolloutBatch, credit: Credit | None, step: int) -> str:
-        """Write the batch that broke a step to a file, and say where."""
+        """Save the batch that broke a step; return the end of the message, which names the file."""
         if self.broken is None or not parallel.is_main():
             return ""
         path = self.broken / f"step{step}.pt"
@@ -490,7 +493,7 @@ class Trainer:
         save_state(state, path, f"step {len(self.rows) - 1}")
 
     def _resume(self, path: Path) -> None:
-        """Go on from the checkpoint `path`, or where it is damaged or missing from the one before, if there is any."""
+        """Resume from the checkpoint `path` or, if that is damaged or missing, from the previous one, if any."""
         shapes = {name: weight.shape for name, weight in trainable_state(self.model).items()}
         found, damaged = find_state(path, shapes)
         if found:

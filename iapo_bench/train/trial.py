@@ -16,14 +16,14 @@ from iapo_bench.method import Credit, Method, blaming, shaped_batch, visible
 from iapo_bench.seeds import torch_stream
 
 EXTRA_COLUMNS = 3
-JUNK = 9.0  # what signals are made to hold at padding
+JUNK = 9.0  # value written into signals at padding
 
 
 def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
-    """Raise UserError when padding changes a method's rewards or credit, naming file and line, when a checkpoint cannot
-    hold its state, or (with `own_rewards`) when rewards do not change its credit. `batch`: before `shape_rewards`.
+    """Raise UserError if padding changes a method's rewards or credit (naming file and line), if a checkpoint cannot
+    hold its state, or (with `own_rewards`) if rewards do not change its credit. `batch`: before `shape_rewards`.
 
-    Entropies that are read at padding on purpose (`Reading.padding`) are let be.
+    Methods that read entropies at padding on purpose (`Reading.padding`) skip the padding check.
     """
     _require_state_kept(method)
     method = _twin(method)
@@ -72,7 +72,7 @@ def _require_state_kept(method: Method) -> None:
 
 
 def _twin(method: Method) -> Method:
-    """The method with a state of its own, that of its class too: a trial must leave no trace in the run."""
+    """A copy of the method with its own instance and class state: a trial must leave no trace in the run."""
     twin = copy.deepcopy(method)
     kind = type(method)
     twin.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__})
@@ -88,7 +88,7 @@ def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
 def more_padding(batch: RolloutBatch) -> RolloutBatch:
     """The same rows with more columns of padding on the right, and other signals at padding."""
     real = {"BT": batch.completion_mask_BT}
-    real["BS"] = pad(real["BT"], (1, 0), value=True)  # a prefix more than tokens
+    real["BS"] = pad(real["BT"], (1, 0), value=True)  # one more prefix than tokens
     changes: dict[str, Any] = {}
     for field in fields(batch):
         value, dims = getattr(batch, field.name), field.name.rsplit("_", 1)[-1]

@@ -16,7 +16,7 @@ from iapo_bench.models import sharding
 from iapo_bench.signals.statistics import micro_batches, token_statistics
 
 SUMS = ("loss", "tokens", "cut", "gap", "kl")
-MAX_LOG_RATIO = 20.0  # beyond, exp overflows sooner or later, and infinity times an advantage of 0 is no number
+MAX_LOG_RATIO = 20.0  # a larger log ratio could overflow exp, and infinity times an advantage of 0 is NaN
 
 
 def token_scales(
@@ -27,10 +27,10 @@ def token_scales(
     *,
     counted_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What each token's loss is multiplied by, float32 (B, T), decided over the whole update batch.
+    """The factor of each token's loss, float32 (B, T), computed over the whole update batch.
 
-    The loss is then a plain sum, which no split into micro-batches can change. `counted_B`: see `Credit.counted_B`.
-    Raises ValueError when `spec.local_rows` asks for random parts and there is no generator.
+    The loss is then a plain sum, independent of micro-batches. `counted_B`: see `Credit.counted_B`. Raises ValueError
+    for `spec.local_rows` without a generator.
     """
     if spec.local_rows:
         if generator is None:
@@ -61,7 +61,7 @@ def k3(ref_logp: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 
 
 def sequence_log_ratio(log_ratio: torch.Tensor, weights_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """The mean of `log_ratio` over its row's weighted tokens, for each token (tokens,), without a gradient.
+    """For each token the mean of `log_ratio` over its row's tokens of positive weight, (tokens,), detached.
 
     `log_ratio`: (tokens,), the real tokens of `mask_BT` in order.
     """
@@ -74,7 +74,8 @@ def sequence_log_ratio(log_ratio: torch.Tensor, weights_BT: torch.Tensor, mask_B
 def surrogate(
     logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, spec: LossSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The objective of `spec` a token, and whether a bound cut its gradient (or, with "cispo", capped its weight)."""
+    """Each token's loss by `spec`, and whether a bound cut its gradient (or, with "cispo", capped its weight);
+    (tokens,) both."""
     ratio = probability_ratio(logp, old_logp)
     if spec.objective == "cispo":
         cap = 1 + spec.clip_high
@@ -85,7 +86,7 @@ def surrogate(
 
 
 def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(pi_old / pi_sampler, cap) a token: what makes the sampler's draws count as the trainer's own.
+    """min(pi_old / pi_sampler, cap) per token, which corrects for the gap between sampler and trainer.
 
     Truncated importance sampling: without the cap, one token that the sampler found unlikely could outweigh all others.
     """
@@ -103,12 +104,12 @@ def backward(
     importance_cap: float | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:
-    """Accumulate this rank's part of the gradient of the loss over `batch`, one update batch. Returns sums over its
-    tokens. Summed over the ranks, both are those of the whole batch.
+    """Accumulate this rank's part of the gradient of the loss over `batch`, one update batch; return sums over its
+    tokens, named as in `SUMS`. Summed over the ranks, both are those of the whole batch.
 
     `generator`: for the parts of `spec.local_rows`, in the same state on every rank.
-    Where `old_logp_BT` is None the policy is the one that sampled, so the ratio is 1 with a gradient.
-    Raises ValueError when the KL term is asked for and the batch has no reference log-probabilities.
+    Without `old_logp_BT` the current policy is the sampling policy: the ratio is 1, with a gradient.
+    Raises ValueError for a KL term without reference log-probabilities.
     """
     if spec.kl_coef and batch.ref_logp_BT is None:
         raise ValueError("kl_coef is not 0 but the batch has no reference log-probabilities")
@@ -165,15 +166,16 @@ def update(
     *,
     generator: torch.Generator | None = None,
 ) -> dict[str, float | None]:
-    """All optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm, sampler/trainer gap, and how
-    many steps were taken and how many moved the weights: with some credit, a gradient, and another weight after it.
+    """Take all optimiser steps of one rollout. Returns loss, KL, clip fraction, gradient norm, sampler/trainer gap, the
+    number of steps, and how many of them moved the weights (had credit and a gradient, and changed a weight).
 
     The gap is the mean absolute difference of log-probabilities (nats) before the first step, when both should agree.
 
-    With a single step the policy is the one that sampled: the ratio is 1 for every method, whether or not it asked for
-    old log-probabilities, whose rounding is that of another pass.
+    With a single step the current policy is the sampling policy: the ratio is 1 for every method, even one that asked
+    for old log-probabilities, which carry the rounding of another pass.
 
-    Raises UserError before a step whose loss or gradient norm is not finite, and after one that left such a weight.
+    Raises UserError before a step whose loss or gradient norm is not finite, and after one that left a weight not
+    finite.
     """
     model.train()
     if config.updates_per_rollout == 1:

@@ -30,30 +30,31 @@ class Problem:
 
 
 class World(Protocol):
-    """A source of problems and the way to put them to a model."""
+    """A source of problems, with their prompts and the grading of answers."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def grader(self) -> GraderKind:
-        """Which grader judges its answers."""
+        """The grader of its answers."""
         ...
 
     def load(self, split: str) -> list[Problem]:
-        """The problems of `train`, `validation` or `test`; no problem is in two. Raises UserError for bad data."""
+        """The problems of `train`, `validation` or `test`; no problem is in two splits. Raises UserError for bad
+        data."""
         ...
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Token ids of the world's own prompt: those of `dialogue` without settings."""
+        """Token ids of the world's default prompt, that of `dialogue` without settings."""
         ...
 
     def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: "PromptConfig | None" = None) -> "Dialogue":
-        """How its questions are put to a model and completions are read; `prompt` changes parts of the world's own."""
+        """The prompt format and how completions are read; `prompt` overrides parts of the world's defaults."""
         ...
 
     def perfect_reply(self, problem: Problem) -> str:
-        """A completion that is right and well formed."""
+        """A correct, well-formed completion."""
         ...
 
 
@@ -64,7 +65,7 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Read what `write_problems` wrote. Raises UserError, with the line, for a row that is damaged or there twice."""
+    """Read what `write_problems` wrote. Raises UserError, with the line, for a damaged row or a repeated id."""
     lines: dict[str, int] = {}
     problems = []
     fields = ("id", "question", "answer")
@@ -79,7 +80,7 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def split_file(data: Path, split: str) -> Path:
-    """The file of a split below `data`. Raises UserError for an unknown one."""
+    """The file of a split in the directory `data`. Raises UserError for an unknown split."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     return data / f"{split}.jsonl"

@@ -1,9 +1,9 @@
-"""Prompts: how a question is put to a chat model, and how the text of its completion is read.
+"""Prompts for chat models, and the text of their completions.
 
 Chat templates differ. Some refuse a system message, some drop the reasoning of earlier turns and with it that of the
-worked example, some open `<think>` themselves, and some end a turn with a token that is no end of sequence.
-`chat_dialogue` renders a trial question and looks at what came out: it takes the first form of the conversation that
-arrives whole, and refuses a template that lets none through. Nothing here knows a model by its name.
+worked example, some open `<think>` themselves, and some end a turn with a token other than the end of sequence.
+`chat_dialogue` renders a trial question and checks the result: it takes the first form of the conversation that the
+template renders whole, and refuses a template that renders none. No model is treated by its name.
 """
 
 import datetime
@@ -23,17 +23,17 @@ from iapo_bench.worlds import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THIN
 from iapo_bench.worlds.grading import extract_answer, is_formatted
 
 Messages = list[dict[str, Any]]
-# A way to hold the conversation: what is special about it, and the messages that ask a question.
+# A form of the conversation: a note on what is special about it, and a function from question to messages.
 Form = tuple[str, Callable[[str], Messages]]
 
 # Some templates print today's date: a prompt must not change overnight.
 TODAY = datetime.datetime(2025, 1, 1)
-# Variables that templates use for "let the model reason"; none is set where the template reasons without.
+# Template variables that turn reasoning on, tried in order; the first attempt sets none.
 SWITCHES: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"thinking": True})
 
-# With the characters that a template might escape, and a second paragraph.
+# Contains LaTeX, the characters that a template might escape, and a second paragraph.
 _TRIAL = "Let $a = \\frac{17}{25}$.\n\nWhat is 17+25, if 1 < 2 & \"3\" > '2'?"
-# Digits apart, which the smallest vocabulary can write.
+# Separate digits, which even the smallest vocabulary can write.
 _PERFECT = f"{THINK_OPEN} 1 7 + 2 5 = 4 2 {THINK_CLOSE} {ANSWER_OPEN} 4 2 {ANSWER_CLOSE}"
 # Characters of the private use area, one for each tag.
 _SEALS = {tag: chr(0xE000 + i) for i, tag in enumerate(TAGS)}
@@ -42,11 +42,12 @@ _REPLY, _NEXT = "Understood.", "Go on, please."
 
 @dataclass(frozen=True)
 class Dialogue:
-    """How questions are put to one model, and how its completions are read.
+    """The prompt format of one model, and how its completions are read.
 
-    `prefill`: what the prompt already says of the completion, such as `<think>` and a line break, or nothing.
-    `turn_ends`: tokens that the template writes at the end of an assistant's turn, the first one first.
-    `notes`: a line for each departure from the plain conversation of system text, worked example and question.
+    `render`: the prompt text of a question, prefill included.
+    `prefill`: start of the completion that the prompt already contains, such as `<think>` and a line break, or nothing.
+    `turn_ends`: tokens that the template writes after an assistant's turn; a reply ends with the first.
+    `notes`: one line per departure from the plain conversation of system text, worked example and question.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -60,7 +61,7 @@ class Dialogue:
         return self.tokenizer(self.render(question), add_special_tokens=False).input_ids
 
     def encode_reply(self, text: str) -> list[int]:
-        """Token ids of a completion that reads `text`: without the prefill, with the end of the turn."""
+        """Token ids of a completion whose text is `text`: without the prefill, with the end of the turn."""
         if self.prefill:
             text = text.removeprefix(THINK_OPEN)
             text = text.lstrip() if self.prefill[-1].isspace() else text
@@ -68,13 +69,13 @@ class Dialogue:
 
     @property
     def _end(self) -> int:
-        """What a reply ends with."""
+        """The token that ends a reply."""
         if not self.turn_ends and self.tokenizer.eos_token_id is None:
             raise UserError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
         return self.turn_ends[0] if self.turn_ends else int(self.tokenizer.eos_token_id)
 
     def check(self) -> None:
-        """Raise UserError when a right and well-formed completion would not be read as one."""
+        """Raise UserError if a correct, well-formed completion would not be read as one."""
         reply = self.encode_reply(_PERFECT)
         text = completion_texts([reply], self.tokenizer, stop_ids=[self._end], prefill=self.prefill)[0]
         if not is_formatted(text) or (extract_answer(text) or "").split() != ["4", "2"]:
@@ -91,10 +92,10 @@ def completion_texts(
     stop_ids: Iterable[int] = (),
     prefill: str = "",
 ) -> list[str]:
-    """The text of each completion, as it is graded, checked for its format, and kept.
+    """The text of each completion, for grading, format checks and storage.
 
-    It begins with `prefill` and ends before the first of `stop_ids`. Special tokens are no text, except the tags of
-    the format, which some tokenizers hold as special tokens.
+    The text starts with `prefill` and ends before the first of `stop_ids`. Special tokens are dropped, except the tags
+    of the format, which are special tokens in some tokenizers.
     """
     stops = set(stop_ids)
     added = tokenizer.added_tokens_decoder
@@ -107,9 +108,9 @@ def completion_texts(
 
 
 def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") -> Dialogue:
-    """The dialogue of a chat model: its own template, or that of `prompt`.
+    """The dialogue of a chat model, with its own template or that of `prompt`.
 
-    Raises UserError, one line, where there is no template or none of the forms of the conversation passes it whole.
+    Raises UserError if there is no template, or if the template renders no form of the conversation whole.
     """
     if tokenizer.chat_template is None and prompt.template is None:
         raise UserError(
@@ -132,7 +133,7 @@ def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") ->
 
 
 class _Failure(Exception):
-    """Why a form of the conversation did not pass; of several, the one that came furthest tells most."""
+    """Why a form of the conversation failed; among several, the one with the most `progress` says most."""
 
     def __init__(self, progress: int, reason: str) -> None:
         super().__init__(reason)
@@ -147,13 +148,13 @@ def _open(
     as_parts: bool,
     switches: dict[str, bool],
 ) -> Dialogue:
-    """The dialogue in one form of the conversation. Raises _Failure where it does not pass the template whole."""
+    """The dialogue in one form of the conversation. Raises _Failure if the template does not render it whole."""
     note, converse = form
     render = partial(_render, tokenizer, prompt, sealed, as_parts, switches)
     header, prefill = _try(render, converse(_TRIAL), whole=prompt.template is None)
     ends, oddity = _turn_ends(render, converse(_TRIAL), tokenizer)
     if prompt.template is not None and tokenizer.chat_template is not None:
-        # However it is asked, a chat model ends its turns as it was taught to.
+        # Under any template a chat model ends its turns as it was trained to.
         taught = partial(_render, tokenizer, PromptConfig(), False, False, {})
         ends = (*ends, *_turn_ends(taught, [_message("user", _TRIAL)], tokenizer)[0])
     return Dialogue(
@@ -166,7 +167,7 @@ def _open(
 
 
 def _forms(prompt: PromptConfig) -> Iterator[Form]:
-    """The ways to say the same: what is special about each, and the messages that ask a question."""
+    """The forms of the conversation to try, the plainest first."""
     system, example = prompt.system or "", prompt.example or None
     shown = [_message("user", _ask(example.question, prompt)), _message("assistant", example.reply)] if example else []
 
@@ -212,10 +213,10 @@ def _render(
     *,
     opened: bool = True,
 ) -> str:
-    """The text of a conversation; `opened`: with the beginning of the assistant's turn. Raises what the template does.
+    """The text of a conversation; `opened`: with the start of the assistant's turn. Raises what the template raises.
 
-    `sealed`: the template does not see the tags in what system and user say; some delete `/think` there, a switch.
-    A template of the user's has, beside the messages, the parts that they are made of.
+    `sealed`: hide the tags of system and user text from the template; some delete `/think` there as a switch.
+    A user-supplied template gets, besides the messages, the parts that make them up.
     """
     if sealed:
         messages = [m if m["role"] == "assistant" else m | {"content": _seal(m["content"])} for m in messages]
@@ -249,9 +250,9 @@ def _unseal(text: str) -> str:
 
 
 def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tuple[str, str]:
-    """What opens the assistant's turn where the template does not, and the prefill. Raises _Failure.
+    """The header of the assistant's turn, if the template leaves it out, and the prefill. Raises _Failure.
 
-    `whole`: every message must arrive, and not the question alone.
+    `whole`: every message must be rendered, not the question alone.
     """
     try:
         text = render(_TRIAL, messages)
@@ -274,13 +275,13 @@ def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tupl
 
 
 def _missing_header(render: Callable[..., str], messages: Messages, text: str) -> str:
-    """What stands before the assistant's reply, and not before a user's, in a template that leaves it out of the prompt
+    """The text before an assistant's reply, but not before a user's, if the template leaves it out of the prompt
     `text`."""
 
     def before(reply: Messages) -> str:
         try:
             said = render(_TRIAL, [*messages, *reply], opened=False)
-        except Exception:  # the prompt itself rendered: this template takes no such turn
+        except Exception:  # the prompt itself rendered, so this template takes no such turn
             return ""
         found = _find(_REPLY, said)
         return said[: found.start()] if found else said
@@ -294,8 +295,8 @@ def _missing_header(render: Callable[..., str], messages: Messages, text: str) -
 def _turn_ends(
     render: Callable[..., str], messages: Messages, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[tuple[int, ...], str]:
-    """The tokens after an assistant's reply, as the last turn and as one before another; and, where neither is a token
-    of its own, what stands there."""
+    """The tokens after an assistant's reply, as the last turn and before another; and, if there are none, the text
+    found there instead."""
     marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip() not in ("", *TAGS)}
     found, written = [], ""
     replied = [*messages, _message("assistant", _REPLY)]
@@ -315,7 +316,7 @@ def _turn_ends(
 
 
 def _find(piece: str, text: str) -> re.Match | None:
-    """Where `piece` last stands in `text`; templates may trim or change its white space."""
+    """The last match of `piece` in `text`; templates may trim or change its white space."""
     pattern = re.compile(r"\s+".join(map(re.escape, piece.split())))
     return next(iter(reversed(list(pattern.finditer(text)))), None)
 

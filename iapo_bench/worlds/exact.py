@@ -1,7 +1,7 @@
 r"""Grading as in the code released with the IAPO paper: exact strings after normalisation, one-line format.
 
-Answers are normalised as in appendix D of Lewkowycz et al. 2022 (arXiv 2206.14858), without its `ft`. Mathematics plays
-no part: 4.0 is not 4, and `\frac{1}{2}` is not 0.5.
+Answers are normalised as in appendix D of Lewkowycz et al. 2022 (arXiv 2206.14858), except that `ft` stays. Values are
+not compared: 4.0 is not 4, and `\frac{1}{2}` is not 0.5.
 """
 
 import re
@@ -28,18 +28,19 @@ _ONE_LINE = re.compile(
 
 
 def is_formatted_on_one_line(text: str) -> bool:
-    """Whether the thoughts stand on one line and the answer on the next, each within its tags.
+    """Whether the reasoning is on one line and the answer on the next, each within its tags.
 
-    Any other newline, or none between the two, breaks the format; text before the thoughts, on their line, does not.
+    Any other newline but a final one, or none between the two, breaks the format; text before `<think>` on its line
+    does not.
     """
     return _ONE_LINE.fullmatch(text) is not None
 
 
 def grade_exact(text: str, gold: str) -> Outcome:
-    """CORRECT where answer and gold are the same string once normalised, else WRONG: no answer is unreadable.
+    """CORRECT if answer and gold are the same string once normalised, else WRONG; never UNPARSEABLE.
 
-    The answer follows the last opening tag, up to its end or the text's; without a tag it is the whole text. If it
-    holds `\\boxed{...}`, the content of the last one counts.
+    The answer runs from the last `<answer>` to `</answer>` or the end of the text; without a tag it is the whole text.
+    If it holds `\\boxed{...}`, the content of the last one counts.
     """
     answer = text.split(ANSWER_OPEN)[-1].split(ANSWER_CLOSE)[0].strip()
     return Outcome.CORRECT if normalise_answer(_last_boxed(answer)) == normalise_answer(gold) else Outcome.WRONG
@@ -51,7 +52,7 @@ def judge_exactly(texts: Sequence[str], golds: Sequence[str]) -> list[Outcome]:
 
 
 def normalise_answer(answer: str) -> str:
-    """The string that stands for an answer: what follows its last `=`, without units, spaces and LaTeX's dressing."""
+    """The normal form of an answer: what follows its last `=`, without units, spaces and LaTeX markup."""
     answer = answer.split("=")[-1]
     for before, after in _REPLACED:
         answer = answer.replace(before, after)
@@ -65,7 +66,8 @@ def normalise_answer(answer: str) -> str:
 
 
 def _last_boxed(answer: str) -> str:
-    """What the last `\\boxed{...}` holds, braces balanced; nothing if it is not closed; the answer if there is none."""
+    """The content of the last `\\boxed{...}`, braces balanced; empty if it is not closed; the answer if there is
+    none."""
     _, box, rest = answer.rpartition(r"\boxed{")
     if not box:
         return answer

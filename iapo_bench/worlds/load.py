@@ -10,13 +10,13 @@ from iapo_bench.worlds.text import ChatWorld
 
 
 def load_world(config: WorldConfig, seed: int) -> World:
-    """The world of a tier. Raises UserError for an option that it does not have."""
+    """The world of a tier. Raises UserError for an unknown option."""
     return (_own() if config.file else _dataset(config.name)).open(config, seed)
 
 
 def stated(config: WorldConfig) -> WorldConfig:
-    """The section with the kind of golds that a file of one's own holds, so that jobs need not read it again. Raises
-    UserError for a file that is missing or damaged, or has the name of a dataset."""
+    """The section with the kind of golds in a user's own file filled in, so that jobs need not read the file again.
+    Raises UserError for a file that is missing, damaged or named like a published dataset."""
     if config.file is None:
         return config
     world = _own().open(config, 0)
@@ -24,21 +24,21 @@ def stated(config: WorldConfig) -> WorldConfig:
 
 
 def local_files(config: WorldConfig) -> list[Path]:
-    """The files of problems that a section names; none where they come from the hub or are made here."""
+    """The local problem files of a section; none if the problems come from the hub or are generated."""
     if config.file:
         return [Path(config.file)]
     return sorted(Path(config.data_dir).glob("*.jsonl")) if config.data_dir else []
 
 
 def source_files(config: WorldConfig) -> list[Path]:
-    """The code of a section's dataset, and of those that it holds out."""
+    """The source files of a section's dataset and of its held-out benchmarks."""
     own = OWN_DATASET if config.file else list_datasets()[config.name]
     return [own, *(list_datasets()[name] for name in config.held_out)]
 
 
 def load_published(config: WorldConfig, seed: int) -> World:
-    """The same, where its problems will be trained on or measured. Raises UserError for a published dataset's name on
-    other problems."""
+    """`load_world` for problems that will be trained on or measured. Raises UserError too if they differ from the
+    published dataset of that name."""
     world = load_world(config, seed)
     if isinstance(world, ChatWorld):
         world.recognise()
@@ -46,7 +46,8 @@ def load_published(config: WorldConfig, seed: int) -> World:
 
 
 def load_held_out(config: WorldConfig) -> dict[str, list[Problem]]:
-    """The benchmarks that a tier keeps out of its training problems, by dataset. Raises UserError as the above."""
+    """The benchmark problems that a tier keeps out of training, by dataset. Raises UserError as `load_published`
+    does."""
     folder = Path(config.data_dir) if config.data_dir else None
     benchmarks = {name: _dataset(name)(folder) for name in config.held_out}
     for benchmark in benchmarks.values():

@@ -1,9 +1,9 @@
-"""Problems that stand in two splits: found by their text, counted, and taken out of training.
+"""Problems that occur in two splits: found by their text, counted, and removed from training.
 
-Two problems are the same in one of three ways, each wider than the one before:
+Two problems are the same in one of three ways, each broader than the one before:
 
 * exact: equal up to white space;
-* normalised: equal in their words, numbers and symbols; case, punctuation and LaTeX's spacing do not count;
+* normalised: equal in their words, numbers and symbols, whatever their case, punctuation and LaTeX spacing;
 * prefix: the one begins with the other, normalised, and adds to it ("... Express your answer as m + n."); at least
   PREFIX_WORDS words, since short problems begin alike by chance.
 """
@@ -34,7 +34,7 @@ _ALIASES = {r"\dfrac": r"\frac", r"\tfrac": r"\frac"}
 
 @dataclass(frozen=True)
 class Overlap:
-    """Ids of the problems of one split that another split has too, by the narrowest way in which they are the same."""
+    """Ids of the problems of one split that another split also holds, by their narrowest match."""
 
     exact: tuple[str, ...] = ()
     normalised: tuple[str, ...] = ()
@@ -42,19 +42,19 @@ class Overlap:
 
     @property
     def ids(self) -> set[str]:
-        """All of them."""
+        """Ids of all matches."""
         return {*self.exact, *self.normalised, *self.prefix}
 
     def counts(self) -> dict[str, int]:
-        """How many of each kind."""
+        """Number of matches of each kind."""
         return {field.name: len(getattr(self, field.name)) for field in fields(self)}
 
 
 def normalise(question: str) -> str:
-    """The words, numbers and symbols of a problem, separated by single blanks.
+    """The words, numbers and symbols of a problem, separated by single spaces.
 
-    Arithmetic stays (`7 - 8` is not `7 + 8`), brackets do not: `(a + b) c` and `a + b c` count as the same, which errs
-    on the side of taking a problem out.
+    Operators stay (`7 - 8` is not `7 + 8`), brackets do not: `(a + b) c` and `a + b c` count as the same, which errs on
+    the side of removing a problem.
     """
     text = _SPACING.sub(" ", unicodedata.normalize("NFKC", question))
     words = [word if word.startswith("\\") else word.casefold() for word in _WORD.findall(text)]
@@ -82,10 +82,10 @@ def find_overlap(problems: Iterable[Problem], others: Iterable[Problem]) -> Over
 def separate(
     splits: Mapping[str, Sequence[Problem]], held_out: Mapping[str, Sequence[Problem]], *, remove: bool = True
 ) -> tuple[dict[str, list[Problem]], dict[str, dict[str, int]], int]:
-    """The splits with nothing in `train` that validation, test or a set of `held_out` (by name) has too.
+    """The splits without training problems that validation, test or a set of `held_out` (by name) also holds.
 
-    Returns the splits, the counts of every pair ("train in test", ...) as they were before, and how many training
-    problems were taken out (or, with `remove=False`, should have been). Raises UserError when none would be left.
+    Returns the splits, the counts of every pair ("train in test", ...) before the removal, and how many training
+    problems were removed (with `remove=False`: would have been). Raises UserError if none is left.
     """
     found = {
         "train in validation": find_overlap(splits["train"], splits["validation"]),

@@ -1,9 +1,8 @@
-"""Problems of one's own: one file of JSON lines, CSV or parquet, named on the command line.
+"""A user's own problems: one file of JSON lines, CSV or parquet, named on the command line.
 
-Columns: question, answer, and if there are any solution (worked) and split. Without a column of splits they are drawn,
-by the text of the problem and the option `seed`. Nothing is mended but the spelling of integers (`1,234`, `34.0`):
-whatever cannot be asked or graded is refused, with its line, and integers that float64 has rounded are left out with a
-count.
+Columns: question, answer, and optionally solution (worked) and split. Without a split column, splits are drawn by the
+text of the problem and the option `seed`. Only the spelling of integers (`1,234`, `34.0`) is corrected: a row that
+cannot be asked or graded is refused, with its line, and integers that float64 has rounded are left out with a count.
 """
 
 import csv
@@ -43,8 +42,8 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnWorld(ChatWorld):
-    """The problems of one file. `golds`: integer or math; None finds out. Options: `test` and `validation`, shares of
-    the problems, and `seed`, for splits that the file does not say."""
+    """The problems of one file. `golds`: integer or math; None detects which. Options: `test` and `validation`, shares
+    of the problems, and `seed`, for splits that the file does not state."""
 
     file: Path
     name: str = "own"
@@ -53,8 +52,8 @@ class OwnWorld(ChatWorld):
 
     @classmethod
     def open(cls, config: WorldConfig, seed: int) -> "OwnWorld":
-        """The file that a configuration names; nothing of it depends on the tier's seed. Raises UserError for options
-        that make no splits."""
+        """The file that a configuration names; the tier's `seed` is not used. Raises UserError for options that make no
+        splits, and for the name of a published dataset."""
         known = {"test": 0.2, "validation": 0.1, "seed": 0}
         for option in config.options:
             if option not in known:
@@ -72,7 +71,7 @@ class OwnWorld(ChatWorld):
 
     @property
     def grader(self) -> GraderKind:
-        """As stated; else integers where all golds are, and mathematics where one is not."""
+        """The stated kind; by default `integer` if every gold is an integer, else `math`."""
         return self.golds or ("integer" if all(_INTEGER.fullmatch(gold) for gold in self._golds) else "math")
 
     def load(self, split: str) -> list[Problem]:
@@ -91,7 +90,7 @@ class OwnWorld(ChatWorld):
         return {entry.problem.id: entry.solution for entry in self._entries}
 
     def left_out(self) -> list[str]:
-        """The problems that no split holds, as float64 has rounded their golds: place and gold of each."""
+        """Place and gold of each problem left out because float64 has rounded its gold."""
         return [f"{entry.place}: {entry.problem.answer}" for entry in self._stated if is_rounded(entry.problem.answer)]
 
     @cached_property
@@ -100,7 +99,7 @@ class OwnWorld(ChatWorld):
 
     @cached_property
     def _golds(self) -> list[str]:
-        """The golds as text, whatever they are."""
+        """The golds as text, not yet checked."""
         golds = []
         for place, row in self._rows:
             try:
@@ -111,7 +110,8 @@ class OwnWorld(ChatWorld):
 
     @cached_property
     def _stated(self) -> list[Entry]:
-        """Every problem once. Raises UserError for one that cannot be asked or graded, or is there twice, unlike."""
+        """Every problem once. Raises UserError for one that cannot be asked or graded, or that is repeated with another
+        answer or split."""
         entries: dict[str, Entry] = {}
         kind = self.grader
         for (place, row), gold in zip(self._rows, self._golds, strict=True):
@@ -136,7 +136,7 @@ class OwnWorld(ChatWorld):
 
     @cached_property
     def _entries(self) -> list[Entry]:
-        """The problems that make the splits. Raises UserError for too few, or splits that only some of them have."""
+        """The problems to split. Raises UserError for too few of them, or if only some state a split."""
         found = [entry for entry in self._stated if not is_rounded(entry.problem.answer)]
         if len(found) < FEWEST:
             raise UserError(f"{self.file} holds {len(found)} problems: {FEWEST} are the fewest that can be split")
@@ -147,7 +147,7 @@ class OwnWorld(ChatWorld):
 
     @cached_property
     def _splits(self) -> dict[str, str]:
-        """The split of every problem by its id: as the file says, or drawn; at least one problem is in each."""
+        """Each problem's split by its id, as the file states or drawn; every split holds at least one problem."""
         entries = self._entries
         splits = {entry.problem.id: entry.split or "train" for entry in entries}
         for split in ("test", "validation"):
@@ -171,7 +171,7 @@ def _letters(name: str) -> str:
 
 
 def _published() -> dict[str, str]:
-    """The datasets by the names that they, their files and their repositories go by, letters and digits alone."""
+    """Published datasets by the names of the datasets, their files and their repositories, letters and digits only."""
     titles: dict[str, str] = {}
     for name, path in list_datasets().items():
         tables = getattr(load_class(path, object, name), "tables", {}).values()
@@ -214,7 +214,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
-    """A field as text; a number counts as the text of it. Raises UserError for anything else, or where it is empty."""
+    """A field as text; a number in `answer` is converted. Raises UserError for any other value, a number that a float
+    has rounded, and an empty field unless it is `optional`."""
     value = row.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         value = ""

@@ -1,4 +1,4 @@
-"""The problems of every split, checked, without training problems that another split contains too."""
+"""The problems of every split, checked, without training problems that another split also holds."""
 
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from iapo_bench.worlds.text import ChatWorld
 def prepare(job: PrepareJob, out: Path) -> None:
     """Write the problems of every split to `out/<split>.jsonl`, their golds checked.
 
-    Training problems that validation, test or a held-out benchmark has too are left out (of the published splits they
-    are only counted), and so are problems whose golds float64 has rounded; provenance says how many.
+    Training problems that also occur in validation, test or a held-out benchmark are left out (with the published
+    splits only counted), and so are problems whose golds float64 has rounded; `provenance.json` says how many. Raises
+    UserError for missing or damaged data.
     """
     honest = job.world.splits == "honest"
     world = load_published(job.world, job.seed)
@@ -52,8 +53,7 @@ def prepare(job: PrepareJob, out: Path) -> None:
 
 
 def split_digests(job: PrepareJob) -> dict[str, dict[str, str]]:
-    """For every split a digest of its questions, its golds, and its worked solutions, to tell what a change of the data
-    changes."""
+    """Digests of every split's questions, golds and worked solutions, which show what a change of the data affects."""
     splits, _, _ = _split(job)
     world = load_world(job.world, job.seed)
     solutions = world.solutions() if isinstance(world, ChatWorld) else {}
@@ -68,7 +68,7 @@ def split_digests(job: PrepareJob) -> dict[str, dict[str, str]]:
 
 
 def _split(job: PrepareJob) -> tuple[dict[str, list[Problem]], dict[str, dict[str, int]], int]:
-    """Problems by split, what was found twice, and how many training problems that were."""
+    """Problems by split, overlap counts by pair, and the number of training problems that overlap."""
     world = load_world(job.world, job.seed)
     return separate(
         {split: world.load(split) for split in SPLITS},

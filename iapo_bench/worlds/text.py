@@ -1,12 +1,11 @@
-"""Worlds of real text, from a local directory or from the Hugging Face hub: what the datasets have in common.
+"""What the text datasets, from a local directory or from the Hugging Face hub, have in common.
 
-Every split is fixed: it depends on the problems' text alone, neither on a seed nor on the order of rows. Problems that
-differ only in whitespace count once, with the first gold. Integers that float64 has rounded are no golds: their
-problems are left out. Near repeats may still fall on both sides: `prepare` takes them out of training.
+The `honest` splits are fixed: they depend on the problems' text alone, not on a seed or the order of rows. Problems
+that differ only in whitespace count once, with the first gold. Problems whose integer golds float64 has rounded are
+left out. Near duplicates may still fall into two splits: `prepare` removes them from training.
 
-Those are the `honest` splits. The `published` ones, for comparison only, are those of the IAPO authors' code
-(`get_dataset`): the official ones, or a shuffle with seed 42. Their choices were made on the test problems, so there
-validation is the test split.
+The `published` splits, for comparison only, are those of the IAPO authors' code (`get_dataset`): the official ones, or
+a shuffle with seed 42. Settings there were chosen on the test problems, so the validation split is the test split.
 """
 
 import hashlib
@@ -51,15 +50,15 @@ Row = tuple[str, str, str]
 
 
 class ChatWorld:
-    """Problems of text that are put to a chat model: the prompt, the grader and the worked solutions."""
+    """Text problems for a chat model: the prompt, the grader and the worked solutions."""
 
     name: str
-    # Whether every gold is an integer; else they are mathematics.
+    # Whether every gold is an integer; otherwise golds are mathematics.
     integer_golds: bool = False
 
     @property
     def grader(self) -> GraderKind:
-        """The grader of integers, or that of mathematics."""
+        """`integer` if every gold is an integer, else `math`."""
         return "integer" if self.integer_golds else "math"
 
     def load(self, split: str) -> list[Problem]:
@@ -67,23 +66,23 @@ class ChatWorld:
         raise NotImplementedError
 
     def solutions(self) -> dict[str, str]:
-        """The worked solutions of training problems by the problem's id, empty where there is none."""
+        """The worked solutions of training problems by problem id, empty text for none."""
         raise NotImplementedError
 
     def left_out(self) -> list[str]:
-        """The problems that no split holds although the data do: id and gold of each."""
+        """Id and gold of each problem in the data that no split holds."""
         return []
 
     def recognise(self) -> None:
-        """Raises UserError for a published dataset's name on other problems."""
+        """Raise UserError if the problems differ from the published dataset of this name."""
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Token ids of the chat prompt. Raises UserError for a template that cannot carry it."""
+        """Token ids of the chat prompt. Raises UserError for a template that cannot render it."""
         return self.dialogue(tokenizer).encode(problem.question)
 
     def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig | None = None) -> Dialogue:
         """The chat that asks for a solution: instructions, a worked example as an earlier turn, the problem; `prompt`
-        changes parts of it. Raises UserError for a template that cannot carry it."""
+        overrides parts of it. Raises UserError for a template that cannot render it."""
         prompt = prompt or PromptConfig()
         own = {"system": _INSTRUCTION + _INTEGER if self.grader == "integer" else _INSTRUCTION, "example": _EXAMPLE}
         return chat_dialogue(
@@ -92,13 +91,13 @@ class ChatWorld:
         )
 
     def perfect_reply(self, problem: Problem) -> str:
-        """A completion that is right and well formed."""
+        """A correct, well-formed completion."""
         return f"{THINK_OPEN} Let us see. {THINK_CLOSE} {ANSWER_OPEN} {problem.answer} {ANSWER_CLOSE}"
 
     def write_traces(self, problems: list[Problem]) -> list[str]:
-        """A completion for each of the problems: the dataset's own worked solution in the prompt's format.
+        """One completion per problem: the dataset's own worked solution in the prompt's format.
 
-        Raises UserError where there is no solution.
+        Raises UserError for a problem without a solution.
         """
         solutions = self.solutions()
         traces = []
@@ -111,9 +110,9 @@ class ChatWorld:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a dataset: the file it is in, its place and revision on the hub, and how to read a row.
+    """One table of a dataset: its local file, its place and revision on the hub, and how to read a row.
 
-    `known`: how many problems it holds and their `digest_problems`, where other problems must not pass under its name.
+    `known`: number and `digest_problems` of the published problems, if no others may pass under the dataset's name.
     """
 
     file: str
@@ -130,9 +129,9 @@ PUBLISHED_SEED = 42
 
 @dataclass(frozen=True)
 class TextWorld(ChatWorld):
-    """A published dataset. A subclass states its tables and, where there is no official test set, its shares.
+    """A published dataset. A subclass defines its tables and, without an official test set, its shares.
 
-    `data_dir` holds the tables' JSON lines; without it they come from the hub.
+    `data_dir` holds the tables as JSON lines; without it they come from the hub.
     """
 
     data_dir: Path | None = None
@@ -141,12 +140,12 @@ class TextWorld(ChatWorld):
     tables: ClassVar[dict[str, Table]]
     # Shares of test and validation; the rest is for training.
     shares: ClassVar[tuple[float, float]] = (0.0, 0.0)
-    # What the published splits take: rows in all, share for training, most test problems.
+    # The published splits: number of rows used, share for training, most test problems.
     published: ClassVar[tuple[int | None, float, int | None]] = (None, 1.0, None)
 
     @classmethod
     def open(cls, config: WorldConfig, seed: int) -> "TextWorld":
-        """The dataset that a configuration names; nothing of it depends on the seed. Raises UserError for options."""
+        """The dataset that a configuration names; `seed` is not used. Raises UserError for any option."""
         for option in config.options:
             raise unknown(f"option of {cls.name}", option, ())
         return cls(Path(config.data_dir) if config.data_dir else None, config.splits)
@@ -162,21 +161,21 @@ class TextWorld(ChatWorld):
         return problems
 
     def solutions(self) -> dict[str, str]:
-        """Those of the training table, or of the only one; a test table is not read."""
+        """The worked solutions of the training table, or of the only table; a test table is not read."""
         solved = self._read_solved("train" if "train" in self.tables else "all")
         return {problem.id: solution for problem, solution in solved}
 
     def benchmark(self) -> list[Problem]:
-        """The problems that others evaluate on and no training may see."""
+        """The problems that others evaluate on, which no training may see."""
         return self.load("test")
 
     def left_out(self) -> list[str]:
-        """The problems that no split holds, as float64 has rounded their golds: id and gold of each."""
+        """Id and gold of each problem left out because float64 has rounded its gold."""
         problems = [problem for name in self.tables for problem in self._read_table(name)]
         return [f"{problem.id}: {problem.answer}" for problem in problems if self._is_spoiled(problem)]
 
     def recognise(self) -> None:
-        """Raises UserError unless the tables hold the published problems and golds."""
+        """Raise UserError unless the tables hold the published problems and golds."""
         for name, table in self.tables.items():
             if table.known is None:
                 continue
@@ -219,7 +218,7 @@ class TextWorld(ChatWorld):
         return [problem for problem, _ in self._read_solved(name)]
 
     def _read_solved(self, name: str) -> list[tuple[Problem, str]]:
-        """The same, each with its worked solution, empty if there is none."""
+        """As `_read_table`, each problem with its worked solution, empty if there is none."""
         solved: dict[str, tuple[Problem, str]] = {}
         table = self.tables[name]
         place, rows = self._fetch_rows(table)
@@ -239,7 +238,7 @@ class TextWorld(ChatWorld):
         return list(solved.values())
 
     def _fetch_rows(self, table: Table) -> tuple[str, Iterable[Any]]:
-        """Where the rows come from, for messages, and the rows."""
+        """The source of the rows, for messages, and the rows."""
         files = " and ".join(table.file for table in self.tables.values())
         if self.data_dir is not None:
             path = self.data_dir / table.file
@@ -251,7 +250,7 @@ class TextWorld(ChatWorld):
 
         try:
             return table.hub[0], load_dataset(*table.hub, split=table.hub_split, revision=table.revision)
-        except Exception as error:  # of half a dozen libraries
+        except Exception as error:  # from any of half a dozen libraries
             reason = first_line(error)
             raise UserError(
                 f"cannot get {table.hub[0]} from the hub ({reason}): set data_dir to a directory with {files}"
@@ -264,6 +263,6 @@ def digest_question(question: str) -> str:
 
 
 def digest_problems(problems: Iterable[Problem]) -> str:
-    """A digest of questions and golds, whatever their format, order and whitespace."""
+    """A digest of questions and golds, independent of file format, order and whitespace."""
     lines = sorted(f"{digest_question(problem.question)} {problem.answer.strip()}" for problem in problems)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

@@ -1,1 +1,1 @@
-"""One file a dataset, found by its name."""
+"""One file per dataset, found by its name."""

@@ -13,7 +13,7 @@ def _read(row: dict) -> Row:
     if "prompt" not in row:
         gold = row["answer"]
         return row["problem"], str(gold) if type(gold) is int else gold, ""
-    # On the hub the problem stands between two paragraphs of instruction.
+    # On the hub the problem is enclosed in two paragraphs of instruction.
     content = row["prompt"][0]["content"]
     return content.partition("\n\n")[2].rpartition("\n\n")[0], row["reward_model"]["ground_truth"], ""
 

@@ -12,7 +12,7 @@ from iapo_bench.worlds.text import Row, Table, TextWorld
 
 VALIDATION = 500
 
-# `48/2 = <<48/2=24>>24`: what GSM8K's authors let a calculator read.
+# Calculator annotations of GSM8K's authors: `48/2 = <<48/2=24>>24`.
 _ANNOTATION = re.compile("<<[^<>]*>>")
 
 

@@ -1,9 +1,9 @@
 """The micro world: arithmetic chains whose every token has a known role.
 
 A problem is a chain of one-digit operands evaluated from the left, `7 + 8 * 2 = ?`. A trace works it out step by step
-and, like human text, says more than it needs: fillers, restatements, and checks. Checks have a purpose. Steps slip now
-and then, and only a check that follows can find and mend the slip, so that a model which stops checking before it stops
-slipping pays for the tokens that it saves with accuracy.
+and, like human text, says more than it needs: fillers, restatements, and checks. Checks have a purpose. Steps sometimes
+slip, and only a check that follows can find and fix the slip, so a model that stops checking before it stops slipping
+pays in accuracy for the tokens that it saves.
 """
 
 import dataclasses
@@ -38,12 +38,12 @@ VOCABULARY = (
     *("again", "we", "have"),
 )
 LARGEST = 99
-MOST_PROBLEMS = 1_000_000  # of a split
+MOST_PROBLEMS = 1_000_000  # per split
 MOST_TERMS = 100
 
 
 class Role(enum.Enum):
-    """What a token of a trace is for. Everything but NEEDED could go, as long as no slip needs mending."""
+    """What a token of a trace is for. Everything but NEEDED can go, as long as no slip needs fixing."""
 
     NEEDED = "needed"
     FILLER = "filler"
@@ -55,9 +55,9 @@ class Role(enum.Enum):
 class MicroWorld:
     """Problems and traces of the micro world, all drawn from `seed`.
 
-    `min_terms` to `max_terms` operands a problem; the warm start teaches chains of up to `taught_terms` only, so that
-    some problems are beyond the base and not just a matter of luck. `slip`, `check`, `filler` and `restate` are the
-    chances, at every step of a trace, of a wrong result, of a check, of one to three fillers, and of a restatement.
+    A problem has `min_terms` to `max_terms` operands; SFT teaches chains of up to `taught_terms` only, so that some
+    problems are beyond the base model and not just a matter of luck. `slip`, `check`, `filler` and `restate` are the
+    probabilities, at every step of a trace, of a wrong result, a check, one to three fillers, and a restatement.
     """
 
     n_train: int = 6000
@@ -77,7 +77,7 @@ class MicroWorld:
 
     @classmethod
     def open(cls, config: WorldConfig, seed: int) -> "MicroWorld":
-        """The world with a tier's options. Raises UserError for one that it does not have."""
+        """The world with a tier's options. Raises UserError for an unknown one."""
         known = {field.name for field in dataclasses.fields(cls)} - {"seed"}
         for option in config.options:
             if option not in known:
@@ -122,11 +122,11 @@ class MicroWorld:
         raise UserError(f"unknown split '{split}': known: {', '.join(SPLITS)}")
 
     def encode_prompt(self, problem: Problem, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Token ids of the bare question: the model was taught to answer with a trace."""
+        """Token ids of the bare question, which the model was taught to answer with a trace."""
         return self.dialogue(tokenizer).encode(problem.question)
 
     def dialogue(self, tokenizer: "PreTrainedTokenizerBase", prompt: PromptConfig | None = None) -> Dialogue:
-        """The bare question. Raises UserError for settings of a prompt."""
+        """The bare question as prompt. Raises UserError for any prompt settings."""
         if prompt not in (None, PromptConfig()):
             raise UserError("the micro world asks the bare question: leave 'prompt' out")
         return Dialogue(
@@ -134,7 +134,7 @@ class MicroWorld:
         )
 
     def perfect_reply(self, problem: Problem) -> str:
-        """A completion that is right and well formed."""
+        """A correct, well-formed completion."""
         return f"{THINK_OPEN} {THINK_CLOSE} {ANSWER_OPEN} {' '.join(problem.answer)} {ANSWER_CLOSE}"
 
     def write_trace(self, question: str, rng: random.Random) -> list[tuple[str, Role]]:
@@ -170,7 +170,7 @@ class MicroWorld:
         return words
 
     def traces(self, count: int) -> list[tuple[str, str]]:
-        """`count` (question, trace) pairs for the warm start, of questions that no split of any micro world has."""
+        """`count` (question, trace) pairs for SFT, with questions that no split of any micro world holds."""
         rng = random.Random(stream_seed(self.seed, "micro-traces"))
         pairs: list[tuple[str, str]] = []
         while len(pairs) < count:
@@ -180,10 +180,11 @@ class MicroWorld:
         return pairs
 
     def lessons(self, count: int, cut: float) -> list[tuple[str, str]]:
-        """`count` (prompt, completion) pairs of the warm start: a question and its trace or, with chance `cut`, a
-        question with a trace broken off after a random word, the tags, and the answer of that trace.
+        """`count` (prompt, completion) pairs for SFT: a question and its trace or, with probability `cut`, a question
+        with a trace cut off after a random word and the tags, and the answer of that trace.
 
-        The second kind teaches to answer early. Completions alone are learnt, so nobody is taught to stop thinking.
+        The second kind teaches answering early. Only completions are learnt, so the model is not taught to stop
+        thinking.
         """
         rng = random.Random(stream_seed(self.seed, "micro-cuts"))
         pairs = self.traces(count)
@@ -193,7 +194,7 @@ class MicroWorld:
 def token_roles(words: list[str]) -> list[Role]:
     """The role of every word of a trace, written by `write_trace` or by a model.
 
-    A filler is a filler anywhere. `check` opens a check, `again` and `we` a restatement; each ends with its `;`.
+    A filler counts as one anywhere. `check` opens a check, `again` and `we` a restatement; each ends with its `;`.
     """
     roles = []
     current = Role.NEEDED
@@ -222,7 +223,7 @@ def evaluate(question: str) -> int:
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """The word-level tokenizer of the micro world; tags are found even where no space surrounds them."""
+    """The word-level tokenizer of the micro world; tags are found even without spaces around them."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -233,9 +234,9 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def _is_problem(question: str) -> bool:
-    """Whether a question may stand in a split, as every other may; the rest are for lessons.
+    """Whether a question belongs to the half that splits may use; the other half is for SFT.
 
-    The question alone decides, so that a base once taught knows no problem of any seed or size of the world.
+    The question alone decides, so that a trained base has seen no problem of any seed or size of the world.
     """
     return zlib.crc32(question.encode()) % 2 == 0
 

@@ -1,10 +1,9 @@
 """Grading completions: the answer of a text, and whether it equals the gold.
 
-The strict rule is the default everywhere: the answer stands in its tags, after the reasoning, and where golds are
-integers nothing is left to compute. The lenient rule, there for comparison, is in `lenient.py`, which only the stage
-that grades samples imports. A grader that fails must not look like a model that fails, so an outcome tells a wrong
-answer from one that was not given, from one that took too much time or memory to compare, and from a fault of the
-grader itself.
+The strict rule is the default everywhere: the answer is in its tags, after the reasoning, and an integer answer leaves
+nothing to compute. The lenient rule, for comparison, is in `lenient.py`, which only the grading stage imports. A
+failing grader must not look like a failing model, so an outcome distinguishes a wrong answer, a missing answer, a
+comparison that exceeded its time or memory, and a fault of the grader itself.
 """
 
 import re
@@ -43,22 +42,22 @@ _FORMAT = re.compile(rf"\s*{THINK_OPEN}.*{THINK_CLOSE}\s*{ANSWER_OPEN}.*{ANSWER_
 
 # The longest gold of any dataset here has 53 characters; beyond this, reading costs time and proves nothing.
 MAX_ANSWER_CHARS = 1000
-# Beyond it float64 leaves out integers.
+# Beyond this, float64 cannot represent every integer.
 _EXACT_IN_FLOAT64 = 2**53
 
 _ANSWER = re.compile(f"{ANSWER_OPEN}((?:(?!{ANSWER_OPEN}).)*?){ANSWER_CLOSE}", re.DOTALL)
 
 
 def last_tagged(text: str) -> str | None:
-    """What stands in the last complete `<answer>...</answer>`, newlines included; None without one."""
+    """The content of the last complete `<answer>...</answer>`, newlines included; None without one."""
     answers = _ANSWER.findall(text)
     return answers[-1] if answers else None
 
 
 def extract_answer(text: str) -> str | None:
-    """What stands in the last complete `<answer>...</answer>` after the reasoning, newlines included; None without one.
+    """The content of the last complete `<answer>...</answer>` after the reasoning, newlines included; None without one.
 
-    An answer within `<think>`, closed or not, was never given.
+    An answer within `<think>`, closed or not, does not count.
     """
     return last_tagged(text.rpartition(THINK_CLOSE)[2].partition(THINK_OPEN)[0])
 
@@ -91,7 +90,7 @@ def grade_integer(text: str, gold: str) -> Outcome:
 def grade_math(text: str, gold: str) -> Outcome:
     r"""Compare an answer with the gold as mathematics, each read as a whole: `28/6` is `\frac{14}{3}`.
 
-    Raises ValueError for a gold that is no mathematics. Can run for ever: call it where time and memory are limited.
+    Raises ValueError for a gold that is not mathematics. May never end: call it where time and memory are limited.
     """
     quick = _quick_math(text, gold)
     if quick is not None:
@@ -104,7 +103,7 @@ def grade_math(text: str, gold: str) -> Outcome:
 
 
 def check_gold(gold: str, kind: GraderKind) -> None:
-    """Raises UserError unless the gold is an answer that its own grader would read, and find right in a completion."""
+    """Raise UserError unless the grader can read the gold and would find it correct in a completion."""
     if not isinstance(gold, str) or len(gold) > MAX_ANSWER_CHARS:
         raise UserError(f"the gold answer {str(gold)[:80]!r} is no text of a short answer: correct or remove it")
     if kind != "math":
@@ -118,8 +117,8 @@ def check_gold(gold: str, kind: GraderKind) -> None:
 
 
 def read_gradable(file: Path, kind: GraderKind) -> list[Problem]:
-    """Problems that `write_problems` wrote. Raises UserError, with the line, for one that is damaged, or whose gold is
-    no whole number where golds are; whether others are mathematics, which takes seconds, `prepare` has asked."""
+    """Problems that `write_problems` wrote. Raises UserError, with the line, for a damaged row and for a gold that must
+    be an integer and is not; `prepare` has already checked math golds, which takes seconds."""
     problems = read_problems(file)
     for line, problem in enumerate(problems if kind != "math" else (), start=1):
         try:
@@ -130,7 +129,8 @@ def read_gradable(file: Path, kind: GraderKind) -> list[Problem]:
 
 
 def is_rounded(gold: str) -> bool:
-    """Whether a gold is an integer that float64 may have rounded: too long for it, and equal to its own float64."""
+    """Whether a gold is an integer that float64 may have rounded: too large to be exact, and equal to its own
+    float64."""
     if not re.fullmatch("-?[0-9]{1,300}", gold):
         return False
     value = int(gold)
@@ -139,9 +139,10 @@ def is_rounded(gold: str) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """How to judge: `quick` in this process, None where it cannot tell; `thorough` in one that can be killed.
+    """How to judge: `quick` runs in this process and returns None if it cannot tell; `thorough` runs in one that can be
+    killed.
 
-    `shorten` cuts a text to what both read, so that equal answers are judged once.
+    `shorten` cuts a text to the part that both read, so that equal answers are judged once.
     """
 
     quick: Callable[[str, str], Outcome | None]
@@ -150,7 +151,7 @@ class Rule:
 
 
 class Grader:
-    """Judges completions in batches, inside a `with` block; processes start when they are needed."""
+    """Judges completions in batches, inside a `with` block; processes start when needed."""
 
     def __init__(self, rule: Rule, *, workers: int | None = None, limits: Limits | None = None) -> None:
         self._rule = rule
@@ -184,7 +185,7 @@ def make_grader(kind: GraderKind, *, workers: int | None = None, limits: Limits 
 
 
 def _quick_math(text: str, gold: str) -> Outcome | None:
-    """What can be told without algebra; None where it takes some."""
+    """The outcome if it can be told without algebra, else None."""
     answer = _readable(text)
     if answer is None:
         return Outcome.UNPARSEABLE
@@ -193,7 +194,7 @@ def _quick_math(text: str, gold: str) -> Outcome | None:
 
 
 def _readable(text: str) -> str | None:
-    """The tidied answer of a text; None when there is none, or nothing that could be read."""
+    """The tidied answer of a text; None if there is none or it cannot be read."""
     answer = extract_answer(text)
     if answer is None or len(answer) > MAX_ANSWER_CHARS:
         return None

@@ -9,17 +9,17 @@ from typing import Any
 from iapo_bench.worlds.grading.literals import read_literal, read_number
 from iapo_bench.worlds.grading.reading import Answer, Unreadable, read
 
-# Scalars are compared to so many digits.
+# Digits to which scalars are compared.
 DIGITS = 60
 _MIXED = re.compile(r"(\d+),? (?:and|\\text ?\{ ?and ?\}) ?(?=\d+/\d|\\frac)")
 _TOLERANCE = Fraction(1, 10 ** (DIGITS - 10))
-# A decimal stands for a value without one when it has this many significant digits, the last rounded.
+# A decimal with at least this many significant digits, the last rounded, matches a value that has no finite decimal.
 APPROXIMATE_DIGITS = 6
 
 
 def same_text(answer: str, gold: str) -> bool | None:
-    """Whether two tidied texts are the same answer as far as that can be told without algebra: by their characters, or
-    where both are plain numbers by their values; None where it takes `same`."""
+    """Whether two tidied texts are the same answer, by their characters or, if both are plain numbers, by their values;
+    None if it takes the algebra of `same`."""
     if _squeeze(answer) == _squeeze(gold):
         return True
     wanted = read_number(gold)
@@ -32,23 +32,23 @@ def same_text(answer: str, gold: str) -> bool | None:
 
 
 def _squeeze(text: str) -> str:
-    """A text without the spaces that part nothing, or `$` around it."""
+    """A text without spaces that separate nothing, or `$` around it."""
     return re.sub(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])", "", text.strip("$ "))
 
 
 def same(answer: str, gold: str) -> bool:
     """Whether two tidied texts are the same answer. Raises Unreadable for a gold of no known shape.
 
-    Takes as long as the algebra takes, and as much memory: call it where both are limited.
+    The algebra has no bound on time or memory: call it where both are limited.
     """
     wanted = read(gold)
-    if wanted.kind == "scalar":  # where a list is wanted, `2 and 3/4` is one
+    if wanted.kind == "scalar":  # if the gold is a list, `2 and 3/4` stays one
         answer = _MIXED.sub(r"\1 ", answer, count=1)
     try:
         return _same(read(answer), wanted)
     except MemoryError:
         raise
-    except Exception:  # unreadable, or too odd for the algebra, which the gold is not: golds are checked
+    except Exception:  # the answer is unreadable or too odd for the algebra; golds are checked
         return False
 
 
@@ -87,7 +87,7 @@ def _same(found: Answer, wanted: Answer) -> bool:
 
 
 def _in_order_of_names(values: Answer) -> Answer:
-    """The tuple that the values of different names make, `x = 3, y = 4`; any other set as it is."""
+    """The values of different names, `x = 3, y = 4`, as a tuple; any other set unchanged."""
     names = {part.label for part in values.parts if part.kind == "named"}
     if len(names) < len(values.parts) or not values.parts:
         return values
@@ -104,7 +104,7 @@ def _is_near(decimal: str, wanted: Answer) -> bool:
 
 
 def _is_letter(answer: Answer) -> bool:
-    """Whether a scalar is one capital letter, which may be a choice's."""
+    """Whether a scalar is one capital letter, which may name a choice."""
     return answer.kind == "scalar" and re.fullmatch("[A-Z]", str(answer.parts[0]).strip()) is not None
 
 
@@ -142,13 +142,13 @@ def _same_equations(found: Answer, wanted: Answer) -> bool:
 
 
 def _difference(equation: Answer) -> Any:
-    """The left side less the right one."""
+    """The left side minus the right one."""
     left = equation.label if equation.kind == "named" else equation.parts[0].parts[0]
     return _expression(left) - _expression(equation.parts[-1].parts[0])
 
 
 def _same_scalars(found: Answer, wanted: Answer) -> bool:
-    """Whether two scalars have the same value and units that agree; `50%` is 50 as well as a half, no `.5%`."""
+    """Whether two scalars have the same value and compatible units; `50%` equals 50 and 1/2, but not `.5%`."""
     units = (found.label, wanted.label)
     percent = units.count("%") == 1
     if all(units) and units[0] != units[1] and not percent:
@@ -163,7 +163,7 @@ def _same_scalars(found: Answer, wanted: Answer) -> bool:
 
 
 def _approximates(text: str, expected: Any) -> bool:
-    """Whether a decimal is the rounded value of a number that is itself no terminating decimal."""
+    """Whether a decimal is the rounded value of a number that has no finite decimal."""
     number, decimals = read_number(text), re.fullmatch(r"-?[\d ,]*\.(\d+)", text)
     if number is None or not decimals or len(re.sub(r"\D", "", text).lstrip("0")) < APPROXIMATE_DIGITS:
         return False
@@ -201,7 +201,7 @@ def _expression(latex: str) -> Any:
         expression = latex2sympy(latex, is_real=False, normalization_config=None, conversion_config=cased)
     except MemoryError:
         raise
-    except Exception as error:  # the parser raises whatever it likes
+    except Exception as error:  # the parser may raise anything
         raise Unreadable(latex) from error
     if not isinstance(expression, Expr) or expression.atoms(AppliedUndef):
         raise Unreadable(latex)
@@ -209,7 +209,7 @@ def _expression(latex: str) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two expressions agree at several points, and exactly where their difference is a rational number."""
+    """Whether two expressions agree at several points, and exactly if their difference is a rational number."""
     if one == other:
         return True
     if one.free_symbols != other.free_symbols:
@@ -229,7 +229,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _points(symbols: set[Any]) -> list[dict[Any, Any]]:
-    """Three points, the same in every run, at which no two symbols are equal; without symbols one, which is empty."""
+    """Three points, the same in every run, at which no two symbols are equal; without symbols, one empty point."""
     starts = (Fraction(137, 101), Fraction(-89, 53), Fraction(223, 71)) if symbols else (Fraction(0),)
     ordered = sorted(symbols, key=str)
     return [{s: _rational(start + Fraction(17 * i, 29)) for i, s in enumerate(ordered)} for start in starts]

@@ -32,7 +32,7 @@ def shorten(text: str) -> str:
 
 
 def quick_lenient(text: str, gold: str) -> Outcome | None:
-    """The outcome of `grade_leniently` where both sides are plain integers in tags; None for any other."""
+    """The outcome of `grade_leniently` if both sides are plain integers in tags, else None."""
     answer = (last_tagged(text) or "").strip()
     if not (re.fullmatch("-?[0-9]{1,50}", answer) and re.fullmatch("-?[0-9]{1,50}", gold)):
         return None
@@ -42,9 +42,9 @@ def quick_lenient(text: str, gold: str) -> Outcome | None:
 def grade_leniently(text: str, gold: str) -> Outcome:
     r"""Compare a text's answer with the gold as math-verify does: `4.0` is 4, `9*2` is 18.
 
-    The answer is what stands in the last answer tags, or without them the last mathematical expression near the end of
+    The answer is the content of the last answer tags or, without tags, the last mathematical expression near the end of
     the text. An answer of more than `MAX_ANSWER_CHARS` characters is UNPARSEABLE. Raises ValueError for a gold that is
-    no mathematics. Can run for ever: call it where time and memory are limited.
+    not mathematics. May never end: call it where time and memory are limited.
     """
     from math_verify import verify
 
@@ -54,7 +54,7 @@ def grade_leniently(text: str, gold: str) -> Outcome:
             found = _parse(text[-MAX_UNTAGGED_CHARS:])
         else:
             found = _parse_answer(answer) if len(answer) <= MAX_ANSWER_CHARS else []
-    except Exception:  # whatever the parser trips over
+    except Exception:  # the parser may raise anything
         found = []
     if not found:
         return Outcome.UNPARSEABLE

@@ -24,10 +24,10 @@ _SYMBOLS = {
     **dict.fromkeys("✓✔✅☑\ufe0e\ufe0f", " "),
     **{"º": "°", "。": ".", "、": ",", "\u2063": ",", "\u2064": "+", "∛": r"\sqrt[3]"},
 }
-# A unit above or below a fraction's bar: in `\text`, or letters that are no product of variables.
+# A unit above or below a fraction's bar: in `\text`, or letters that are not a product of variables.
 _UNIT = r"((?:\\text\s*\{[^{}]*\}|[a-z]{4,}|[kcm]?m|mi|ft|in|k?g|mL|lb|oz|h|hr|min|s|sec)\s*(?:\^\s*(?:\d|\{\d\}))?)"
 _ABOVE_UNIT = rf"\\frac\s*\{{\s*{_UNIT}\s*\}}\s*\{{\s*{_UNIT}\s*\}}"
-# In order. Separators that can be nothing else vanish between digits; what only spaces or sizes becomes a space.
+# Applied in order. Unambiguous separators between digits vanish; spacing and sizing commands become a space.
 _TYPOGRAPHY = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -69,7 +69,7 @@ _TYPOGRAPHY = [
 ]
 _WRAPPER = re.compile(r"\\(?:boxed|fbox|framebox|underline|bm|boldsymbol)\s*\{")
 
-# What an answer may open with and end in that adds nothing: arrows, bullets, an equals sign; `is the answer`.
+# Openings and endings that add nothing to an answer: arrows, bullets, an equals sign; `is the answer`.
 _OPENING = re.compile(r"^(\$? ?)(?:\\(?:to|implies|[rR]ightarrow|therefore)(?![A-Za-z])|[•:]|\*(?= )|=(?![=>])) ?")
 _VERDICT = re.compile(
     r"(?<=[\w)}$]) is (?:the )?(?:(?:final|correct|right) )?(?:answer|choice|option|correct|right)$", re.IGNORECASE
@@ -90,7 +90,7 @@ _PLAIN = re.compile(rf"(?P<sign>[-+]? ?)(?P<number>{NUMBER})")
 _LEAD = re.compile(r"#*\s*(?:[^\W\d_][\w\s,.:'()*+-]*)?")
 _EQUATED = re.compile(r"[^\W\d_(][\w\s,'()*+-]*(?:=|:=)\s*")
 _TERM = r"\d* ?[A-Za-z](?:_\w+)?(?:\^\d)?"
-# What has a name of its own although it is no letter: `|A \cup B|`, `E[X]`, `[ABC]`, `\angle ABC`.
+# Quantities named by more than a letter: `|A \cup B|`, `E[X]`, `[ABC]`, `\angle ABC`.
 MEASURED = (
     r"\|[A-Z][^|=\d]*\||(?:\\mathbb ?\{?E\}?|E)? ?\[[A-Z][^][=\d]*\]|m? ?\\(?:angle|overline|triangle) ?\{?[A-Z]+\}?"
 )
@@ -104,7 +104,7 @@ _TAIL = re.compile(
 )
 _EXPONENT = re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*(-?[1-3])\s*\}?")
 _LETTER_UNITS = frozenset("mgshlLCFVNJW") | {"by", "cc"}
-# Words beside a number that leave in doubt whether it is the answer, and words that make it another number.
+# Words that put in doubt whether the number beside them is the answer, and words that change the number.
 _DOUBTS = (
     r"no|not|never|nor|neither|cannot|none|nan|null|wrong|incorrect|false|invalid|impossible|mistaken?|except|or|but|vs"
     r"|versus|unknown|undefined|maybe|perhaps|probably|possibly|presumably|guess\w*|un(?:sure|certain|like|likely|less)"
@@ -114,7 +114,7 @@ _OPERATORS = (
     r"half|halves|twice|thrice|double|triple|plus|minus|negative|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp"
     r"|choose"
 )
-# Before a number an operator stands at its side: `the area under the curve is 5`, but not `under 5`.
+# An operator word counts only directly before a number: `under 5`, but not `the area under the curve is 5`.
 _BEFORE = re.compile(
     rf"\b(?:{_DOUBTS})\b|n't\b|[不非约負负半~]|大于|小于|至少|至多|超过"
     rf"|\b(?:{_OPERATORS}|times|than|least|most|about|approx\w*|around|roughly|nearly|almost|hardly|barely|over|under"
@@ -144,11 +144,11 @@ def tidy(text: str) -> str:
     text = re.sub("[₀-₉]+", lambda found: "_{" + found[0].translate(_SUBSCRIPTS) + "}", text)
     text = "".join(_SYMBOLS.get(character, character) for character in map(_spell, text))
     text = "".join(_SYMBOLS.get(character, character) for character in unicodedata.normalize("NFKC", text))
-    # Without characters of no width, such as joiners and marks of direction.
+    # Drop characters of no width, such as joiners and direction marks.
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     for pattern, replacement in _TYPOGRAPHY:
         text = pattern.sub(replacement, text)
-    # A display of one line is no more than its contents; one with `&` or a line break is several things.
+    # A one-line display is just its content; one with `&` or a line break is several things.
     text = re.sub(r"\\begin\{(align|equation|gather)(\*?)\}([^&\\]*(?:\\[A-Za-z][^&\\]*)*)\\end\{\1\2\}", r"$\3$", text)
     text = re.sub(r"(?<=\d)( ?)([ap])\.m\.", r"\1\2m", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<!\\)\\[()\[\]]|\$\$", "$", text.replace(r"\$", "¤"))
@@ -196,9 +196,9 @@ def read_literal(text: str) -> Fraction | None:
 
 
 def _valued(text: str) -> str:
-    """What `f(2)`, `a_7`, `100m + n` or `x^2 + y^2` is said to equal; any other text as it is.
+    """The stated value of `f(2)`, `a_7`, `100m + n` or `x^2 + y^2`; any other text unchanged.
 
-    What is said of one name alone, `2x = 36`, is an equation to solve.
+    A statement about one name alone, `2x = 36`, is an equation to solve.
     """
     if reversed_ := re.fullmatch(r"([^=]*\d) ?= ?[A-Za-z]", text):
         return reversed_[1]
@@ -210,7 +210,7 @@ def _valued(text: str) -> str:
 
 
 def is_harmless(prose: str) -> bool:
-    """Whether words beside a mathematical answer leave it what it is: no negation, comparison or multiplier."""
+    """Whether words beside a mathematical answer leave it unchanged: no negation, comparison or multiplier."""
     return not (_BEFORE.search(prose) or _AFTER.search(prose)) and not re.search(r"[\\\d=<>|+*/^_-]", prose)
 
 
@@ -236,7 +236,7 @@ def _spell(character: str) -> str:
 
 
 def _undress(text: str) -> str:
-    """A text without quotes and marks of emphasis around it; a mark at one end alone stays."""
+    """A text without surrounding quotes and emphasis marks; a mark at one end alone stays."""
     text = text.strip()
     while len(text) > 1 and text[0] == text[-1] and text[0] in "*_`\"'":
         text = text[1:-1].strip()
@@ -244,7 +244,7 @@ def _undress(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    r"""The text with `$` around what a `\boxed{...}` holds, or where `$` are there already without the box alone.
+    r"""The text with each `\boxed{...}` replaced by its content, in `$` unless it is within `$` already.
 
     An unclosed box stays.
     """

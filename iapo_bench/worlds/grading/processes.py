@@ -18,15 +18,15 @@ from pebble import ProcessExpired, ProcessPool
 from iapo_bench.progress import progress as progress_bar
 
 logger = logging.getLogger(__name__)
-# math-verify warns whenever its own timeouts are off, as they are here: limits of the process replace them.
+# math-verify warns when its own timeouts are off, as they are here: process limits replace them.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 class Outcome(enum.StrEnum):
-    """What became of a completion. Only CORRECT is a success; TIMEOUT and ERROR should be reported beside a result.
+    """The outcome of a completion. Only CORRECT is a success; report TIMEOUT and ERROR beside a result.
 
-    UNPARSEABLE: no answer was given. TIMEOUT: judging it went over a limit of time or memory. ERROR: a fault of the
-    grader or the gold, never of the completion.
+    UNPARSEABLE: no answer was given. TIMEOUT: judging exceeded a limit of time or memory. ERROR: a fault of the grader
+    or the gold, never of the completion.
     """
 
     CORRECT = "CORRECT"
@@ -41,10 +41,10 @@ Judge = Callable[[str, str], Outcome]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one answer may cost, and a batch: `batch_seconds` and `batch_seconds_per_answer` for each that is judged.
+    """Limits for one answer and for a batch: `batch_seconds`, plus `batch_seconds_per_answer` for each answer judged.
 
-    Seconds of an answer are processor time, so that a busy machine makes no difference; `wall_seconds` end one that
-    sleeps. Memory is on top of what a worker needs for itself.
+    `seconds` are CPU time, so that a busy machine makes no difference; `wall_seconds` end a judgement that sleeps.
+    `megabytes` are on top of a worker's own memory.
     """
 
     seconds: int = 3
@@ -55,9 +55,9 @@ class Limits:
 
 
 class Judges:
-    """Processes (default: as many as cores, at most 8) that apply a judge to pairs of texts and golds.
+    """Processes (default: one per core, at most 8) that apply a judge to pairs of texts and golds.
 
-    They start when the first pair comes. `judge` must be importable by name. When no worker can start, judging raises
+    They start with the first pair. `judge` must be importable by name. When no worker can start, judging raises
     BrokenProcessPool; a script that grades needs `if __name__ == "__main__":`, as with all of multiprocessing.
     """
 
@@ -76,8 +76,8 @@ class Judges:
     def apply(self, judge: Judge, pairs: Sequence[tuple[str, str]], *, progress: bool = False) -> list[Outcome]:
         """One outcome for each pair, in order; `progress` shows a bar.
 
-        A judgement over a limit is TIMEOUT, one that raises or exits is ERROR and logged; the others go on. Whatever is
-        left when the batch's time is over is TIMEOUT. Short texts are judged first: long ones cost them nothing.
+        A judgement over a limit is TIMEOUT, one that raises or exits is ERROR and logged; the others go on. Judgements
+        left when the batch's time is over are TIMEOUT. Short texts are judged first, so long ones do not delay them.
         """
         if not pairs:
             return []
@@ -92,7 +92,7 @@ class Judges:
         for i, future in progress_bar(futures.items(), desc="grading", unit="answer", disable=not progress):
             try:
                 while not wait([future], timeout=max(0.0, min(1.0, deadline - time.monotonic()))).done:
-                    # A pool that breaks can forget tasks that still queue.
+                    # A broken pool can forget queued tasks.
                     if not pool.active:
                         raise BrokenProcessPool("the grading processes do not start")
                     if time.monotonic() > deadline:
@@ -104,7 +104,7 @@ class Judges:
             except BrokenProcessPool:
                 raise
             except ProcessExpired as error:
-                # Ended by a signal: the kernel's, at a limit, or a library's that got no memory or no stack.
+                # Killed by a signal: the kernel's at a limit, or that of a library out of memory or stack.
                 outcomes[i] = Outcome.TIMEOUT if (error.exitcode or 0) < 0 else self._fault(pairs[i], error)
             except Exception as error:
                 outcomes[i] = self._fault(pairs[i], error)
@@ -131,7 +131,7 @@ class Judges:
 
 
 def _limit_worker(megabytes: int) -> None:
-    """Import in a new worker what the first judgement would otherwise import on its own time, then bound its memory."""
+    """Import in a new worker what the first judgement would otherwise import on its own time, then limit its memory."""
     import math_verify
 
     math_verify.parse(r"$\frac{1}{2} + \sqrt{3}x^2$", parsing_timeout=None)
@@ -141,7 +141,7 @@ def _limit_worker(megabytes: int) -> None:
 
 
 def _judge_within(seconds: int, judge: Judge, text: str, gold: str) -> Outcome:
-    """Judge with so many seconds of processor time left to this process; the kernel ends it after that."""
+    """Judge with `seconds` of CPU time left to this process; after that the kernel kills it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime) + seconds, hard))

@@ -22,7 +22,8 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's shape: a `kind`, what tells its like apart (brackets, a name, a unit), and its parts.
+    """An answer's shape: its `kind`, a `label` that distinguishes answers of one kind (brackets, a name, a unit), its
+    parts.
 
     Kinds: `scalar` (its LaTeX; label: its unit), `words`, `based` (digits; label: the base), `dots`, `tuple` (label:
     both brackets), `set` and `union` (in any order), `matrix` (label: its number of columns), `named` (a value; label:
@@ -35,7 +36,7 @@ class Answer:
     parts: tuple[Any, ...] = ()
 
 
-# Commands that may stand without a backslash, and all that a scalar may hold.
+# Commands that may appear without a backslash, and all commands that a scalar may hold.
 _FUNCTIONS = (
     *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
     *("ln", "log"),
@@ -53,7 +54,7 @@ _NAME = re.compile(
     r"|\\text ?\{[A-Za-z ]+\}|\\(?:angle|overline|triangle|vec|overrightarrow) ?\{?[A-Za-z]+\}?"
 )
 _TERM = r"(?:(?:\\(?!frac|sqrt))?[A-Za-z]++ ?)+(?:_\{?\w+\}?)?(?:\([^()]*\))? ?"
-# What an answer may give the value of, besides a name: `f(2)`, `\sin \theta`, `a + b`, `(x, y)`.
+# Quantities, besides a name, whose value an answer may give: `f(2)`, `\sin \theta`, `a + b`, `(x, y)`.
 _QUANTITY = re.compile(rf"{_TERM}(?:[+-] ?{_TERM})*|\((?: ?\\?[A-Za-z]+ ?,?)+\)|{MEASURED}")
 _LEAD = re.compile(
     r"(?:(?:[A-Za-z][A-Za-z ,']*)?\b(?:is|are|be|equals|by|option|choice|answer)\b:?|[A-Za-z ]+:"
@@ -79,7 +80,7 @@ _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"
 
 @lru_cache(maxsize=1024)
 def read(text: str) -> Answer:
-    """The answer in a tidied text, without the prose and with the unit around it. Raises Unreadable."""
+    """The answer in a tidied text, with its unit and without the prose around it. Raises Unreadable."""
     if _depth(text) > MAX_DEPTH:
         raise Unreadable(text)
     core, unit = _separate(text)
@@ -106,7 +107,7 @@ def is_stated(text: str) -> bool:
 
 
 def _separate(text: str) -> tuple[str, str]:
-    """Split what stands in a text's mathematics, or after a phrase such as `The answer is`, from the unit behind it."""
+    """Split the mathematics of a text, or what follows a phrase such as `The answer is`, from the unit behind it."""
     tail = ""
     pieces = text.split("$")
     if len(pieces) > 1:
@@ -128,7 +129,7 @@ def _separate(text: str) -> tuple[str, str]:
 
 
 def _last_mathematics(pieces: list[str]) -> tuple[str, str, str]:
-    """The list that a text's last mathematics is, the prose before it and the prose behind it: `$x$ is $1$ and $2$`.
+    """A text's last mathematics, which may be a list, with the prose before and behind it: `$x$ is $1$ and $2$`.
 
     `pieces` are prose and mathematics in turn. Mathematics in the prose before must be a name.
     """
@@ -174,7 +175,7 @@ def _elements(text: str) -> list[str]:
 
 
 def _read_list(elements: list[str], *, both: bool) -> Answer:
-    """A set; of named intervals (`x < 2 or x > 3`) their union, or the interval between two (`x > 2 and x < 3`)."""
+    """A set; for named intervals their union (`x < 2 or x > 3`) or the interval between two (`x > 2 and x < 3`)."""
     parts = list(map(_read, elements))
     if both and all(part.kind == "named" and part.parts[0].kind == "tuple" for part in parts):
         return _between(parts)
@@ -216,7 +217,7 @@ def _flatten(parts: Iterable[Answer], kind: str) -> Iterator[Answer]:
 
 
 def _words(text: str) -> str | None:
-    r"""The words of an answer that is words, in lower case: `\text{(C)}` and `Evelyn`."""
+    r"""The words, in lower case, of an answer that is words: `\text{(C)}` and `Evelyn`."""
     inner = re.fullmatch(r"\(? ?\\text ?\{([^{}\\]*)\} ?\)?", text)
     plain = inner[1] if inner else text
     if not re.fullmatch(r"[\s(]*[^\W\d_]++(?:[\s.'-]++[^\W\d_]++)*+[\s).]*", plain):
@@ -305,7 +306,7 @@ def _read_bracketed(text: str) -> Answer | None:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets nest; more than `MAX_DEPTH` where one closes that did not open, as in `a)(b`."""
+    """Depth of nested brackets; more than `MAX_DEPTH` if one closes that was never opened, as in `a)(b`."""
     depth = deepest = 0
     for character in text:
         depth += (character in _OPEN) - (character in _CLOSE)
@@ -328,7 +329,7 @@ def _read_matrix(text: str) -> Answer | None:
 
 
 def _read_scalar(text: str) -> Answer:
-    """A scalar in the parser's own spelling, every symbol of it known."""
+    """A scalar in the parser's own spelling; every symbol is known."""
     percent = text.endswith("%")
     text = re.sub(r"\\text ?\{ ?([A-Za-z]) ?\}", r" \1 ", text.removesuffix("%").strip())
     for pattern, replacement in _SPELLINGS:
@@ -370,7 +371,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
         (r"\*\*", "^"),
         (r"(?<![\w.}^])(\d*)\.(\d*)\\overline ?\{(\d+)\}", _repeating),
         (rf"(?<![\w.}}^])({NUMBER})(?![\d.])", _exactly),
-        # Mixed numbers, which a space may part.
+        # Mixed numbers, with or without a space.
         (r"(?<![\d}^_.)])(\d+) ?(\\frac\{\d+\}\{\d+\})", r"(\1+\2)"),
         (r"(?<![\d}^_.)])(\d+) (\d+/\d+)(?![\d^])", r"(\1+\2)"),
     )
@@ -379,5 +380,5 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
 _BEFORE_BRACKET = re.compile(
     rf"(\\(?:{'|'.join(_FUNCTIONS)})(?:[_^]\{{[^{{}}]*\}})+) ?(?=\()|(?<![A-Za-z\\])([A-Za-z]|[\d)}}]) ?(?=\()"
 )
-# Words, numbers side by side, brackets that are no root's index, subscripts of or with anything but letters and digits.
+# Words, adjacent numbers, brackets that are not a root's index, subscripts of or with other than letters and digits.
 _ODD = re.compile(rf"(?<![A-Za-z])(?!{FACTORS})[A-Za-z]{{3,}}" r"|\d\s+\d|(?<!\\)\[|_(?!\{?\w)|(?<![A-Za-z\\])_")

@@ -4,7 +4,7 @@ import re
 
 from iapo_bench.worlds.grading.literals import is_harmless
 
-# Spellings of a unit, in the singular, by the one that stands for all.
+# Spellings of a unit, in the singular, by its canonical name.
 _SPELLINGS = {
     "degree": "deg °",
     "in": "inch inche",
@@ -46,9 +46,10 @@ _MONEY = re.compile(r"(^|= ?)(-?) ?(?:US)?¤ ?(?=[\d.-])")
 
 
 def split_unit(text: str, commands: frozenset[str]) -> tuple[str, str] | None:
-    """A text without money before it or a unit behind it, and the unit's one name; None where words change its value.
+    """A text without money before it or a unit behind it, and the unit's canonical name; None if words change its
+    value.
 
-    `commands` are mathematics when they stand without a backslash, no units.
+    `commands`: words that are mathematics, not units, even without a backslash.
     """
     text, money = _MONEY.subn(r"\1\2", text)
     if money:
@@ -56,7 +57,7 @@ def split_unit(text: str, commands: frozenset[str]) -> tuple[str, str] | None:
     text = re.sub(r"(?<=[\d/ ])sec$", "s", text)
     text = re.sub(r"(\\text ?\{[^{}]*\}) ?\\cdot ?(?=\\text| ?[mhs](?![A-Za-z]))", r"\1 ", text)
     unit = ""
-    # The core takes what it can, so the front of a unit may still stand at its end.
+    # The core is matched greedily, so it may still end with the front of a unit.
     while (found := _BEHIND.fullmatch(text)) and commands.isdisjoint(re.findall(r"(?<!\\)[A-Za-z]+", found["unit"])):
         if _is_factor(found["unit"], found["core"]):
             break
