@@ -207,6 +207,11 @@ def test_costs(tmp_path):
     assert sorted(path.suffix for path in tmp_path.glob("costs.*")) == [".csv", ".html", ".md", ".tex"]
 
 
+def test_a_method_that_was_not_tuned_has_no_trials():
+    tier = read_tier("micro", {"methods": ["iapo_ni", "gfpo", "grpo"]})
+    assert tier.costs_job().trials == {"iapo": 3, "gfpo": 3, "grpo": 0}, "a variant has its method's"
+
+
 def test_an_untuned_tier_has_no_trials(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(STEP) + "\n")
     tier = read_tier("smoke")

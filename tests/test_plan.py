@@ -292,9 +292,10 @@ def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
     assert every.exit_code == 0, every.output
     assert "Total: 282 jobs" in every.output
     assert "GPU-hours" in every.output
-    one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", "world.name=math500", "--length", "300"])
-    assert "## math500: completions of 300 tokens, 196 test problems, 94 jobs" in one.output
-    assert "gsm8k" not in one.output
+    for chosen in ("world.name=math500", "world={name: math500}"):
+        one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", chosen, "--length", "300"])
+        assert "## math500: completions of 300 tokens, 196 test problems, 94 jobs" in one.output
+        assert "gsm8k" not in one.output
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,28 @@ def test_a_table_that_is_not_what_its_counts_come_to_is_not_reproduced(reference
         assert report(cells, Margins()).endswith("not what its counts by problem come to: iapo pass@1")
 
 
+def test_an_interval_that_is_not_what_its_counts_come_to_is_not_reproduced(reference, tmp_path):
+    cells = verify(edited(reference, tmp_path / "other", **{"pass@8_lo": 0.01}), reference, Margins())
+    assert cells[~cells["as_counted"]][["row", "cell", "verdict"]].to_numpy().tolist() == [["iapo", "pass@8", NOT]]
+
+
+def test_other_problems_are_refused(reference, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(reference, other)
+    path = other / "micro" / "summaries" / "iapo.parquet"
+    counts = pd.read_parquet(path)
+    counts.assign(problem_id="q" + counts["problem_id"]).to_parquet(path)
+    with pytest.raises(UserError, match="other problems: iapo: nothing is compared"):
+        verify(other, reference, Margins())
+
+
+@pytest.mark.parametrize("where", [{"world": {"options": {"seed": 5}}}, {"model": {"sft": {"seed": 5}}}])
+def test_a_seed_of_the_splits_or_of_the_base_is_a_setting(reference, tmp_path, where):
+    other = make_results(tmp_path / "other", 0.2, settings={"train": {"lr": 0.1}, **where})
+    with pytest.raises(UserError, match=r"\.seed 5 against "):
+        verify(other, reference, Margins())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_cell_that_only_the_reference_has_is_refused_and_named(reference, tmp_path, value):
     fewer = edited(reference, tmp_path / "fewer", pass_at_8=value)
@@ -326,6 +348,40 @@ def test_a_cell_leads_to_its_samples(reference):
         explain(missing, row="iapo", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match=r"unknown column 'pass@9'"):
         explain(reference, row="iapo", column="pass@9", against=None, problems=1, samples=1)
+
+
+def test_a_cell_leads_to_its_own_runs_alone_and_says_where_they_changed(reference, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(reference, results)
+    ran = results / "micro" / "settings" / "ran"
+    ran.mkdir(parents=True)
+    for name in ("train--iapo-seed0", "grade--iapo-seed0--test", "train--iapo-seed01", "train--iapo-seed0b-seed0"):
+        (ran / f"{name}.yaml").write_text("identity: {code: abc}\n")
+
+    def lines() -> list[str]:
+        text = explain(results, row="iapo", column="pass@8", against=None, problems=0, samples=1)
+        return [line for line in text.splitlines() if "code digest" in line or "stale" in line]
+
+    assert [line.split(",")[0].rpartition("/")[2] for line in lines()] == [
+        "grade--iapo-seed0--test.yaml",
+        "train--iapo-seed0.yaml",
+    ]
+    summary = results / "micro" / "summaries" / "iapo.json"
+    summary.write_text(summary.read_text() + "\n")
+    assert lines()[-1] == f"  stale: {summary} is another file by now: make the table again"
+
+
+def test_grades_with_repeated_or_missing_rows_or_of_other_problems_are_not_shown(reference, tmp_path):
+    runs = [reference / "micro" / "base", tmp_path / "grades.parquet"]
+    frame = pd.read_parquet(runs[0] / "test" / "grades.parquet")
+    for changed, said in (
+        (pd.concat([frame, frame[:1]]), "more than once"),
+        (frame[1:], "sample every problem"),
+        (frame.assign(gold="8"), "samples of different problems"),
+    ):
+        changed.to_parquet(runs[1])
+        with pytest.raises(UserError, match=said):
+            set_beside(*runs, problem=None, samples=1, out=None)
 
 
 def test_two_runs_side_by_side(reference, tmp_path):

@@ -49,6 +49,8 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
         raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"training seeds must differ, are {list(seeds)}: each of the --grades is of a run of its own")
     measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 

@@ -166,7 +166,7 @@ def detectable_sentence(table: pd.DataFrame, measure: str) -> str:
     """The smallest difference that the comparisons of a measure could have detected, in words."""
     smallest = table.loc[table["measure"] == measure, "detectable"].dropna()
     if smallest.empty:
-        return f"No difference in {label(measure)} could have been detected: one problem says nothing of others."
+        return f"No difference in {label(measure)} could have been detected: too few problems, or correct answers."
     text = f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five, for "
     text += f"the median pair: {_spread(measure, smallest)} of these checkpoints"
     methods = table.loc[table["measure"] == measure, "methods_detectable"].dropna()

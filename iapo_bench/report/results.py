@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from iapo_bench.errors import UserError, damaged, unknown
-from iapo_bench.evaluate.metrics import COLUMNS
+from iapo_bench.evaluate.metrics import COLUMNS, Samples
 from iapo_bench.files import read_csv, read_parquet, whole_file
 from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
 from iapo_bench.report.steps import read_json
@@ -142,9 +142,12 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
 def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
     """Graded samples with their texts; `question`, and `gold` where the grades have none, from the file of problems.
 
-    Raises UserError when the file is missing or holds no texts.
+    Raises UserError when the file is missing, holds no texts, or has rows that are missing or repeated.
     """
     frame = read_parquet(path, COLUMNS | {"text": str}, "grade again")
+    frame.attrs["file"] = str(path)
+    with damaged(path, "grade again"):
+        Samples.of({0: frame})  # for its checks
     if problems is not None and problems.is_file():
         asked = {problem.id: problem for problem in read_problems(problems)}
         for column, field in (("gold", "answer"), ("question", "question")):

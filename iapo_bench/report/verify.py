@@ -24,7 +24,7 @@ from iapo_bench.report.rows import ENVIRONMENT, Row
 REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced"
 MEASURES = ("pass", "length", "ratio")
 # Settings that may differ between a result and its reference: a reproduction with other seeds shows more.
-_FREE = ("seed", "seeds", "train_seeds")
+_FREE = ("seeds", "train_seeds")
 _SECTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvalConfig,
@@ -92,6 +92,9 @@ def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
             lacking := [c for c in _measured(reference) if not np.isfinite(row.iloc[0].get(c, np.nan))]
         ):
             yield f"cells that are missing: {reference['method']} {', '.join(lacking)}"
+    rows, others = ours.summaries(), theirs.summaries()
+    if asked := [name for name in others if name in rows and rows[name].tally.problems != others[name].tally.problems]:
+        yield f"other problems: {', '.join(asked)}"
 
 
 def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
@@ -167,13 +170,17 @@ def _values(cell: str, row: Row) -> np.ndarray:
 
 
 def _as_counted(cell: str, line: pd.Series, rows: Mapping[str, Row]) -> bool:
-    """Whether a cell of a table agrees with the row's counts by problem; True without counts."""
-    row = rows.get(str(line["method"]))
-    return row is None or bool(np.isclose(line[cell], _values(cell, row).mean(), rtol=1e-5, equal_nan=True))
+    """Whether a cell of a table and its interval agree with the row's counts by problem; True without counts."""
+    if (row := rows.get(str(line["method"]))) is None:
+        return True
+    counted = estimate(_values(cell, row), seeds=True)
+    lo, hi = np.clip(counted.interval, 0, 1 if cell.startswith("pass") else None)
+    told = {cell: counted.value, f"{cell}_lo": lo, f"{cell}_hi": hi}
+    return all(np.isclose(line[name], value, rtol=1e-5, equal_nan=True) for name, value in told.items() if name in line)
 
 
 def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | None, theirs: Row | None) -> Estimate:
-    if ours and theirs and ours.tally.problems == theirs.tally.problems:
+    if ours and theirs:
         values = [_values(cell, side) for side in (ours, theirs)]
         found = estimate(*values, seeds=True)
         seeds = sorted(len(side) for side in values)
