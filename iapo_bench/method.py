@@ -435,4 +435,13 @@ def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
             raise UserError(f"{path}: {cls.__name__}.{name} is never called: did you mean '{near[0]}'?")
     if options and "__dataclass_fields__" not in vars(cls):
         raise UserError(f"{path}: {cls.__name__} has options, so put @dataclass above the class")
+    if untyped := {f.name for f in dataclasses.fields(cls)} & vars(cls).keys() - options.keys():
+        name = min(untyped)
+        raise UserError(f"{path}: {cls.__name__}.{name} has no type and counts for nothing: write `{name}: TYPE = ...`")
+    own = [getattr(cls, hook) is not getattr(Method, hook) for hook in ("observe", "state_dict", "load_state_dict")]
+    if any(own) and not all(own[1:]):
+        raise UserError(
+            f"{path}: what {cls.__name__} observes would be lost when a run is stopped and continued: write state_dict "
+            "and load_state_dict"
+        )
     return cls

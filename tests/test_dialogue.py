@@ -92,6 +92,8 @@ REFUSED = {
     "is no template": (TURNS + "{% if %}", "Expected an expression"),
     "leaves the question out": ("<|im_start|>{{ messages[0].role }}" + OPEN, "leaves out the"),
     "escapes": (TURNS.replace("m.content", "m.content | e") + OPEN, "leaves out the"),
+    "drops backslashes": (TURNS.replace("m.content", "m.content | replace('\\\\', '')") + OPEN, "leaves out the"),
+    "keeps a paragraph": (TURNS.replace("m.content", "m.content.split('\n\n')[-1]") + OPEN, "leaves out the"),
     "raises always": ("{{ raise_exception('tools only') }}", "tools only"),
 }
 

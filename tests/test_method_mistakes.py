@@ -9,12 +9,13 @@ import torch
 from builders import make_batch
 from test_method_contract import SMALL, VARIANTS, batch_of, new
 from test_rewards import made  # noqa: F401
-from test_trainer import SETTINGS, make_trainer  # noqa: F401
+from test_trainer import SETTINGS, coin_grade, make_trainer  # noqa: F401
 
 from iapo_bench import plugins
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.train.trial import more_padding, try_method
+from iapo_bench.worlds.grading import Outcome
 
 HEAD = """\
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Mine(Method):
     name = "mine"
 """
 TOKEN_ENTROPY = "    needs = frozenset({Signal.TOKEN_ENTROPY})\n"
+TAKES_STATE = "    def load_state_dict(self, state):\n        pass\n"
 NO_GRAD = "    @torch.no_grad()\n"
 REWARDS = "    def shape_rewards(self, batch):\n        return "
 CREDIT = "    def credit(self, batch, generator=None):\n        return "
@@ -87,7 +89,7 @@ MISTAKES = {
         "weights must be bool or integers of 0 and 1, is torch.float32",
     ),
     "a state that no checkpoint can hold": (
-        "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n",
+        "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n" + TAKES_STATE,
         9,
         "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: give tensors, numbers and texts",
     ),
@@ -148,6 +150,26 @@ LOADING = {
         HEAD,
         r"method mine \(.*mine\.py\): defaults: strength of mine must be float, is 'much'",
     ),
+    "a loss without its type": (
+        "    loss = LossSpec(clip_high=0.28)\n",
+        HEAD,
+        r"mine\.py: Mine\.loss has no type and counts for nothing: write `loss: TYPE = \.\.\.`",
+    ),
+    "an option of its parent without its type": (
+        "    ddof = 1\n",
+        "from baselines.grpo import GRPO\n" + HEAD.replace("(Method)", "(GRPO)"),
+        r"mine\.py: Mine\.ddof has no type",
+    ),
+    "a state that no checkpoint gets": (
+        "    def observe(self, batch):\n        self.seen = batch.rewards_B.mean()\n",
+        HEAD,
+        r"mine\.py: what Mine observes would be lost .*: write state_dict and load_state_dict",
+    ),
+    "a state that is never taken up": (
+        "    def state_dict(self):\n        return {'seen': 1}\n",
+        HEAD,
+        r"mine\.py: what Mine observes would be lost",
+    ),
     "no loss": ("    loss: LossSpec = None\n", HEAD, r"mine\.py\): defaults: loss of mine must be LossSpec, is None"),
     "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
 }
@@ -205,6 +227,23 @@ def test_rewards_of_ones_own_go_with_methods_that_read_them(name):
         try_method(load_method(name), batch, 0, own_rewards=True)
     for reading in ("grpo", "dapo", "iapo", "sgrpo", "gspo"):
         try_method(load_method(reading, **SMALL.get(reading, {})), batch, 0, own_rewards=True)
+
+
+def test_a_mistake_is_found_in_the_first_batch_though_earlier_steps_accepted_no_group(make_trainer, write_method):  # noqa: F811
+    write_method(
+        "    def accept_group(self, correct_G):\n        return bool(correct_G.any())\n"
+        + REWARDS
+        + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n"
+    )
+    calls = []
+
+    def grade(texts: list[str], golds: list[str]) -> list[Outcome]:
+        calls.append(texts)
+        return coin_grade(texts, golds) if len(calls) > 1 else [Outcome.WRONG] * len(texts)
+
+    trainer = make_trainer("mine", SETTINGS.model_copy(update={"max_draws": 1}), grade, options={})
+    with pytest.raises(UserError, match=r"step 1: method mine .* the rewards change with padding"):
+        trainer.run()
 
 
 DRAFT = """\
