@@ -15,6 +15,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples
 from iapo_bench.report.explain import explain, plain
 from iapo_bench.report.results import bundle, open_results
+from iapo_bench.report.rows import read_rows
 from iapo_bench.report.side_by_side import compare as set_beside
 from iapo_bench.report.table1 import make_table
 from iapo_bench.report.verify import (
@@ -236,6 +237,27 @@ def test_other_problems_are_refused(reference, tmp_path):
     counts.assign(problem_id="q" + counts["problem_id"]).to_parquet(path)
     with pytest.raises(UserError, match="other problems: iapo: nothing is compared"):
         verify(other, reference, Margins())
+
+
+def test_cells_on_other_datasets_count_too(reference, tmp_path):
+    results, paths = tmp_path / "results", []
+    shutil.copytree(reference, results)
+    for name in ("base", "iapo"):
+        paths.append(results / "micro" / "summaries" / f"{name}.json")
+        (row,) = read_rows(paths[-1:])
+        paths.append(results / "micro" / "summaries" / "also" / "math500" / f"{name}.json")
+        replace(row, dataset="math500").write(paths[-1])
+    make_table(paths[::2] + paths[1::2], published=None, out=results / "table1.csv", figure=results / "figures" / "x")
+    bundle(results, tmp_path / "kept")
+    cells = verify(tmp_path / "kept", results, Margins(0, 0))
+    assert (len(cells), set(cells["verdict"]), exit_status(cells)) == (2 * 12, {REPRODUCED}, 0)
+    with pytest.raises(UserError, match="rows that are missing on math500: base, iapo"):
+        verify(reference, results, Margins())
+    table = pd.read_csv(results / "table1.csv")
+    table.loc[3, "pass@1"] += 0.2
+    table.to_csv(results / "table1.csv", index=False)
+    odd = verify(results, tmp_path / "kept", Margins()).query("not as_counted")
+    assert odd[["row", "cell", "verdict"]].to_numpy().tolist() == [["iapo on math500", "pass@1", NOT]]
 
 
 @pytest.mark.parametrize("where", [{"world": {"options": {"seed": 5}}}, {"model": {"sft": {"seed": 5}}}])

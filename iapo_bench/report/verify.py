@@ -57,9 +57,11 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
     and for cells that the results lack.
     """
     with open_results(results) as ours, open_results(against) as theirs:
-        _require_alike(ours.file, theirs.file, differing_rows(ours, theirs))
+        parts = [(ours, theirs), *((ours.on(dataset), theirs.on(dataset)) for dataset in theirs.others)]
+        for part in parts:
+            _require_alike(ours.file, theirs.file, differing_rows(*part))
         _require_alike(ours.record, theirs.record, differing_settings(ours, theirs))
-        lines = list(_cells(ours, theirs))
+        lines = [line for part in parts for line in _cells(*part)]
     corrected = holm([line["p"] for line in lines])
     for line, p in zip(lines, corrected, strict=True):
         margin = margins.of(line["cell"].split("@")[0], line["reference"])
@@ -82,7 +84,7 @@ def _require_alike(ours: Path, theirs: Path, differences: Iterator[str]) -> None
 def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
     """The differences between the rows of two tables that make them incomparable, in words."""
     if missing := sorted({*theirs.table["method"]} - {*ours.table["method"]}):
-        yield f"rows that are missing: {', '.join(missing)}"
+        yield f"rows that are missing{_on(theirs)}: {', '.join(missing)}"
     for _, reference in theirs.table.iterrows():
         row = ours.table[ours.table["method"] == reference["method"]]
         for column in ("model", "dataset", "profile", "n_problems", "n_samples"):
@@ -109,6 +111,10 @@ def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
             rows.setdefault(f"{setting} {here} against {there}", []).append(row)
     for words, names in rows.items():
         yield f"{words} ({', '.join(names)})"
+
+
+def _on(results: Results) -> str:
+    return f" on {results.also}" if results.also else ""
 
 
 def _default(key: str) -> Any:
@@ -148,7 +154,12 @@ def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
             else:
                 found = Estimate(float(row[cell] - reference[cell]), ((float("nan"), 0),))
             lo, hi = found.interval
-            yield {"row": method, "cell": cell, "value": float(row[cell]), "reference": float(reference[cell])} | {
+            yield {
+                "row": f"{method}{_on(theirs)}",
+                "cell": cell,
+                "value": float(row[cell]),
+                "reference": float(reference[cell]),
+            } | {
                 "difference": found.value,
                 "lo": lo,
                 "hi": hi,
