@@ -375,6 +375,14 @@ def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
         encode([Problem("p", QUESTION, "12")], GSM8K().dialogue(tokenizer), path, 16)
 
 
+def test_a_question_with_the_text_of_a_special_token_is_refused(tmp_path):
+    path = save(tokenizer_with(TURNS + OPEN), tmp_path / "model")
+    dialogue = GSM8K().dialogue(load_tokenizer(path))
+    assert encode([Problem("p", "Is 1 < s > 2?", "12")], dialogue, path, 16)
+    with pytest.raises(UserError, match="problem 'p' contains '<s>', a special token of the model"):
+        encode([Problem("p", "What does <s> mean?", "12")], dialogue, path, 16)
+
+
 # The commands
 
 

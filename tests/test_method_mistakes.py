@@ -93,6 +93,12 @@ MISTAKES = {
         9,
         "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: give tensors, numbers and texts",
     ),
+    "a state that it cannot take up itself": (
+        "    def state_dict(self):\n        return {'mean': 0.5}\n"
+        "    def load_state_dict(self, state):\n        self.mean = state['means']\n",
+        12,
+        "load_state_dict: KeyError: 'means'",
+    ),
     "width taken for the longest length": (
         REWARDS + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n",
         9,
@@ -160,6 +166,17 @@ LOADING = {
         "from baselines.grpo import GRPO\n" + HEAD.replace("(Method)", "(GRPO)"),
         r"mine\.py: Mine\.ddof has no type",
     ),
+    "a loss without its type in a parent": (
+        "",
+        HEAD.replace('    name = "mine"\n', "    loss = LossSpec(clip_high=0.28)\n")
+        + "class Own(Mine):\n    name = 'mine'\n",
+        r"mine\.py: Mine\.loss has no type",
+    ),
+    "an option of another type, unchecked by its class": (
+        "    strength: float = 'much'\n    def __post_init__(self):\n        pass\n",
+        HEAD,
+        r"strength of mine must be float, is 'much'",
+    ),
     "a state that no checkpoint gets": (
         "    def observe(self, batch):\n        self.seen = batch.rewards_B.mean()\n",
         HEAD,
@@ -182,6 +199,11 @@ def test_a_file_that_is_no_method_is_named(write_method, mistake):
     with pytest.raises(UserError) as caught:
         load_method("mine")
     assert re.search(words, str(caught.value)), caught.value
+
+
+def test_a_class_with_slots_is_a_method_like_any(write_method):
+    write_method("    strength: float = 2.0\n", HEAD.replace("@dataclass", "@dataclass(slots=True)"))
+    assert load_method("mine").strength == 2
 
 
 def test_a_helper_may_be_named_like_the_hook_that_it_helps(write_method):
