@@ -77,7 +77,8 @@ class Row:
             raise ValueError("a label is not text")
         TypeAdapter(dict[str, list[str]]).validate_python(told["environment"])
         summary = Summary.from_dict(content)
-        if summary.train_seeds != [*tally.train_seeds] or not np.isclose(summary.accuracy, tally.rate("correct")):
+        accuracy = tally.values("pass@1").mean()
+        if summary.train_seeds != [*tally.train_seeds] or not np.isclose(summary.accuracy, accuracy):
             raise ValueError("the counts by problem beside it are of other grades")
         return cls(**told, summary=summary, tally=tally)
 
