@@ -48,7 +48,7 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
 
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
-        raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
+        raise UserError(f"{len(grades)} --grades but {len(seeds)} --train-seed: give one for each --grades, or none")
     measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 

@@ -28,7 +28,7 @@ def make_frontier(summaries: Sequence[Path], base: Path, *, out: Path, figure: P
     rows = [row for row in read_rows(summaries) if row.trained or row.method == BASE]
     samples = Samples.of({0: read_grades(base)})
     if any(row.tally.problems != samples.problems for row in rows):
-        raise UserError(f"{base} and the summaries have different problems: measure again")
+        raise UserError(f"{base} and the summaries have different problems: sample the same problems")
     curve, values = controls(samples)
     table = against_controls(rows, curve, values)
     frame = pd.concat([curve, table], ignore_index=True)

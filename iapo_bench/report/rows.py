@@ -72,7 +72,7 @@ class Row:
         told = {label: content[label] for label in (*LABELS, "parent", "settings", "environment")}
         told |= {name: int(content.get(name, 0)) for name in _UPDATES}
         if not all(isinstance(told[label], str) for label in (*LABELS, "parent")):
-            raise ValueError("a label is not text")
+            raise ValueError("a label must be text")
         TypeAdapter(dict[str, list[str]]).validate_python(told["environment"])
         return cls(**told, summary=Summary.from_dict(content), tally=tally)
 

@@ -26,5 +26,5 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file. Raises UserError when it is missing or broken."""
     content = files.read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no fields: make it again")
+        raise UserError(f"{path} is not a JSON object: make it again")
     return content
