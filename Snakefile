@@ -84,7 +84,7 @@ ALL = [
 # The report holds the artefacts that exist; its captions count the problems and seeds behind them.
 if "--report" in sys.argv:
     ALL = [path for path in ALL if suite.is_whole(Path(path))]
-    config.update(suite.report_texts(FLOW, OUT))
+    config.update(suite.report_texts(OUT))
 
 
 report: "rules/captions/overview.rst"

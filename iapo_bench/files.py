@@ -165,7 +165,7 @@ def parse_json(text: str, place: str, hint: str) -> Any:
     """The value of strict JSON. Raises UserError that names `place` and ends with `hint`, also for numbers that are not
     finite or have thousands of digits, lone surrogates, and too deep nesting."""
     try:
-        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -282,6 +282,14 @@ def write_json(path: Path, value: Any) -> None:
     text = to_json(value, indent=2) + "\n"
     with whole_file(path) as partial:
         partial.write_text(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)[:40]}' appears twice")
+    return found
 
 
 def _finite(number: str) -> float:

@@ -412,6 +412,7 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
             if isinstance(changes.get(part), dict):
                 changes[part] = _replace_part(part, getattr(method, part), changes[part])
         method = dataclasses.replace(method, **changes)
+    _check_options(method, name)  # a class with a `__post_init__` of its own may have left it out
     with blaming(method, "needs"):
         if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
             raise ValueError(f"must be a set of Signal, is {method.needs!r}")
@@ -435,4 +436,16 @@ def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
             raise UserError(f"{path}: {cls.__name__}.{name} is never called: did you mean '{near[0]}'?")
     if options and "__dataclass_fields__" not in vars(cls):
         raise UserError(f"{path}: {cls.__name__} has options, so put @dataclass above the class")
+    fields = {option.name for option in dataclasses.fields(cls)}
+    for part in cls.__mro__[: cls.__mro__.index(Method)]:
+        given = {name for name, value in vars(part).items() if not inspect.ismemberdescriptor(value)}
+        if untyped := fields & given - vars(part).get("__annotations__", {}).keys():
+            slip = f"{part.__name__}.{min(untyped)}"
+            raise UserError(f"{path}: {slip} has no type and is ignored: write `{min(untyped)}: TYPE = ...`")
+    own = [getattr(cls, hook) is not getattr(Method, hook) for hook in ("observe", "state_dict", "load_state_dict")]
+    if any(own) and not all(own[1:]):
+        raise UserError(
+            f"{path}: what {cls.__name__} observes would be lost when a run is stopped and continued: write state_dict "
+            "and load_state_dict"
+        )
     return cls

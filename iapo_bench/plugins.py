@@ -52,11 +52,18 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 
 
 def load_class(path: Path, base: type[T], name: str) -> type[T]:
-    """The subclass of `base` in a file whose class attribute `name` is `name`. Raises UserError when there is none."""
-    for value in vars(_module(path)).values():
-        if isinstance(value, type) and issubclass(value, base) and getattr(value, "name", None) == name:
-            return value
+    """The subclass of `base` in a file whose class attribute `name` is `name`; one that the file imports (the parent of
+    its own) counts where it has none of its own. Raises UserError when there is none, or more than one."""
+    module = _module(path)
+    held = {value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)}
+    named = [value for value in held if getattr(value, "name", None) == name]
+    found = [value for value in named if value.__module__ == module.__name__] or named
+    if len(found) == 1:
+        return found[0]
     kind = "class" if base is object else f"subclass of {base.__name__}"
+    if found:
+        several = ", ".join(sorted(value.__name__ for value in found))
+        raise UserError(f"{path} has more than one {kind} with name = '{name}' ({several}): rename all but one")
     raise UserError(f"{path} has no {kind} with name = '{name}'")
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -21,13 +21,14 @@ from iapo_bench.config.reading import read_yaml
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.world import PrepareJob
-from iapo_bench.errors import UserError, explain
+from iapo_bench.errors import UserError, damaged, explain
 from iapo_bench.files import read_csv, read_json, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.gpu_lease import visible_devices
 from iapo_bench.machine.provenance import checksum, checksums
 from iapo_bench.plugins import list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
+from iapo_bench.report.results import TABLE, open_results
 from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
 
@@ -219,7 +220,8 @@ class Workflow:
     def metrics(self, row: str, dataset: str = "") -> str:
         """Settings file of the summary of a row, on the tier's problems or on another dataset's."""
         name = f"metrics {row} {dataset}" if dataset else f"metrics {row}"
-        return self._write(name, self._tier_for(row).row_job(row, dataset), "iapo_bench.report.rows")
+        job = self._tier_for(row).row_job(row, dataset)
+        return self._write(name, job, "iapo_bench.report.rows", runs=self.folders(row))
 
     def controls(self) -> str:
         """Settings file of the controls, which are made from the base's samples."""
@@ -234,23 +236,23 @@ class Workflow:
         """Settings file for timing every row with the machine to itself."""
         job = self.tier.timing_job()
         plugins = dict.fromkeys(path for each in job.train.values() for path in each.plugins)
-        return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset])
+        return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset], runs=list(self.runs))
 
     def costs(self) -> str:
         """Settings file of the costs."""
-        return self._write("costs", self.tier.costs_job(), "iapo_bench.report.costs")
+        return self._write("costs", self.tier.costs_job(), "iapo_bench.report.costs", runs=list(self.runs))
 
     def wallclock(self) -> str:
         """Settings file of the wall-clock table."""
-        return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock")
+        return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock", runs=list(self.runs))
 
     def curves(self) -> str:
         """Settings file of the training curves."""
-        return self._write("curves", self.tier.labels, "iapo_bench.report.curves")
+        return self._write("curves", self.tier.labels, "iapo_bench.report.curves", runs=list(self.runs))
 
     def lm_eval_table(self) -> str:
         """Settings file of the table of lm-eval's scores."""
-        return self._write("lm_eval_table", self.tier.labels, "iapo_bench.report.lm_eval")
+        return self._write("lm_eval_table", self.tier.labels, "iapo_bench.report.lm_eval", runs=list(self.runs))
 
     @cached_property
     def departed(self) -> dict[str, str]:
@@ -269,7 +271,8 @@ class Workflow:
 
     def protocol(self) -> str:
         """Settings file of the comparison of protocols."""
-        return self._write("protocol", self.tier.protocol_job(), "iapo_bench.report.protocol", self._dataset)
+        job, runs = self.tier.protocol_job(), list(self.runs)
+        return self._write("protocol", job, "iapo_bench.report.protocol", self._dataset, runs=runs)
 
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""
@@ -281,7 +284,8 @@ class Workflow:
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""
-        return self._write("role_tables", self.tier.roles_job(), "iapo_bench.tokens.roles", self._dataset)
+        job, runs = self.tier.roles_job(), list(self.runs)
+        return self._write("role_tables", job, "iapo_bench.tokens.roles", self._dataset, runs=runs)
 
     def tune(self) -> str:
         """Settings file of the choice on validation."""
@@ -296,8 +300,9 @@ class Workflow:
         return self._write("sensitivity", self.tier.sensitivity_job(), "iapo_bench.report.sensitivity")
 
     def artefact(self, name: str) -> str:
-        """File that identifies the code of a table or figure without settings."""
-        return self._write(name, None, ARTEFACTS[name])
+        """File that identifies the code and the rows of a table or figure without settings."""
+        rows = [*self.runs, *self.tier.ablations, *self.tier.also]
+        return self._write(name, None, ARTEFACTS[name], rows=rows)
 
     @property
     def _dataset(self) -> list[Path]:
@@ -344,21 +349,23 @@ class Workflow:
                 partial.write_text(text)
         elif path.read_bytes() != text.encode():
             _rewrite(path, text)
-        self._tell(name, told)
+        self._tell(name, told, path)
         return str(path)
 
     def is_current(self, row: str) -> bool:
         """Whether a row's test grades exist for every training seed, and every job behind them ran with the current
         settings, inputs and code. Prints why for jobs that did not."""
         jobs = [self.prepare(), self.base()]
+        made: list[list[Path]] = []  # by run, each file from the one before
         for folder in self.folders(row):
             run = folder.removeprefix(f"{self.work}/")
             if row != BASE:
                 jobs.append(self.checkpoint(row) if row in self.tier.measured else self.train(run))
             jobs += [self.sample(run, "test"), self.grade(run, "test")]
-        return all((Path(folder) / "test" / "grades.parquet").is_file() for folder in self.folders(row)) and all(
-            map(self.ran, jobs)
-        )
+            start = [] if row == BASE or row in self.tier.measured else [f"{self.work}/{BASE}"]
+            models = [Path(place) / "model" for place in [*start, folder]]
+            made.append([*models, *(Path(folder) / "test" / f"{name}.parquet" for name in ("samples", "grades"))])
+        return all(map(_in_order, made)) and all(map(self.ran, jobs))
 
     def ran(self, settings: str) -> bool:
         """Whether the last run of a job had these settings, or others with the same identity."""
@@ -366,7 +373,7 @@ class Workflow:
         ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
         return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]
 
-    def _tell(self, name: str, told: dict[str, Any]) -> None:
+    def _tell(self, name: str, told: dict[str, Any], path: Path) -> None:
         ran = Path(self.work) / "settings" / "ran" / f"{name}.yaml"
         if name in self._told or not ran.is_file():
             return
@@ -374,6 +381,16 @@ class Workflow:
         before = read_yaml(ran)[0].get("identity")
         if before != json.loads(json.dumps(told)):
             click.echo(f"stale: {name}, {differences(before, told)}", err=True)
+            if path.stat().st_mtime_ns < ran.stat().st_mtime_ns:
+                os.utime(
+                    path
+                )  # of an earlier call: where Snakemake goes by times alone, an old file makes nothing stale
+
+
+def _in_order(paths: Sequence[Path]) -> bool:
+    """Whether files are all there, none older than the one before it."""
+    times = [path.stat().st_mtime_ns for path in paths if path.exists()]
+    return len(times) == len(paths) and times == sorted(times)
 
 
 def _rewrite(path: Path, text: str) -> None:
@@ -400,16 +417,24 @@ def is_whole(made: Path) -> bool:
     return made.exists() and (made.suffix != ".csv" or made.with_suffix(".md").exists())
 
 
-def report_texts(flow: Workflow, out: str) -> dict[str, str]:
+def report_texts(out: str) -> dict[str, str]:
     """Texts that the report's captions insert: what was measured (`behind`) and the `verdict`."""
-    tier, problems = flow.tier, Path(flow.work) / "data" / "test.jsonl"
-    known = problems.read_bytes().count(b"\n") if problems.is_file() else tier.evaluate.problems
-    count = min(known, tier.evaluate.problems or known) if known else "all"
-    behind = (
-        f"{tier.model.name} on {tier.world.name}: {count} test problems, {tier.evaluate.n_samples} samples each for "
-        f"{len(tier.evaluate.seeds)} sampling seeds, {len(flow.seeds)} training seeds."
+    return {"behind": _behind(Path(out) / TABLE), "verdict": _verdict(Path(out) / "frontier.csv")}
+
+
+def _behind(path: Path) -> str:
+    """What stands behind a finished table, which other settings than the current ones may have made; empty without
+    one."""
+    try:
+        with open_results(path) as results, damaged(results.record, "make the table again"):
+            first, told = results.table.iloc[0], list(results.provenance["seeds"].values())
+            sampling, trained = (sorted({len(seeds[kind]) for seeds in told}) for kind in ("sampling", "train"))
+    except UserError:
+        return ""
+    return (
+        f"{first['model']} on {first['dataset']}: {first['n_problems']} test problems, {first['n_samples']} samples "
+        f"each for {sampling[-1]} sampling seeds, {trained[-1]} training seeds."
     )
-    return {"behind": behind, "verdict": _verdict(Path(out) / "frontier.csv")}
 
 
 def _verdict(frontier: Path) -> str:

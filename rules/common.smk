@@ -117,7 +117,7 @@ def departed_rows(wildcards):
 def candidates():
     """Runs that a protocol may choose among: training seeds, and the points of IAPO's grid that were trained."""
     grid = {
-        f"{TIER.parent(TIER.sensitivity.method)}/{100 + i}": f"{WORK}/{point}"
+        f"{TIER.parent(TIER.sensitivity.method)}/point{i}": f"{WORK}/{point}"
         for i, point in enumerate(FLOW.points)
         if Path(f"{WORK}/{point}/model").exists()
     }

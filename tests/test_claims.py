@@ -218,3 +218,25 @@ def test_a_bad_ledger_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_claims(path)
+
+
+def test_rows_of_earlier_calls_are_judged_apart():
+    """A row that was asked, sampled or budgeted otherwise says nothing of the others."""
+    asked = {"evaluate": {"n_samples": 32}, "train": {"completions": 64}}
+    rows = [replace(row, settings=asked) for row in measured()]
+    (iapo,) = [row for row in rows if row.method == "iapo"]
+    rest = [row for row in rows if row is not iapo]
+    others = [
+        replace(iapo, settings=asked | {"evaluate": {"n_samples": 16}}),
+        replace(iapo, settings=asked | {"train": {"completions": 8}}),
+        replace(iapo, tally=replace(iapo.tally, problems=iapo.tally.problems[::-1])),
+    ]
+
+    def judged(row) -> set[str]:
+        evidence = Evidence(pd.read_csv(PUBLISHED), pd.read_csv(SECOND_HAND), [row, *rest])
+        table = judge(read_claims(LEDGER), evidence)
+        return set(table[table["numbers"] == "measured"]["claim"])
+
+    assert "best-ratio" in judged(iapo)
+    for other in others:
+        assert not judged(other) & {"best-ratio", "shorter-than-dapo"}

@@ -176,6 +176,26 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
             ("wallclock", "--config", "smoke", "--run", "iapo", "--out", tmp / "out", "--figure", tmp / "out"),
             "write METHOD/SEED=DIR, or base=DIR",
         ),
+        "run twice": (
+            (
+                "wallclock",
+                "--config",
+                "smoke",
+                *2 * ("--run", "iapo/0=x"),
+                "--out",
+                tmp / "out",
+                "--figure",
+                tmp / "out",
+            ),
+            "--run iapo/0 is given twice",
+        ),
+        "seed twice": (
+            (
+                *("metrics", "--config", "smoke", "--method", "iapo", "--out", tmp / "out"),
+                *2 * ("--grades", made / "iapo" / "test" / "grades.parquet", "--train-seed", 3),
+            ),
+            "training seeds must be distinct, are [3, 3]",
+        ),
         "workflow never ran": (("bench", "table", "--work", tmp), "run the workflow first"),
     }
 
@@ -187,7 +207,7 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
         *("unknown dataset", "no data", "missing data directory", "unknown method", "unknown trial", "no base"),
         *("no problems", "empty JSONL", "truncated JSONL", "wrong checkpoint", "prompt beyond the context"),
         *("unknown split", "n < k", "nothing sampled", "nothing graded", "nothing measured"),
-        *("run without a directory", "workflow never ran"),
+        *("run without a directory", "run twice", "seed twice", "workflow never ran"),
     ],
 )
 def test_a_mistake_is_one_line_exit_two_and_nothing_written(run, made, tmp_path, name):

@@ -33,7 +33,8 @@ def rows_of(*, train_seeds=(0,), spread=0.0, seed=0):
         row = make_row(name, (1, 16, 32), 0.5 + shift, length, train_seeds=list(seeds))
         moved = hard_P + shift + spread * generator.standard_normal((len(seeds), 1, 1))
         correct = generator.binomial(32, np.clip(moved, 0, 1) + np.zeros((len(seeds), 2, 200)))
-        rows.append(replace(row, tally=replace(row.tally, counts=row.tally.counts | {"correct": correct})))
+        tally = replace(row.tally, counts=row.tally.counts | {"correct": correct})
+        rows.append(replace(row, tally=tally, summary=replace(row.summary, accuracy=float(correct.mean() / 32))))
     return rows
 
 
@@ -41,6 +42,14 @@ def pair(table: pd.DataFrame, measure: str, a: str, b: str) -> pd.Series:
     found = table[(table["measure"] == measure) & (table["a"] == a) & (table["b"] == b)]
     assert len(found) == 1
     return found.iloc[0]
+
+
+def test_a_row_without_a_correct_answer_is_said_to_tell_nothing():
+    base, better, _ = rows_of()
+    counts = better.tally.counts | {"correct": 0 * better.tally.counts["correct"]}
+    wrong = replace(better, tally=replace(better.tally, counts=counts))
+    text = detectable_sentence(compare_rows([base, wrong]), "tokens_per_correct")
+    assert text.endswith("could have been detected: too few problems, or correct answers.")
 
 
 def test_every_pair_and_measure_once():
@@ -143,3 +152,6 @@ def test_files(tmp_path):
     assert float(said[0]) < float(said[1])
     with pytest.raises(UserError, match="two rows"):
         make_comparisons(paths[:1], out=tmp_path / "x.csv", figure=tmp_path / "x")
+    replace(row, dataset="other").write(paths[-1])
+    with pytest.raises(UserError, match="two rows of each dataset"):
+        make_comparisons(paths, out=tmp_path / "x.csv", figure=tmp_path / "x")

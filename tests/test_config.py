@@ -56,6 +56,7 @@ def test_every_tier_is_valid(name):
         ({"world": {"name": "gsm9k"}}, "--config: world.name: unknown dataset 'gsm9k': did you mean 'gsm8k'"),
         ({"evaluate": {"n_samples": 16}}, "k=32 needs at least 32 samples a problem, n_samples is 16"),
         ({"methods": {"base": {"method": "iapo"}}}, "--config: methods.base: is reserved for the untrained model"),
+        ({"methods": {"base_cut": {"method": "iapo"}}}, "--config: methods.base_cut: is reserved for the untrained"),
         ({"ablations": {"fast": {"method": "ipo"}}}, "--config: ablations.fast: unknown method 'ipo'"),
         ({"sensitivity": {"method": "ipo"}}, "--config: sensitivity.method: unknown method 'ipo': did you mean 'iapo'"),
         ({"world": {"name": "gsm8k"}}, "--config: world.name: the model 'shipped' answers only the micro world"),
@@ -229,6 +230,20 @@ def test_which_setting_wins():
     trial = tier.train_job("iapo", 0, trial=1)
     assert trial.train.lr == content["train"]["lr"]
     assert trial.method.options == {"alpha": 0.1, "beta": 0.0}, "a trial wins over the tier's entry"
+
+
+def test_what_a_search_says_it_tried_is_what_it_trained():
+    given = {"train": {"lr": 1e-3, "updates_per_rollout": 1}, "methods": {"iapo": {"options": {"alpha": 0.7}}}}
+    tier = read_tier("micro", {**given, "tuned": None})
+    tried = tier.tune_job().trials
+    for name, trials in tried.items():
+        jobs = [tier.train_job(name, 0, trial=number) for number in range(len(trials))]
+        for trial, job in zip(trials, jobs, strict=True):
+            assert trial["lr"] == job.train.lr
+            assert trial.get("updates_per_rollout", 1) == job.train.updates_per_rollout == 1
+            assert trial.get("options", {}).items() <= job.method.options.items()
+    assert {trial["options"]["alpha"] for trial in tried["iapo"]} == {0.7}
+    assert [trial["lr"] for trial in tried["sgrpo"]] == [1e-3, 1e-3, 1.5e-3], "multiples of the rate that was given"
 
 
 def test_every_row_says_how_its_settings_were_chosen():

@@ -148,12 +148,20 @@ def test_frontier_files(tmp_path):
         paths.append(tmp_path / f"{name}.json")
         method_of(frame, name).write(paths[-1])
     make_frontier(paths, tmp_path / "grades.parquet", out=tmp_path / "frontier.csv", figure=tmp_path / "frontier")
+    assert "About these checkpoints alone" in (tmp_path / "frontier.md").read_text()
     kinds = pd.read_csv(tmp_path / "frontier.csv")["kind"].value_counts()
     assert (kinds["method"], kinds["shortest"]) == (1, 4)
     assert (tmp_path / "frontier.svg").read_text().count(">iapo</text>") == 1
-    base_grades(problems=4).to_parquet(tmp_path / "grades.parquet")
-    with pytest.raises(UserError, match="different problems"):
-        make_frontier(paths, tmp_path / "grades.parquet", out=tmp_path / "x.csv", figure=tmp_path / "x")
+    nowhere = {"out": tmp_path / "x.csv", "figure": tmp_path / "x"}
+    with pytest.raises(UserError, match="give a method's summary too"):
+        make_frontier(paths[:1], tmp_path / "grades.parquet", **nowhere)
+    for frame, said in (
+        (base_grades(seed=1), "that the base's summary counts"),
+        (base_grades(problems=4), "different"),
+    ):
+        frame.to_parquet(tmp_path / "grades.parquet")
+        with pytest.raises(UserError, match=said):
+            make_frontier(paths, tmp_path / "grades.parquet", **nowhere)
 
 
 def test_scores_by_hand():
@@ -200,11 +208,20 @@ def test_costs(tmp_path):
     assert "| 1.000     |" in markdown(cost_blocks(both, cost_frame(tier.costs_job(), both, logs)))
     with pytest.raises(UserError, match="give one per seed"):
         cost_frame(tier.costs_job(), rows, {"iapo": logs["iapo"][:1]})
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text("".join(json.dumps({"step": step, **STEP}) + "\n" for step in (0, 1, 1)))
+    with pytest.raises(UserError, match="steps are not 0, 1, 2"):
+        cost_frame(tier.costs_job(), rows, {"iapo": [*logs["iapo"][:1], twice]})
     paths = [tmp_path / f"{row.method}.json" for row in rows]
     for path, row in zip(paths, rows, strict=True):
         row.write(path)
     make_costs(tier.costs_job(), paths, runs, out=tmp_path / "costs.csv")
     assert sorted(path.suffix for path in tmp_path.glob("costs.*")) == [".csv", ".html", ".md", ".tex"]
+
+
+def test_a_method_that_was_not_tuned_has_no_trials():
+    tier = read_tier("micro", {"methods": ["iapo_ni", "gfpo", "grpo"]})
+    assert tier.costs_job().trials == {"iapo": 3, "gfpo": 3, "grpo": 0}, "a variant has its method's"
 
 
 def test_an_untuned_tier_has_no_trials(tmp_path):

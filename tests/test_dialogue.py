@@ -92,6 +92,8 @@ REFUSED = {
     "is no template": (TURNS + "{% if %}", "Expected an expression"),
     "leaves the question out": ("<|im_start|>{{ messages[0].role }}" + OPEN, "leaves out the"),
     "escapes": (TURNS.replace("m.content", "m.content | e") + OPEN, "leaves out the"),
+    "drops backslashes": (TURNS.replace("m.content", "m.content | replace('\\\\', '')") + OPEN, "leaves out the"),
+    "keeps a paragraph": (TURNS.replace("m.content", "m.content.split('\n\n')[-1]") + OPEN, "leaves out the"),
     "raises always": ("{{ raise_exception('tools only') }}", "tools only"),
 }
 
@@ -371,6 +373,14 @@ def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
     path = save(tokenizer, tmp_path / "model", vocab_size=tokenizer.convert_tokens_to_ids("<turn>"))
     with pytest.raises(UserError, match=r"token id 260 \('<turn>'\) but the weights have 260 embeddings"):
         encode([Problem("p", QUESTION, "12")], GSM8K().dialogue(tokenizer), path, 16)
+
+
+def test_a_question_with_the_text_of_a_special_token_is_refused(tmp_path):
+    path = save(tokenizer_with(TURNS + OPEN), tmp_path / "model")
+    dialogue = GSM8K().dialogue(load_tokenizer(path))
+    assert encode([Problem("p", "Is 1 < s > 2?", "12")], dialogue, path, 16)
+    with pytest.raises(UserError, match="problem 'p' contains '<s>', a special token of the model"):
+        encode([Problem("p", "What does <s> mean?", "12")], dialogue, path, 16)
 
 
 # The commands

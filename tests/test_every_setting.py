@@ -78,7 +78,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
             "methods": ({"dapo": {}}, {"timing", "costs", "tune"}, "dapo"),
             "ablations": ({"dapo": {}}, set()),
             "tuned": ({"gfpo": {"lr": 3.0}}, {"train", "timing", "row", "costs"}, "lr", "selection", "trials"),
-            "given": ({"train": {"lr": 4.0}}, {*ALL, *ROWS}, "lr", "selection"),
+            "given": ({"train": {"lr_schedule": "linear"}}, {*ALL, *ROWS}, "lr_schedule", "selection"),
         },
     ),
     "ModelConfig": (
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         "methods.grpo",
         {*OWN, "row"},  # a trial wins over an entry
         {
-            "method": ("dapo", {*OWN, "row"}, "name", "parent"),
+            "method": ("dapo", {*OWN, "row", "costs"}, "name", "parent", "trials"),
             "checkpoint": ("they/others", {"checkpoint", "row of a checkpoint"}, "source"),
             "subfolder": ("deep", {"checkpoint", "row of a checkpoint"}),
             "profile": ("released", {*OWN, "row"}, "lr_schedule", "grader", "format_rule", "updates_per_rollout"),

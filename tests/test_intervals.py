@@ -61,6 +61,9 @@ def test_every_degree_of_freedom_has_a_p_value():
 def test_without_variance_or_freedom():
     assert estimate(np.ones((1, 5)), np.ones((1, 5)), seeds=False).p == 1, "equal in every problem"
     assert estimate(np.ones((1, 5)), seeds=False).p == 0
+    for P, known in ((2, False), (5, False), (6, True)):
+        all_won = estimate(np.full((1, P), 0.3), np.full((1, P), 0.1), seeds=False)
+        assert (all_won.p < 0.05, np.isfinite(all_won.interval).all()) == (known, known), "two of two are no verdict"
     alone = estimate(np.ones((2, 1)), seeds=True)
     assert np.isnan([alone.p, *alone.interval, alone.detectable]).all(), "one problem says nothing of others"
 

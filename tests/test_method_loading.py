@@ -89,6 +89,15 @@ def test_a_method_dropped_in_is_found_and_wins(tmp_path, monkeypatch):
     assert message("nameless").endswith("has no subclass of Method with name = 'nameless'")
 
 
+def test_a_file_means_its_own_class_and_not_the_baseline_that_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "METHOD_DIRS", (tmp_path, *plugins.METHOD_DIRS))
+    mine = "from baselines.dapo import DAPO\nclass Mine(DAPO): dynamic = True\n"
+    (tmp_path / "dapo.py").write_text(mine)
+    assert type(load_method("dapo")).__name__ == "Mine"
+    (tmp_path / "dapo.py").write_text(mine + "class Other(Mine): pass\n")
+    assert "more than one subclass of Method with name = 'dapo' (Mine, Other): rename all but one" in message("dapo")
+
+
 @pytest.mark.parametrize("text", ["import nothing_of_this_name\n", "class Sums(\n"])
 def test_a_dataset_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, monkeypatch, text):
     folder = tmp_path / "iapo_bench" / "worlds" / "datasets"

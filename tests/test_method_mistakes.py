@@ -9,12 +9,13 @@ import torch
 from builders import make_batch
 from test_method_contract import SMALL, VARIANTS, batch_of, new
 from test_rewards import made  # noqa: F401
-from test_trainer import SETTINGS, make_trainer  # noqa: F401
+from test_trainer import SETTINGS, coin_grade, make_trainer  # noqa: F401
 
 from iapo_bench import plugins
 from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.train.trial import more_padding, try_method
+from iapo_bench.worlds.grading import Outcome
 
 HEAD = """\
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Mine(Method):
     name = "mine"
 """
 TOKEN_ENTROPY = "    needs = frozenset({Signal.TOKEN_ENTROPY})\n"
+TAKES_STATE = "    def load_state_dict(self, state):\n        pass\n"
 NO_GRAD = "    @torch.no_grad()\n"
 REWARDS = "    def shape_rewards(self, batch):\n        return "
 CREDIT = "    def credit(self, batch, generator=None):\n        return "
@@ -87,9 +89,15 @@ MISTAKES = {
         "weights must be bool or integers of 0 and 1, is torch.float32",
     ),
     "a state that no checkpoint can hold": (
-        "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n",
+        "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n" + TAKES_STATE,
         9,
         "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: use only tensors, numbers and strings",
+    ),
+    "a state that it cannot take up itself": (
+        "    def state_dict(self):\n        return {'mean': 0.5}\n"
+        "    def load_state_dict(self, state):\n        self.mean = state['means']\n",
+        12,
+        "load_state_dict: KeyError: 'means'",
     ),
     "width taken for the longest length": (
         REWARDS + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n",
@@ -148,6 +156,37 @@ LOADING = {
         HEAD,
         r"method mine \(.*mine\.py\): defaults: strength of mine must be float, is 'much'",
     ),
+    "a loss without its type": (
+        "    loss = LossSpec(clip_high=0.28)\n",
+        HEAD,
+        r"mine\.py: Mine\.loss has no type and is ignored: write `loss: TYPE = \.\.\.`",
+    ),
+    "an option of its parent without its type": (
+        "    ddof = 1\n",
+        "from baselines.grpo import GRPO\n" + HEAD.replace("(Method)", "(GRPO)"),
+        r"mine\.py: Mine\.ddof has no type",
+    ),
+    "a loss without its type in a parent": (
+        "",
+        HEAD.replace('    name = "mine"\n', "    loss = LossSpec(clip_high=0.28)\n")
+        + "class Own(Mine):\n    name = 'mine'\n",
+        r"mine\.py: Mine\.loss has no type",
+    ),
+    "an option of another type, unchecked by its class": (
+        "    strength: float = 'much'\n    def __post_init__(self):\n        pass\n",
+        HEAD,
+        r"strength of mine must be float, is 'much'",
+    ),
+    "a state that no checkpoint gets": (
+        "    def observe(self, batch):\n        self.seen = batch.rewards_B.mean()\n",
+        HEAD,
+        r"mine\.py: what Mine observes would be lost .*: write state_dict and load_state_dict",
+    ),
+    "a state that is never taken up": (
+        "    def state_dict(self):\n        return {'seen': 1}\n",
+        HEAD,
+        r"mine\.py: what Mine observes would be lost",
+    ),
     "no loss": ("    loss: LossSpec = None\n", HEAD, r"mine\.py\): defaults: loss of mine must be LossSpec, is None"),
     "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
 }
@@ -160,6 +199,11 @@ def test_a_file_that_is_no_method_is_named(write_method, mistake):
     with pytest.raises(UserError) as caught:
         load_method("mine")
     assert re.search(words, str(caught.value)), caught.value
+
+
+def test_a_class_with_slots_is_a_method_like_any(write_method):
+    write_method("    strength: float = 2.0\n", HEAD.replace("@dataclass", "@dataclass(slots=True)"))
+    assert load_method("mine").strength == 2
 
 
 def test_a_helper_may_be_named_like_the_hook_that_it_helps(write_method):
@@ -205,6 +249,23 @@ def test_rewards_of_ones_own_go_with_methods_that_read_them(name):
         try_method(load_method(name), batch, 0, own_rewards=True)
     for reading in ("grpo", "dapo", "iapo", "sgrpo", "gspo"):
         try_method(load_method(reading, **SMALL.get(reading, {})), batch, 0, own_rewards=True)
+
+
+def test_a_mistake_is_found_in_the_first_batch_though_earlier_steps_accepted_no_group(make_trainer, write_method):  # noqa: F811
+    write_method(
+        "    def accept_group(self, correct_G):\n        return bool(correct_G.any())\n"
+        + REWARDS
+        + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n"
+    )
+    calls = []
+
+    def grade(texts: list[str], golds: list[str]) -> list[Outcome]:
+        calls.append(texts)
+        return coin_grade(texts, golds) if len(calls) > 1 else [Outcome.WRONG] * len(texts)
+
+    trainer = make_trainer("mine", SETTINGS.model_copy(update={"max_draws": 1}), grade, options={})
+    with pytest.raises(UserError, match=r"step 1: method mine .* the rewards change with padding"):
+        trainer.run()
 
 
 DRAFT = """\

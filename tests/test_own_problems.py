@@ -87,6 +87,19 @@ def test_the_kind_of_golds_is_found_out_or_stated(tmp_path, answers, kind):
         refused(path, rows, r"my\.jsonl:\d+: the gold answer .* is not an integer", golds="integer")
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_whole_numbers_are_integers_as_any_table_writes_them(tmp_path, ending):
+    path = write(tmp_path / f"my.{ending}", [row | {"answer": float(row["answer"])} for row in ROWS])
+    assert load(path) == load(write(tmp_path / "my.jsonl", ROWS))
+    assert load_world(read_tier("smollm2", settings(path)).world, 0).grader == "integer"
+
+
+def test_a_column_that_would_not_be_read_is_told(tmp_path):
+    rows = [row | {"Split": "test" if n < 5 else "train"} for n, row in enumerate(ROWS)]
+    for ending, place in (("jsonl", ":1"), ("csv", ":2"), ("parquet", ": row 1")):
+        refused(tmp_path / f"my.{ending}", rows, rf"my\.{ending}{place}: 'Split' is ignored: rename it to 'split'")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -94,6 +107,7 @@ def test_the_kind_of_golds_is_found_out_or_stated(tmp_path, answers, kind):
         ({"question": 5}, r"my\.{0}:3: 'question' is 5: write text"),
         ({"answer": None}, r"my\.{0}:3: 'answer' is empty"),
         ({"answer": True}, r"my\.{0}:3: 'answer' is True: write text"),
+        ({"answer": "N/A"}, r"my\.{0}:3: the gold answer 'N/A' cannot be read as mathematics"),
         ({"answer": "?!"}, r"my\.{0}:3: the gold answer '\?!' cannot be read as mathematics"),
         ({"answer": 2.0**70}, r"my\.{0}:3: 'answer' is .*, too large for a float to be exact"),
         ({"answer": 10 / 3}, r"my\.{0}:3: 'answer' is 3\.3333333333333335, rounded when read as a float"),
@@ -116,6 +130,12 @@ def test_a_bad_file_is_one_line(tmp_path):
     (tmp_path / "my.csv").write_text("question,answer,answer\n" + "q,1,2\n")
     with pytest.raises(UserError, match=r"my\.csv:1: 2 columns 'answer' in the header"):
         load(tmp_path / "my.csv")
+    (tmp_path / "my.csv").write_text("question,answer,split,split\n" + "q,1,test,train\n")
+    with pytest.raises(UserError, match=r"my\.csv:1: 2 columns 'split' in the header"):
+        load(tmp_path / "my.csv")
+    (tmp_path / "my.jsonl").write_text('{"question": "q", "answer": 1}\n{"question": "r", "answer": 1, "answer": 2}\n')
+    with pytest.raises(UserError, match=r"my\.jsonl:2 is not JSON \('answer' appears twice\)"):
+        load(tmp_path / "my.jsonl")
     (tmp_path / "my.csv").write_text('question,answer\n"two\nlines?",4\nq,1,2\n')
     with pytest.raises(UserError, match=r"my\.csv:4: more or fewer fields than the header"):
         load(tmp_path / "my.csv")

@@ -199,6 +199,18 @@ def test_every_tier_can_be_planned(name, tmp_path, monkeypatch):
     assert "not measured" in text
 
 
+def test_other_datasets_that_are_measured_too_are_planned():
+    alone, both = (read_tier("smollm2", {"evaluate": {"also": also}}) for also in ([], ["math500"]))
+    before, after = jobs(alone), jobs(both)
+    assert [after[rule] for rule in ("sample", "grade")] == [2 * before[rule] for rule in ("sample", "grade")]
+    assert (after["prepare_also"], after["metrics_also"]) == (1, before["metrics"])
+    hours = [
+        time_table(tier, ARCHITECTURES["smollm2-135m"], costs.lengths_of("gsm8k"), 1319, "cpu", None)[-1]["CPU-hours"]
+        for tier in (alone, both)
+    ]
+    assert hours[1] > hours[0]
+
+
 def fake_run(folder, method: str, *, rates: dict[str, float], length: float, steps: int = 4):
     """A run of the micro tier whose phases take exactly what the rates (FLOP/s) say."""
     tier = read_tier("micro")
@@ -292,9 +304,10 @@ def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
     assert every.exit_code == 0, every.output
     assert "Total: 282 jobs" in every.output
     assert "GPU-hours" in every.output
-    one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", "world.name=math500", "--length", "300"])
-    assert "## math500: completions of 300 tokens, 196 test problems, 94 jobs" in one.output
-    assert "gsm8k" not in one.output
+    for chosen in ("world.name=math500", "world={name: math500}"):
+        one = CliRunner().invoke(cli, ["plan", "--config", "qwen-7b", "--set", chosen, "--length", "300"])
+        assert "## math500: completions of 300 tokens, 196 test problems, 94 jobs" in one.output
+        assert "gsm8k" not in one.output
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The power calculation: what it takes from a pilot, and how a design moves it."""
 
+from dataclasses import replace
+
 import pytest
 from test_comparisons import rows_of
 
@@ -49,3 +51,11 @@ def test_more_samples_and_seeds_detect_less_and_one_seed_knows_no_method(pilot):
 def test_a_pilot_has_two_trained_rows(pilot):
     with pytest.raises(UserError, match="two trained rows"):
         power(pilot[1][:2])
+
+
+def test_rows_of_other_problems_are_no_pairs(pilot):
+    rows, paths = pilot
+    tally = rows[1].tally
+    replace(rows[1], tally=replace(tally, problems=tally.problems[::-1])).write(paths[1])
+    with pytest.raises(UserError, match="different problems"):
+        power(paths)

@@ -140,7 +140,7 @@ def test_completions_are_cut_with_their_prompts(tokenizer, world):
 
 
 def test_grades_find_their_samples_in_any_order(tmp_path):
-    rows = pd.DataFrame({"problem_id": ["a", "a", "b"], "sample": [0, 1, 0], "seed": 42})
+    rows = pd.DataFrame({"problem_id": ["a", "b", "c"], "sample": 0, "seed": 42})
     said = {"n_tokens": [1, 2, 3], "finish_reason": "stop", "outcome": "WRONG", "text": ["x", "y", "z"]}
     (tmp_path / "test").mkdir()
     rows.assign(**said).to_parquet(tmp_path / "test" / "grades.parquet")
@@ -150,4 +150,8 @@ def test_grades_find_their_samples_in_any_order(tmp_path):
     assert [len(ids) for ids in token_ids] == grades["n_tokens"].tolist() == [1, 2, 3]
     samples[:2].to_parquet(tmp_path / "test" / "samples.parquet")
     with pytest.raises(UserError, match="grades and samples differ"):
+        read_run(tmp_path)
+    twice = pd.concat([rows.assign(**said)[:2], rows.assign(**said)[:1]])
+    twice.to_parquet(tmp_path / "test" / "grades.parquet")
+    with pytest.raises(UserError, match="more than once"):
         read_run(tmp_path)

@@ -62,6 +62,12 @@ def test_the_tasks_own_reward_is_plus_or_minus_one():
     assert [correct(PROBLEMS[0], "", (), outcome) for outcome in Outcome] == [1, -1, -1, -1, -1]
 
 
+def test_rewards_that_draw_draw_alike_in_every_run(make_trainer, write_reward, world):  # noqa: F811
+    write_reward("noisy", "import random, numpy\n    return random.random() + numpy.random.rand()")
+    drawn = [make_trainer(rewards=Rewards(world.load("train"), {"noisy": 1.0})).step()["rewards"] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
 def test_a_reward_that_fails_is_blamed_by_file_and_line(write_reward):
     def pay(name):
         return Rewards(PROBLEMS, {name: 1.0}).pay([0], ["five"], [(1,)], [Outcome.CORRECT])

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from iapo_bench import workflow
+from iapo_bench.cli.options import note_ran
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.machine import code
@@ -128,6 +130,8 @@ from iapo_bench.errors import UserError
 
 if TYPE_CHECKING:
     from methods.alone import Kind
+if not TYPE_CHECKING:
+    from methods._own import SCALE
 
 WEIGHTS = Path(__file__).parent / "data" / "weights.yaml"
 
@@ -144,7 +148,12 @@ def user(copy) -> Path:
     """A method's file that imports by a name, reads data beside it, and names a type."""
     (copy / "methods" / "data").mkdir(exist_ok=True)
     (copy / "methods" / "data" / "weights.yaml").write_text("first: 1\n")
-    for name, text in (("mine", USER), ("_shared", "WEIGHT = 1.0\n"), ("alone", "Kind = int\n")):
+    for name, text in (
+        ("mine", USER),
+        ("_shared", "WEIGHT = 1.0\n"),
+        ("_own", "SCALE = 1.0\n"),
+        ("alone", "Kind = int\n"),
+    ):
         (copy / "methods" / f"{name}.py").write_text(text)
     return copy / "methods"
 
@@ -153,6 +162,7 @@ def user(copy) -> Path:
     ("file", "old", "new", "stale"),
     [
         ("_shared.py", "1.0", "2.0", True),
+        ("_own.py", "1.0", "2.0", True),
         ("data/weights.yaml", "first: 1", "first: 2", True),
         ("__init__.py", "", "ODD = 1\n", True),
         ("mine.py", "description=", "name=", True),
@@ -329,9 +339,11 @@ def test_files_that_were_only_touched_or_moved_make_nothing_stale(gsm8k):
     assert stale(before, names(world={"data_dir": "elsewhere"})) == set()
 
 
-def test_other_weights_in_the_same_directory_make_the_base_anew(gsm8k):
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_other_weights_in_the_same_directory_make_the_base_anew(gsm8k, file):
+    (gsm8k / "model" / file).write_bytes(b"weights")
     before = names()
-    (gsm8k / "model" / "model.safetensors").write_bytes(b"others!")
+    (gsm8k / "model" / file).write_bytes(b"others!")
     assert stale(before, names()) == {"base"}
 
 
@@ -376,6 +388,25 @@ def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("stale: train--iapo-seed0, since settings.train.temperature is 0.5, was 1.0; ")
     assert "settings.train.lr is 0.25, was 1e-06" in line
+
+
+def test_what_ran_in_between_makes_old_settings_young(gsm8k):
+    """Where Snakemake's own records are gone, or are not asked, it goes by times."""
+    first = Path(names()["train"])
+    os.utime(first, ns=(0, 0))
+    note_ran(first)
+    names()
+    assert first.stat().st_mtime_ns == 0, "what ran with them is not stale"
+    note_ran(Path(names(train={"temperature": 0.5})["train"]))
+    again = Path(names()["train"])
+    assert again == first
+    assert first.stat().st_mtime_ns > (first.parent / "ran" / "train--iapo-seed0.yaml").stat().st_mtime_ns
+
+
+def test_other_rows_and_seeds_are_other_settings_of_what_is_made_of_them(gsm8k):
+    before = names()
+    assert stale(before, names(train={"seeds": [0, 1]})) == {"metrics", "table"}
+    assert stale(before, names(methods=["iapo"])) == {"table"}
 
 
 def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, capsys):

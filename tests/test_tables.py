@@ -54,6 +54,7 @@ def make_row(method="iapo", ks=(2, 16), accuracy=0.5, length=40.0, half=0.01, **
         "correct": generator.binomial(summary["n_samples"], accuracy, shape),
         "tokens": np.rint(summary["n_samples"] * (length + generator.normal(0, 1, shape))).astype(int),
     }
+    summary["accuracy"] = float(counts["correct"].mean() / summary["n_samples"])
     tally = Tally(
         tuple(summary["train_seeds"]),
         tuple(summary["sampling_seeds"]),
@@ -129,6 +130,17 @@ def test_rows_survive_their_files(tmp_path):
         read_rows(paths)
     with pytest.raises(UserError, match=r"none\.json"):
         read_rows([tmp_path / "none.json"])
+
+
+def test_a_row_that_is_there_twice_and_the_counts_of_another_are_refused(tmp_path):
+    paths = [tmp_path / name for name in ("iapo.json", "dapo.json", "other.json")]
+    for path, row in zip(paths, (make_row(), make_row("dapo"), make_row(accuracy=0.6)), strict=True):
+        row.write(path)
+    with pytest.raises(UserError, match=r"other\.json: second summary of iapo on micro: leave one out"):
+        read_rows(paths)
+    shutil.copy(paths[1].with_suffix(".parquet"), paths[0].with_suffix(".parquet"))
+    with pytest.raises(UserError, match=r"iapo\.json .*the counts by problem beside it come from other grades"):
+        read_rows(paths[:2])
 
 
 def test_markdown_cells_and_what_stands_behind_them():

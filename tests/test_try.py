@@ -31,8 +31,11 @@ def finish(flow: Workflow, method: str) -> None:
     for folder in flow.folders(method):
         run = folder.removeprefix(f"{flow.work}/")
         jobs += [flow.train(run), flow.sample(run, "test"), flow.grade(run, "test")]
-        Path(folder, "test").mkdir(parents=True)
-        Path(folder, "test", "grades.parquet").touch()
+        for place in (flow.folders("base")[0], folder):
+            Path(place, "model").mkdir(parents=True)
+        Path(folder, "test").mkdir()
+        for name in ("samples", "grades"):
+            Path(folder, "test", f"{name}.parquet").touch()
     for job in jobs:
         note_ran(Path(job))
 
@@ -55,6 +58,16 @@ def test_a_run_is_current_by_what_its_jobs_ran_with(make_flow, capsys):
         assert said in capsys.readouterr().err
     assert not make_flow(train={"seeds": [0, 1]}).is_current("grpo"), "seed 1 was not trained"
     Path(flow.folders("grpo")[0], "test", "grades.parquet").unlink()
+    assert not make_flow().is_current("grpo")
+
+
+@pytest.mark.parametrize("newer", ["base/model", "grpo/seed0/model", "grpo/seed0/test/samples.parquet"])
+def test_a_run_is_not_current_where_what_it_was_made_from_is_newer(make_flow, newer):
+    """Another base, or weights that were not sampled yet: settings say nothing of those."""
+    flow = make_flow()
+    finish(flow, "grpo")
+    later = Path(flow.folders("grpo")[0], "test", "grades.parquet").stat().st_mtime_ns + 10**9
+    os.utime(Path(flow.work, newer), ns=(later, later))
     assert not make_flow().is_current("grpo")
 
 

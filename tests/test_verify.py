@@ -15,6 +15,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples
 from iapo_bench.report.explain import explain, plain
 from iapo_bench.report.results import bundle, open_results
+from iapo_bench.report.rows import read_rows
 from iapo_bench.report.side_by_side import compare as set_beside
 from iapo_bench.report.table1 import make_table
 from iapo_bench.report.verify import (
@@ -223,6 +224,49 @@ def test_a_table_that_is_not_what_its_counts_come_to_is_not_reproduced(reference
         assert report(cells, Margins()).endswith("not what its counts by problem come to: iapo pass@1")
 
 
+def test_an_interval_that_is_not_what_its_counts_come_to_is_not_reproduced(reference, tmp_path):
+    cells = verify(edited(reference, tmp_path / "other", **{"pass@8_lo": 0.01}), reference, Margins())
+    assert cells[~cells["as_counted"]][["row", "cell", "verdict"]].to_numpy().tolist() == [["iapo", "pass@8", NOT]]
+
+
+def test_other_problems_are_refused(reference, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(reference, other)
+    path = other / "micro" / "summaries" / "iapo.parquet"
+    counts = pd.read_parquet(path)
+    counts.assign(problem_id="q" + counts["problem_id"]).to_parquet(path)
+    with pytest.raises(UserError, match="other problems: iapo: nothing is compared"):
+        verify(other, reference, Margins())
+
+
+def test_cells_on_other_datasets_count_too(reference, tmp_path):
+    results, paths = tmp_path / "results", []
+    shutil.copytree(reference, results)
+    for name in ("base", "iapo"):
+        paths.append(results / "micro" / "summaries" / f"{name}.json")
+        (row,) = read_rows(paths[-1:])
+        paths.append(results / "micro" / "summaries" / "also" / "math500" / f"{name}.json")
+        replace(row, dataset="math500").write(paths[-1])
+    make_table(paths[::2] + paths[1::2], published=None, out=results / "table1.csv", figure=results / "figures" / "x")
+    bundle(results, tmp_path / "kept")
+    cells = verify(tmp_path / "kept", results, Margins(0, 0))
+    assert (len(cells), set(cells["verdict"]), exit_status(cells)) == (2 * 12, {REPRODUCED}, 0)
+    with pytest.raises(UserError, match="rows that are missing on math500: base, iapo"):
+        verify(reference, results, Margins())
+    table = pd.read_csv(results / "table1.csv")
+    table.loc[3, "pass@1"] += 0.2
+    table.to_csv(results / "table1.csv", index=False)
+    odd = verify(results, tmp_path / "kept", Margins()).query("not as_counted")
+    assert odd[["row", "cell", "verdict"]].to_numpy().tolist() == [["iapo on math500", "pass@1", NOT]]
+
+
+@pytest.mark.parametrize("where", [{"world": {"options": {"seed": 5}}}, {"model": {"sft": {"seed": 5}}}])
+def test_a_seed_of_the_splits_or_of_the_base_is_a_setting(reference, tmp_path, where):
+    other = make_results(tmp_path / "other", 0.2, settings={"train": {"lr": 0.1}, **where})
+    with pytest.raises(UserError, match=r"\.seed 5 against "):
+        verify(other, reference, Margins())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_cell_that_only_the_reference_has_is_refused_and_named(reference, tmp_path, value):
     fewer = edited(reference, tmp_path / "fewer", pass_at_8=value)
@@ -326,6 +370,40 @@ def test_a_cell_leads_to_its_samples(reference):
         explain(missing, row="iapo", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match=r"unknown column 'pass@9'"):
         explain(reference, row="iapo", column="pass@9", against=None, problems=1, samples=1)
+
+
+def test_a_cell_leads_to_its_own_runs_alone_and_says_where_they_changed(reference, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(reference, results)
+    ran = results / "micro" / "settings" / "ran"
+    ran.mkdir(parents=True)
+    for name in ("train--iapo-seed0", "grade--iapo-seed0--test", "train--iapo-seed01", "train--iapo-seed0b-seed0"):
+        (ran / f"{name}.yaml").write_text("identity: {code: abc}\n")
+
+    def lines() -> list[str]:
+        text = explain(results, row="iapo", column="pass@8", against=None, problems=0, samples=1)
+        return [line for line in text.splitlines() if "code digest" in line or "stale" in line]
+
+    assert [line.split(",")[0].rpartition("/")[2] for line in lines()] == [
+        "grade--iapo-seed0--test.yaml",
+        "train--iapo-seed0.yaml",
+    ]
+    summary = results / "micro" / "summaries" / "iapo.json"
+    summary.write_text(summary.read_text() + "\n")
+    assert lines()[-1] == f"  stale: {summary} is another file by now: make the table again"
+
+
+def test_grades_with_repeated_or_missing_rows_or_of_other_problems_are_not_shown(reference, tmp_path):
+    runs = [reference / "micro" / "base", tmp_path / "grades.parquet"]
+    frame = pd.read_parquet(runs[0] / "test" / "grades.parquet")
+    for changed, said in (
+        (pd.concat([frame, frame[:1]]), "more than once"),
+        (frame[1:], "sample every problem"),
+        (frame.assign(gold="8"), "samples of different problems"),
+    ):
+        changed.to_parquet(runs[1])
+        with pytest.raises(UserError, match=said):
+            set_beside(*runs, problem=None, samples=1, out=None)
 
 
 def test_two_runs_side_by_side(reference, tmp_path):

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from builders import PERFECT, odd_tokenizer, open_world, reciter
 from project_copy import copy_project, snakemake
+from test_tables import make_row
 
 from iapo_bench.models.checkpoints import save_model
-from iapo_bench.workflow import is_whole
+from iapo_bench.report.table1 import make_table
+from iapo_bench.workflow import is_whole, report_texts
 
 ROOT = Path(__file__).parent.parent
 DROPPED_IN = '''
@@ -142,6 +144,16 @@ def test_a_report_leaves_out_a_table_without_its_form_for_readers(tmp_path):
     (tmp_path / "table.md").touch()
     assert is_whole(tmp_path / "table.csv")
     assert not is_whole(tmp_path / "other.csv")
+
+
+def test_captions_of_the_report_count_what_is_behind_the_table_that_was_made(tmp_path):
+    assert report_texts(str(tmp_path))["behind"] == ""
+    paths = [tmp_path / f"{name}.json" for name in ("base", "iapo")]
+    for path, seeds in zip(paths, ([0], [0, 1, 2, 3, 4]), strict=True):
+        make_row(path.stem, train_seeds=seeds, n_problems=7, n_samples=16).write(path)
+    make_table(paths, published=None, out=tmp_path / "table1.csv", figure=tmp_path / "figure")
+    said = "small on micro: 7 test problems, 16 samples each for 2 sampling seeds, 5 training seeds."
+    assert report_texts(str(tmp_path))["behind"] == said
 
 
 def test_the_released_code_and_protocol_have_targets(copy):

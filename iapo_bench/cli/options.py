@@ -123,5 +123,7 @@ def named(runs: tuple[str, ...]) -> dict[str, Path]:
         name, separator, folder = run.partition("=")
         if not separator or not name or not folder:
             raise UserError(f"--run {run}: write METHOD/SEED=DIR, or base=DIR")
+        if name in found:
+            raise UserError(f"--run {name} is given twice: give each run its own name")
         found[name] = Path(folder)
     return found

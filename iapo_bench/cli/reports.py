@@ -49,6 +49,8 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
         raise UserError(f"{len(grades)} --grades but {len(seeds)} --train-seed: give one for each --grades, or none")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"training seeds must be distinct, are {list(seeds)}: give each --grades its run's seed")
     measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 

@@ -91,8 +91,8 @@ class TierConfig(Section):
         if twice := {name for name in others if others.count(name) > 1}:
             raise Misplaced(f"'{min(twice)}' is repeated, or is the tier's own dataset: remove it", "evaluate", "also")
         for section in ("methods", "ablations"):
-            if BASE in getattr(self, section):
-                raise Misplaced("is reserved for the untrained model: give the method another name", section, BASE)
+            if own := [name for name in getattr(self, section) if name == BASE or name.startswith(f"{BASE}_")]:
+                raise Misplaced("is reserved for the untrained model: give the method another name", section, own[0])
         return self
 
     @property
@@ -186,7 +186,10 @@ class TierConfig(Section):
             layers = [self.tuned[name].model_dump(exclude_unset=True) if name in self.tuned else {}, own]
         if trial is not None:
             layers.append(self._trial(name, trial))
-        layers += [self._given_for_all(), self._given(name)]
+        given = self._given_for_all()
+        if trial is not None:
+            given.pop("lr", None)  # of which the trial's is a multiple
+        layers += [given, self._given(name)]
         settings: dict[str, Any] = {}
         for layer in layers:
             settings = merge(settings, {**TRAIN_OF_PROFILE.get(layer.get("profile", ""), {}), **layer})
@@ -230,6 +233,14 @@ class TierConfig(Section):
             raise UserError(f"{name} has no trial {number}: it has {len(trials)}, counted from 0")
         changes = trials[number].model_dump(exclude_unset=True, exclude={"lr_times"})
         return {"lr": round_lr(self.train.lr * trials[number].lr_times), **changes}
+
+    def _tried(self, name: str, number: int) -> dict[str, Any]:
+        """What a trial changes, as it was trained: the command line may have said otherwise."""
+        trained = self.method(name, number).model_dump()
+        tried = {key: trained[key] for key in self._trial(name, number)}
+        if "options" in tried:
+            tried["options"] = {key: trained["options"][key] for key in self._trial(name, number)["options"]}
+        return tried
 
     # What each job gets.
 
@@ -364,7 +375,8 @@ class TierConfig(Section):
 
     def costs_job(self) -> CostsJob:
         """The settings of the table of costs."""
-        trials = {name: len(self.trials(name)) if self.tuned else 0 for name in self.trained}
+        chosen = dict.fromkeys(map(self.parent, self.trained))
+        trials = {name: len(self.trials(name)) if name in self.tuned else 0 for name in chosen}
         return CostsJob(trials=trials, completions=self.train.completions)
 
     def timing_job(self) -> TimingJob:
@@ -403,7 +415,7 @@ class TierConfig(Section):
         if self.tune is None:
             raise UserError(f"tier {self.tier} has no 'tune' section: add one, or choose another tier")
         names = self.trained if names is None else names
-        trials = {name: [self._trial(name, i) for i in range(len(self.trials(name)))] for name in names}
+        trials = {name: [self._tried(name, i) for i in range(len(self.trials(name)))] for name in names}
         if len({len(each) for each in trials.values()}) > 1:
             sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
             raise UserError(f"every method must have the same number of trials, not {sizes}")

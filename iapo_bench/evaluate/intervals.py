@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 
 ALPHA = 0.05
 POWER = 0.8
+_ROUNDING = 1e-9  # a smaller spread, relative to the value, is none
 _SMALLEST_LOG_P = -150.0  # at -300 `stdtrit` finds no root for some degrees of freedom
 
 
@@ -27,7 +28,7 @@ _SMALLEST_LOG_P = -150.0  # at -300 `stdtrit` finds no root for some degrees of 
 class Estimate:
     """A mean or a difference, with the independent parts of its squared standard error: (variance, degrees of freedom).
 
-    Without degrees of freedom (one problem) the error is unknown: interval and p-value are NaN.
+    Without degrees of freedom (one problem) or variance (NaN) the error is unknown: interval and p-value are NaN.
     """
 
     value: float
@@ -66,17 +67,21 @@ class Estimate:
 def estimate(values_TP: np.ndarray, minus_TP: np.ndarray | None = None, *, seeds: bool) -> Estimate:
     """The mean of `values_TP`, minus the mean of `minus_TP`, if given, on the same problems.
 
-    With `seeds`, several training seeds are treated as a random sample too; without, as fixed.
+    With `seeds`, several training seeds are treated as a random sample too; without, as fixed. A difference that is the
+    same on each of at most five problems has an unknown error: chance alone gives P equal signs with 2^(1-P).
     """
     groups = [values_TP] if minus_TP is None else [values_TP, minus_TP]
     means_P = [group.mean(axis=0) for group in groups]
     difference_P = means_P[0] - means_P[1] if minus_TP is not None else means_P[0]
     P = len(difference_P)
-    parts: list[tuple[float, float]] = [(float(difference_P.var(ddof=1)) / P if P > 1 else float("nan"), P - 1)]
+    value = float(difference_P.mean())
+    alike = minus_TP is not None and np.ptp(difference_P) < _ROUNDING * abs(value)
+    unknown = P == 1 or (alike and 2.0 ** (1 - P) >= ALPHA)
+    parts: list[tuple[float, float]] = [(float("nan") if unknown else float(difference_P.var(ddof=1)) / P, P - 1)]
     several = [group for group in groups if len(group) > 1]
     if seeds and several and P > 1:
         parts.append(_seeds_part(several))
-    return Estimate(float(difference_P.mean()), tuple(parts))
+    return Estimate(value, tuple(parts))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -77,7 +77,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
     """A syntax tree's nodes, without `if TYPE_CHECKING` blocks."""
     yield node
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             yield from (found for branch in child.orelse for found in _running(branch))
         else:
             yield from _running(child)

@@ -101,7 +101,7 @@ def checksum(path: Path) -> str:
 
 def checksums(folder: Path, of: Callable[[Path], str] = checksum) -> dict[str, str]:
     """SHA-256 of a directory's data, weights, configs and tokenizer files, by file name."""
-    kinds = {".jsonl", ".json", ".safetensors", ".jinja", ".model", ".txt"}
+    kinds = {".jsonl", ".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"}
     return {path.name: of(path) for path in sorted(folder.iterdir()) if path.suffix in kinds and path.is_file()}
 
 

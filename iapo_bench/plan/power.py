@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.intervals import Estimate, estimate
-from iapo_bench.report.rows import Row, read_rows
+from iapo_bench.evaluate.intervals import Estimate
+from iapo_bench.report.rows import Row, change, read_rows
 
 PROBLEMS = (100, 200, 300, 400, 800)
 
@@ -56,10 +56,8 @@ def _design(rows: Sequence[Row], problems: int) -> dict[str, Any]:
     }
     for measure, scale in (("pass@1", 1.0), ("length", length)):
         for statement, seeds in (("checkpoints", False), ("methods", True)):
-            pairs = itertools.combinations([row.tally.values(measure) for row in rows], 2)
-            smallest = [
-                _scaled(estimate(b, a, seeds=seeds), len(first.problems) / problems).detectable for a, b in pairs
-            ]
+            pairs = [change(b, a, measure, seeds=seeds) for a, b in itertools.combinations(rows, 2)]
+            smallest = [_scaled(pair, len(first.problems) / problems).detectable for pair in pairs]
             known = not seeds or len(first.train_seeds) > 1
             found[f"{measure} {statement}"] = round(float(np.median(smallest)) / scale, 4) if known else None
     return found

@@ -205,13 +205,15 @@ def jobs(tier: TierConfig) -> dict[str, int]:
     """Jobs by rule, as a dry run of `snakemake` counts them, except the last, `all`."""
     runs = sum(len(tier.train_seeds(name)) for name in tier.methods)
     fetched = len(tier.methods) - len(tier.trained)
+    also = len(tier.also)  # other datasets that the same models are measured on
     return {
         "prepare": 1,
+        **({"prepare_also": also, "metrics_also": also * (1 + len(tier.methods))} if also else {}),
         "base": 1,
         **({"checkpoint": fetched} if fetched else {}),
         **({"train": runs - fetched, "curves": 1} if tier.trained else {}),
-        "sample": 1 + runs,
-        "grade": 1 + runs,
+        "sample": (1 + also) * (1 + runs),
+        "grade": (1 + also) * (1 + runs),
         "metrics": 1 + len(tier.methods),
         **({"controls": 1} if tier.evaluate.n_samples >= 4 else {}),
         **dict.fromkeys(("table", "page", "comparisons", "paired", "frontier", "costs", "wallclock"), 1),
@@ -224,28 +226,34 @@ def jobs(tier: TierConfig) -> dict[str, int]:
 def time_table(
     tier: TierConfig, size: Architecture, lengths: costs.Lengths, problems: int, device: str, rates: Rates | None
 ) -> list[dict[str, Any]]:
-    """Wall-clock hours of one training job and of sampling one model, and device-hours of both over all seeds; one row
-    per method, and the sum.
+    """Wall-clock hours of one training job and of sampling one model, the datasets of evaluate.also apart (`also h`),
+    and device-hours of all over all seeds; one row per method, and the sum.
 
     The base's training is its SFT.
     """
     ranks = max(1, tier.gpus)
-    engine, sampler = tier.train.engine, tier.evaluate.engine
-    sampled, seeds = costs.sampling_work(tier, problems, lengths), len(tier.train.seeds)
+    engine, seeds = tier.train.engine, len(tier.train.seeds)
     machine, dtype = costs.DEVICES[device], tier.model.dtype
-    sampling = (
-        rates.sampling(size, sampled) if rates else costs.rollout_seconds(size, sampled, machine, dtype, sampler)
-    ) / 3600
+
+    def sampling_hours(problems: int, lengths: costs.Lengths) -> float:
+        work, sampler = costs.sampling_work(tier, problems, lengths), tier.evaluate.engine
+        spent = rates.sampling(size, work) if rates else costs.rollout_seconds(size, work, machine, dtype, sampler)
+        return spent / 3600
+
+    sampling = sampling_hours(problems, lengths)
+    others = [tier.model_copy(update={"world": world}) for world in tier.also.values()]
+    also = sum(sampling_hours(test_problems(other), costs.lengths_of(other.world.name)) for other in others)
+    measuring = {"sampling h": sampling, **({"also h": also} if others else {})}
     base: dict[str, Any] = {"method": "base"}
     tuning = 0.0
     if examples := costs.sft_work(tier, lengths):
         spent = rates.sft(size, examples) if rates else costs.update_seconds(size, examples, machine, dtype)
         tuning = spent / 3600
         base |= {"steps": examples.completions // examples.step, ("training h" if rates else "update h"): tuning}
-    rows = [base | {"sampling h": sampling, _hours(device): tuning + sampling}]
+    rows = [base | measuring | {_hours(device): tuning + sampling + also}]
     for method in tier.methods:
         if method in tier.measured:
-            rows.append({"method": method, "sampling h": sampling, _hours(device): sampling})
+            rows.append({"method": method, **measuring, _hours(device): sampling + also})
             continue
         work = costs.training_work(tier, method, lengths)
         if rates:
@@ -253,13 +261,13 @@ def time_table(
         else:
             parts = costs.seconds(size, costs.largest_share(work, ranks), machine, dtype, engine)
             training = {f"{phase} h": value / 3600 for phase, value in parts.items()}
-        hours = seeds * (ranks * sum(training.values()) + sampling)
+        hours = seeds * (ranks * sum(training.values()) + sampling + also)
         rows.append(
             {
                 "method": method,
                 "steps": work.completions // work.step,
                 **training,
-                "sampling h": sampling,
+                **measuring,
                 _hours(device): hours,
             }
         )

@@ -11,8 +11,8 @@ from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import holm
 from iapo_bench.report.comparisons import KINDS, p_text
 from iapo_bench.report.document import Block, Table, ranged
-from iapo_bench.report.paired import PANELS, change, counts, draw_changes
-from iapo_bench.report.rows import Row, caution, opening, parents, read_rows
+from iapo_bench.report.paired import PANELS, counts, draw_changes
+from iapo_bench.report.rows import Row, caution, change, opening, parents, read_rows
 from iapo_bench.report.style import STYLE, method_styles, new_figure, save_figure
 from iapo_bench.report.table1 import table_blocks, table_frame, write_table
 

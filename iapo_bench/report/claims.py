@@ -4,7 +4,7 @@ Published numbers are means and population standard deviations over three sampli
 test judges their differences. Measured differences are paired by problem. Second-hand numbers are kept apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -16,12 +16,12 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind_from_stats
 
 from iapo_bench.config.reading import read_yaml
+from iapo_bench.config.section import digest
 from iapo_bench.config.tier_file import list_tiers, read_tier
 from iapo_bench.errors import UserError, damaged
-from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.files import read_csv
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import CONTROLS, Row, caution, read_rows
+from iapo_bench.report.rows import CONTROLS, Row, caution, change, read_rows
 
 RUNS = 3  # sampling runs in a published mean
 ALPHA = 0.05
@@ -188,19 +188,22 @@ class Measured:
         return all(int(measure.partition("@")[2]) <= row.tally.n_samples for row in self.rows.values())
 
     def value(self, method: str, measure: str) -> float:
-        return float(self._values(method, measure).mean())
+        return float(self.rows[method].tally.values(_counted(measure)).mean())
 
     def difference(self, a: str, b: str, measure: str) -> Difference:
         first, second = (self.rows[name] for name in (a, b))
         seeds = all(not row.trained or len(row.tally.train_seeds) > 1 for row in (first, second))
-        found = estimate(self._values(a, measure), self._values(b, measure), seeds=seeds)
+        found = change(first, second, _counted(measure), seeds=seeds)
         lo, hi = found.interval
         return Difference(self.value(a, measure), self.value(b, measure), found.value, lo, hi, found.p)
 
-    def _values(self, method: str, measure: str) -> np.ndarray:
-        return self.rows[method].tally.values("length" if measure.startswith("length") else measure)
+
+def _counted(measure: str) -> str:
+    return "length" if measure.startswith("length") else measure
 
 
+# Settings that all comparable rows share, however they were trained.
+_ASKED = ("model", "world", "world_seed", "prompt", "evaluate")
 # Whether a claim holds (None: undecided) and why, in words.
 Finding = tuple[bool | None, str]
 
@@ -353,10 +356,8 @@ def _on_published(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
 
 def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     rows = []
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in evidence.measured:
-        groups.setdefault((row.model, row.dataset, row.tier), []).append(row)
-    for (model, dataset, tier), group in groups.items():
+    for group in _comparable(evidence.measured):
+        model, dataset, tier = group[0].model, group[0].dataset, group[0].tier
         words = "same" if model in claim.published and dataset == "gsm8k" else "other"
         found = check_numbers(claim.check, Measured(group))
         if isinstance(claim.check, Time):
@@ -372,6 +373,19 @@ def _on_measured(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
         found = check_growth(claim.check, evidence.bench)
         rows.append(_row(claim, "measured", found, "iapo-bench bench informativeness", "other"))
     return rows
+
+
+def _comparable(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of each model, dataset and tier, apart where they were asked or sampled otherwise, or trained with
+    another budget: summaries of earlier calls stay."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        asked = digest({name: told for name, told in row.settings.items() if name in _ASKED})
+        groups.setdefault((row.model, row.dataset, row.tier, row.tally.problems, asked), []).append(row)
+    for group in groups.values():
+        budgets = {row.method: row.settings.get("train", {}).get("completions") for row in group if row.trained}
+        for budget in dict.fromkeys(budgets.values()):
+            yield [row for row in group if budgets.get(row.method, budget) == budget]
 
 
 def _measure(tier: str, dataset: str) -> str:

@@ -49,12 +49,10 @@ def make_comparisons(summaries: Sequence[Path], *, out: Path, figure: Path) -> N
     """Write the comparisons of all rows, each dataset on its own (`out`, CSV; .md, .tex and .html beside it), and the
     figure of the first dataset."""
     rows = read_rows(summaries)
-    if len(rows) < 2:
-        raise UserError("comparisons need two rows: measure another method")
-    tables = [
-        compare([row for row in rows if row.dataset == dataset])
-        for dataset in dict.fromkeys(row.dataset for row in rows)
-    ]
+    by_dataset = [[row for row in rows if row.dataset == name] for name in dict.fromkeys(row.dataset for row in rows)]
+    if any(len(group) < 2 for group in by_dataset):
+        raise UserError("comparisons need two rows of each dataset: measure another method")
+    tables = [compare(group) for group in by_dataset]
     write_document(out, pd.concat(tables), [block for table in tables for block in comparison_blocks(table)])
     save_figure(comparisons_figure(tables[0]), figure)
 
@@ -166,7 +164,7 @@ def detectable_sentence(table: pd.DataFrame, measure: str) -> str:
     """The smallest difference that the comparisons of a measure could have detected, in words."""
     smallest = table.loc[table["measure"] == measure, "detectable"].dropna()
     if smallest.empty:
-        return f"No difference in {label(measure)} could have been detected: one problem says nothing of others."
+        return f"No difference in {label(measure)} could have been detected: too few problems, or correct answers."
     text = f"Smallest true difference in {label(measure)} that a pair's own test would find four times in five, for "
     text += f"the median pair: {_spread(measure, smallest)} of these checkpoints"
     methods = table.loc[table["measure"] == measure, "methods_detectable"].dropna()

@@ -62,7 +62,8 @@ def _run(results: Results, name: str, folder: Path) -> str:
     for path in sorted((folder / "model").glob("*.safetensors")):
         lines.append(f"  {path} (SHA-256 {checksum(path)})")
     run = folder.relative_to(results.work).as_posix().replace("/", "-")
-    for path in sorted((results.work / "settings" / "ran").glob(f"*--{run}*.yaml")):
+    ran = results.work / "settings" / "ran"
+    for path in sorted([*ran.glob(f"*--{run}.yaml"), *ran.glob(f"*--{run}--*.yaml")]):
         lines.append(f"  {path}, code digest {read_yaml(path)[0].get('identity', {}).get('code', 'not recorded')}")
     made = [folder / "provenance.json", folder / "model" / "provenance.json", results.work / "base" / "provenance.json"]
     found = next((path for path in made if path.is_file()), None)
@@ -99,7 +100,12 @@ def _table_provenance(results: Results, row: str) -> str:
     inputs = {path: digest for path, digest in content.get("inputs", {}).items() if Path(path).stem == row}
     config = content.get("config", {})
     content = {**content, "inputs": inputs, "config": config.get(row, config)}
-    return "\n".join(["The table:", *(f"  {key}: {value}" for key, value in _facts(content))])
+    lines = [f"  {key}: {value}" for key, value in _facts(content)]
+    for path, digest in inputs.items():
+        now = results.work / "summaries" / path.rpartition("summaries/")[2]
+        if now.is_file() and checksum(now) != digest:
+            lines.append(f"  stale: {now} is another file by now: make the table again")
+    return "\n".join(["The table:", *lines])
 
 
 def _samples(results: Results, row: str, other: str, problems: int, samples: int) -> Iterator[str]:
@@ -125,7 +131,8 @@ def most_different(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     Raises UserError for grades of different problems.
     """
     shares = pd.DataFrame({key: _shares(frame) for key, frame in (("a", a), ("b", b))})
-    if shares.isna().any(axis=None):
+    golds = [frame.groupby("problem_id")["gold"].first().fillna("") for frame in (a, b) if "gold" in frame]
+    if shares.isna().any(axis=None) or not all(gold.equals(golds[0]) for gold in golds):
         raise UserError("the two rows have samples of different problems: sample the same problems")
     order = np.argsort(-(shares["a"] - shares["b"]).abs().to_numpy(), kind="stable")
     return shares.iloc[order]

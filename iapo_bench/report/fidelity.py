@@ -8,12 +8,11 @@ import pandas as pd
 
 from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
 from iapo_bench.report.departures import ALL, DEPARTURES, departures_of
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.effects import Credits, Judged, effects
-from iapo_bench.report.rows import Row, read_rows
+from iapo_bench.report.rows import Row, change, read_rows
 from iapo_bench.rollout import Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.load import make_engine
@@ -106,8 +105,8 @@ def trained_effects(rows: Sequence[Row], job: FidelityJob) -> pd.DataFrame:
         method = by_name[variant.parent]
         several = min(len(row.tally.train_seeds) for row in (variant, method)) > 1
         for measure in MEASURES:
+            found = change(variant, method, measure, seeds=several)
             values = [row.tally.values(measure) for row in (variant, method)]
-            found = estimate(*values, seeds=several)
             lines.append(
                 {"method": variant.parent, "departure": departure, "compared": measure}
                 | {"paper": values[1].mean(), "departed": values[0].mean(), "difference": found.value}

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.intervals import Estimate, estimate
-from iapo_bench.report.rows import BASE, Row, caution, parents, read_rows
+from iapo_bench.evaluate.intervals import Estimate
+from iapo_bench.report.rows import BASE, Row, caution, change, parents, read_rows
 from iapo_bench.report.style import GREY, STYLE, Style, method_styles, new_figure, plot_point, save_figure
 
 
@@ -36,16 +36,6 @@ OUTLIER = 4
 def make_paired(summaries: Sequence[Path], figure: Path) -> None:
     """Draw the change from the base of every trained row."""
     save_figure(paired_figure(read_rows(summaries)), figure)
-
-
-def change(row: Row, before: Row, measure: str) -> Estimate:
-    """`row` minus `before`, paired by problem; over training seeds too where there are several.
-
-    Raises UserError for rows that answered different problems.
-    """
-    if row.tally.problems != before.tally.problems:
-        raise UserError(f"{row.name} and {before.name} have samples of different problems: sample the same problems")
-    return estimate(row.tally.values(measure), before.tally.values(measure), seeds=True)
 
 
 def paired_figure(rows: Sequence[Row]) -> Figure:

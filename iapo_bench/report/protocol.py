@@ -15,7 +15,7 @@ import pandas as pd
 
 from iapo_bench.config.report import ProtocolJob
 from iapo_bench.errors import UserError
-from iapo_bench.evaluate.metrics import first_k, pass_at_k, read_grades
+from iapo_bench.evaluate.metrics import Samples, first_k, pass_at_k, read_grades
 from iapo_bench.files import read_parquet
 from iapo_bench.models.checkpoints import load_tokenizer
 from iapo_bench.report.document import Block, Table, write_document
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, list[Sequence[int]]]:
     """The grades of a run on the test split, with texts, and the token ids of each row. Raises UserError where the
     samples are not those that were graded."""
     path = folder / "test" / "grades.parquet"
-    read_grades(path)  # reports what is wrong with a file
+    Samples.of({0: read_grades(path)})  # reports what is wrong with a file
     keys = {"problem_id": str, "sample": int, "seed": int}
     grades = read_parquet(path, {**keys, "text": str}, "grade again")
     columns = {**keys, "token_ids": list[int]}

@@ -8,14 +8,14 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
 from iapo_bench.errors import UserError, damaged, unknown
-from iapo_bench.evaluate.metrics import COLUMNS
+from iapo_bench.evaluate.metrics import COLUMNS, Samples
 from iapo_bench.files import read_csv, read_parquet, whole_file
 from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
 from iapo_bench.report.steps import read_json
@@ -27,7 +27,7 @@ _COLUMNS = (*LABELS, "train_seeds", "n_samples")
 _NUMBER = re.compile(r"\w+@\d+(_lo|_hi|_std)?")
 # The files of a bundle: from the table's folder, from the tier's folder, and, in an archive, the samples.
 _TABLES = ("*.csv", "*.md", "*.provenance.json", "figures/*.png")
-_COUNTS = ("summaries/*", "base/**/provenance.json", "*/seed*/**/provenance.json")
+_COUNTS = ("summaries/**/*", "base/**/provenance.json", "*/seed*/**/provenance.json")
 _SAMPLES = ("settings/ran/*", "data/test.jsonl", "data/provenance.json", "**/test/grades.parquet")
 
 
@@ -39,6 +39,8 @@ class Results:
     work: Path
     table: pd.DataFrame
     name: str = TABLE
+    others: dict[str, pd.DataFrame] = field(default_factory=dict)  # rows on other datasets, by dataset
+    also: str = ""  # the other dataset that `table` is of
 
     @property
     def file(self) -> Path:
@@ -65,9 +67,15 @@ class Results:
             raise UserError(f"{self.file}: {unknown('row', name, self.table['method'])}")
         return found.iloc[0]
 
+    def on(self, dataset: str) -> Self:
+        """The same results with the rows on another dataset that the models were measured on; none where there are
+        none."""
+        return replace(self, table=self.others.get(dataset, self.table.iloc[:0]), also=dataset)
+
     def summaries(self) -> dict[str, Row]:
         """The rows that have a summary file, by method."""
-        paths = [self.work / "summaries" / f"{method}.json" for method in self.table["method"]]
+        folder = self.work / "summaries" / (f"also/{self.also}" if self.also else "")
+        paths = [folder / f"{method}.json" for method in self.table["method"]]
         return {row.method: row for row in read_rows(path for path in paths if path.is_file())}
 
     def runs(self, row: str) -> dict[str, Path]:
@@ -130,21 +138,24 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
     with damaged(table, "make it again"):
         frame = frame.astype({"n_problems": int, **dict.fromkeys(numbers, float)})
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
-    frame = frame[frame["dataset"] == dataset]  # without rows on other datasets
-    if (twice := frame["method"].duplicated()).any():
+    if (twice := frame[["dataset", "method"]].duplicated()).any():
         raise UserError(f"{table} has more than one row '{frame['method'][twice].iloc[0]}': make it again")
+    parts = {str(name): rows for name, rows in frame.groupby("dataset", sort=False)}
     # The folder of a named dataset, or of the user's own problems, lies below the tier's.
     places = [above / part for part in (dataset, f"own/{dataset}", ".") for above in (root / tier, root)]
     work = next((place for place in places if (place / "summaries").is_dir()), root / tier)
-    return Results(root, work, frame, name)
+    return Results(root, work, parts.pop(dataset), name, parts)
 
 
 def read_texts(path: Path, problems: Path | None = None) -> pd.DataFrame:
     """Graded samples with their texts; `question`, and `gold` where the grades have none, from the file of problems.
 
-    Raises UserError when the file is missing or holds no texts.
+    Raises UserError when the file is missing, holds no texts, or has rows that are missing or repeated.
     """
     frame = read_parquet(path, COLUMNS | {"text": str}, "grade again")
+    frame.attrs["file"] = str(path)
+    with damaged(path, "grade again"):
+        Samples.of({0: frame})  # for its checks
     if problems is not None and problems.is_file():
         asked = {problem.id: problem for problem in read_problems(problems)}
         for column, field in (("gold", "answer"), ("question", "question")):
@@ -177,8 +188,8 @@ def bundle(results: Path, out: Path) -> list[str]:
         with whole_file(out) as partial:
             partial.write_bytes(_archive(files))
         return list(files)
-    for path in out.glob("summaries/*"):
-        if f"summaries/{path.name}" not in files:
+    for path in out.glob("summaries/**/*"):
+        if path.is_file() and path.relative_to(out).as_posix() not in files:
             path.unlink()
     for name, content in files.items():
         with whole_file(out / name) as partial:

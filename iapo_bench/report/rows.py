@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
 from iapo_bench.config.report import Labels, RowJob
 from iapo_bench.errors import UserError, damaged
+from iapo_bench.evaluate.intervals import Estimate, estimate
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.report.steps import read_json, read_steps
@@ -74,7 +76,10 @@ class Row:
         if not all(isinstance(told[label], str) for label in (*LABELS, "parent")):
             raise ValueError("a label must be text")
         TypeAdapter(dict[str, list[str]]).validate_python(told["environment"])
-        return cls(**told, summary=Summary.from_dict(content), tally=tally)
+        summary = Summary.from_dict(content)
+        if summary.train_seeds != [*tally.train_seeds] or not np.isclose(summary.accuracy, tally.rate("correct")):
+            raise ValueError("the counts by problem beside it come from other grades")
+        return cls(**told, summary=summary, tally=tally)
 
     def write(self, path: Path) -> None:
         """Write the summary to `path` and the counts by problem beside it, as parquet; `read_rows` reads both."""
@@ -96,13 +101,26 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
 
     Raises UserError, with the path, for a file that holds none.
     """
-    rows = []
+    rows: dict[tuple[str, ...], Row] = {}
     for path in paths:
         content = read_json(path)
         tally = Tally.from_parquet(path.with_suffix(".parquet"))
         with damaged(path, "measure again"):
-            rows.append(Row.from_dict(content, tally))
-    return rows
+            row = Row.from_dict(content, tally)
+        if (key := (row.model, row.dataset, row.tier, row.name)) in rows:
+            raise UserError(f"{path}: second summary of {row.name} on {row.dataset}: leave one out")
+        rows[key] = row
+    return list(rows.values())
+
+
+def change(row: Row, before: Row, measure: str, *, seeds: bool = True) -> Estimate:
+    """`row` minus `before`, paired by problem; with `seeds`, over training seeds too where there are several.
+
+    Raises UserError for rows that answered different problems.
+    """
+    if row.tally.problems != before.tally.problems:
+        raise UserError(f"{row.name} and {before.name} have samples of different problems: sample the same problems")
+    return estimate(row.tally.values(measure), before.tally.values(measure), seeds=seeds)
 
 
 def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path] = ()) -> None:

@@ -24,7 +24,7 @@ from iapo_bench.report.rows import ENVIRONMENT, Row
 REPRODUCED, WITHIN, NOT = "reproduced", "within seed variation", "not reproduced"
 MEASURES = ("pass", "length", "ratio")
 # Settings that may differ between a result and its reference: a reproduction with other seeds shows more.
-_FREE = ("seed", "seeds", "train_seeds")
+_FREE = ("seeds", "train_seeds")
 _SECTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "evaluate": EvalConfig,
@@ -57,9 +57,11 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
     and for cells that the results lack.
     """
     with open_results(results) as ours, open_results(against) as theirs:
-        _require_alike(ours.file, theirs.file, differing_rows(ours, theirs))
+        parts = [(ours, theirs), *((ours.on(dataset), theirs.on(dataset)) for dataset in theirs.others)]
+        for part in parts:
+            _require_alike(ours.file, theirs.file, differing_rows(*part))
         _require_alike(ours.record, theirs.record, differing_settings(ours, theirs))
-        lines = list(_cells(ours, theirs))
+        lines = [line for part in parts for line in _cells(*part)]
     corrected = holm([line["p"] for line in lines])
     for line, p in zip(lines, corrected, strict=True):
         margin = margins.of(line["cell"].split("@")[0], line["reference"])
@@ -82,7 +84,7 @@ def _require_alike(ours: Path, theirs: Path, differences: Iterator[str]) -> None
 def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
     """The differences between the rows of two tables that make them incomparable, in words."""
     if missing := sorted({*theirs.table["method"]} - {*ours.table["method"]}):
-        yield f"rows that are missing: {', '.join(missing)}"
+        yield f"rows that are missing{_on(theirs)}: {', '.join(missing)}"
     for _, reference in theirs.table.iterrows():
         row = ours.table[ours.table["method"] == reference["method"]]
         for column in ("model", "dataset", "profile", "n_problems", "n_samples"):
@@ -92,6 +94,9 @@ def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
             lacking := [c for c in _measured(reference) if not np.isfinite(row.iloc[0].get(c, np.nan))]
         ):
             yield f"cells that are missing: {reference['method']} {', '.join(lacking)}"
+    rows, others = ours.summaries(), theirs.summaries()
+    if asked := [name for name in others if name in rows and rows[name].tally.problems != others[name].tally.problems]:
+        yield f"other problems: {', '.join(asked)}"
 
 
 def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
@@ -106,6 +111,10 @@ def differing_settings(ours: Results, theirs: Results) -> Iterator[str]:
             rows.setdefault(f"{setting} {here} against {there}", []).append(row)
     for words, names in rows.items():
         yield f"{words} ({', '.join(names)})"
+
+
+def _on(results: Results) -> str:
+    return f" on {results.also}" if results.also else ""
 
 
 def _default(key: str) -> Any:
@@ -145,7 +154,12 @@ def _cells(ours: Results, theirs: Results) -> Iterator[dict[str, Any]]:
             else:
                 found = Estimate(float(row[cell] - reference[cell]), ((float("nan"), 0),))
             lo, hi = found.interval
-            yield {"row": method, "cell": cell, "value": float(row[cell]), "reference": float(reference[cell])} | {
+            yield {
+                "row": f"{method}{_on(theirs)}",
+                "cell": cell,
+                "value": float(row[cell]),
+                "reference": float(reference[cell]),
+            } | {
                 "difference": found.value,
                 "lo": lo,
                 "hi": hi,
@@ -167,13 +181,17 @@ def _values(cell: str, row: Row) -> np.ndarray:
 
 
 def _as_counted(cell: str, line: pd.Series, rows: Mapping[str, Row]) -> bool:
-    """Whether a cell of a table agrees with the row's counts by problem; True without counts."""
-    row = rows.get(str(line["method"]))
-    return row is None or bool(np.isclose(line[cell], _values(cell, row).mean(), rtol=1e-5, equal_nan=True))
+    """Whether a cell of a table and its interval agree with the row's counts by problem; True without counts."""
+    if (row := rows.get(str(line["method"]))) is None:
+        return True
+    counted = estimate(_values(cell, row), seeds=True)
+    lo, hi = np.clip(counted.interval, 0, 1 if cell.startswith("pass") else None)
+    told = {cell: counted.value, f"{cell}_lo": lo, f"{cell}_hi": hi}
+    return all(np.isclose(line[name], value, rtol=1e-5, equal_nan=True) for name, value in told.items() if name in line)
 
 
 def _difference(cell: str, row: pd.Series, reference: pd.Series, ours: Row | None, theirs: Row | None) -> Estimate:
-    if ours and theirs and ours.tally.problems == theirs.tally.problems:
+    if ours and theirs:
         values = [_values(cell, side) for side in (ours, theirs)]
         found = estimate(*values, seeds=True)
         seeds = sorted(len(side) for side in values)

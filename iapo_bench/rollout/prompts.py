@@ -10,12 +10,18 @@ from iapo_bench.worlds.dialogue import Dialogue
 
 def encode(problems: list[Problem], dialogue: Dialogue, model: Path, max_tokens: int) -> list[list[int]]:
     """Prompt token ids, one list per problem. Raises UserError for a prompt that leaves less than `max_tokens` of the
-    model's context, for a tokenizer that cannot write a correct completion, and for a token beyond the model's
-    vocabulary."""
+    model's context, for a tokenizer that cannot write a correct completion, for a question with the text of a special
+    token, and for a token beyond the model's vocabulary."""
     dialogue.check()
+    added = dialogue.tokenizer.added_tokens_decoder.values()
+    marks = [token.content for token in added if token.special and token.content.strip()]
     prompts = [dialogue.encode(problem.question) for problem in problems]
     room, vocabulary = context_length(model) - max_tokens, vocabulary_size(model)
     for problem, prompt in zip(problems, prompts, strict=True):
+        if mark := next((mark for mark in marks if mark in problem.question), None):
+            raise UserError(
+                f"problem '{problem.id}' contains {mark!r}, a special token of the model: reword or drop the problem"
+            )
         if len(prompt) > room:
             raise UserError(
                 f"problem '{problem.id}' has {len(prompt)} prompt tokens; the model's context leaves {max(room, 0)} "

@@ -6,6 +6,7 @@ method that drops some trains on fewer, not on more.
 """
 
 import json
+import random
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -249,7 +251,10 @@ class Trainer:
         self._clock = dict.fromkeys(PHASES, 0.0)
         step = len(self.rows)
         # Code that draws without its own generator then draws the same in every run.
-        torch.manual_seed(stream_seed(self.seed, "step", step))
+        seed = stream_seed(self.seed, "step", step)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         lr = self._pace()
         draw = self._draw(step)
         row: dict[str, Any] = {
@@ -419,7 +424,7 @@ class Trainer:
                 batch = self._signals(batch)
             shaped = shaped_batch(self.method, batch).validate()
             credit = checked_credit(self.method, shaped, torch_stream(self.seed, "method", step))
-            if step == 0:
+            if not any(row["updates_moved"] for row in self.rows):
                 try_method(self.method, batch, self.seed, own_rewards=self.rewards.weights != CORRECT)
             batch = shaped
             self._keep_rollout(draw, batch, credit, step)

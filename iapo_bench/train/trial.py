@@ -63,12 +63,14 @@ def _require_state_kept(method: Method) -> None:
         torch.save(method.state_dict(), file)
         file.seek(0)
         try:
-            torch.load(file, weights_only=True)
+            state = torch.load(file, weights_only=True)
         except pickle.UnpicklingError as error:
             what = re.search(r"GLOBAL (\S+)", str(error))
             raise ValueError(
                 f"a checkpoint cannot hold {what[1] if what else 'these values'}: use only tensors, numbers and strings"
             ) from None
+    with blaming(method, "load_state_dict"):
+        _twin(method).load_state_dict(state)
 
 
 def _twin(method: Method) -> Method:

@@ -31,8 +31,8 @@ TODAY = datetime.datetime(2025, 1, 1)
 # Template variables that turn reasoning on, tried in order; the first attempt sets none.
 SWITCHES: tuple[dict[str, bool], ...] = ({}, {"enable_thinking": True}, {"thinking": True})
 
-# Contains the characters that a template might escape.
-_TRIAL = "What is 17+25, if 1 < 2 & \"3\" > '2'?"
+# Contains LaTeX, the characters that a template might escape, and a second paragraph.
+_TRIAL = "Let $a = \\frac{17}{25}$.\n\nWhat is 17+25, if 1 < 2 & \"3\" > '2'?"
 # Separate digits, which even the smallest vocabulary can write.
 _PERFECT = f"{THINK_OPEN} 1 7 + 2 5 = 4 2 {THINK_CLOSE} {ANSWER_OPEN} 4 2 {ANSWER_CLOSE}"
 # Characters of the private use area, one for each tag.

@@ -1,8 +1,8 @@
 """A user's own problems: one file of JSON lines, CSV or parquet, named on the command line.
 
 Columns: question, answer, and optionally solution (worked) and split. Without a split column, splits are drawn by the
-text of the problem and the option `seed`. Only thousands separators of integers are corrected: a row that cannot be
-asked or graded is refused, with its line, and integers that float64 has rounded are left out with a count.
+text of the problem and the option `seed`. Only the spelling of integers (`1,234`, `34.0`) is corrected: a row that
+cannot be asked or graded is refused, with its line, and integers that float64 has rounded are left out with a count.
 """
 
 import csv
@@ -26,8 +26,9 @@ from iapo_bench.worlds.text import ChatWorld, digest_question
 
 FEWEST = 10
 _REQUIRED = ("question", "answer")
+_COLUMNS = (*_REQUIRED, "solution", "split")
 _HINT = "see docs/your-dataset.md for what it should hold"
-_INTEGER = re.compile(r"-?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)")
+_INTEGER = re.compile(r"(-?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+))(?:\.0+)?")
 
 
 class Entry(NamedTuple):
@@ -115,8 +116,11 @@ class OwnWorld(ChatWorld):
         kind = self.grader
         for (place, row), gold in zip(self._rows, self._golds, strict=True):
             try:
+                if odd := [key for key in row if key not in _COLUMNS and key.strip().lower() in _COLUMNS]:
+                    raise UserError(f"'{odd[0]}' is ignored: rename it to '{odd[0].strip().lower()}' or something else")
                 question = _text(row, "question")
-                gold = gold.replace(",", "") if kind == "integer" and _INTEGER.fullmatch(gold) else gold
+                if kind == "integer" and (whole := _INTEGER.fullmatch(gold)):
+                    gold = whole[1].replace(",", "")
                 check_gold(gold, kind)
                 split = _text(row, "split", optional=True)
                 if split and split not in SPLITS:
@@ -196,8 +200,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     line = 1
     try:
         header = rows.fieldnames or ()
-        for name in _REQUIRED:
-            if (count := header.count(name)) != 1:
+        for name in _COLUMNS:
+            if (count := header.count(name)) > 1 or (not count and name in _REQUIRED):
                 raise UserError(f"{path}:1: {count or 'no'} columns '{name}' in the header: {_HINT}")
         line = rows.line_num + 1
         for row in rows:

@@ -69,8 +69,10 @@ def _same(found: Answer, wanted: Answer) -> bool:
         return str(found.parts[0]).strip("( )").lower() == wanted.label
     if found.kind == "set" and (wanted.kind, wanted.label) == ("tuple", "()"):
         found = _in_order_of_names(found)
-    if _is_letter(wanted) and found.kind == "words":
-        return found.label == wanted.parts[0].lower()
+    if _is_letter(wanted) and found.kind in ("words", "scalar"):
+        letter = found.label if found.kind == "words" else str(found.parts[0]).strip("( )").lower()
+        if letter == wanted.parts[0].lower():
+            return True
     if found.kind != wanted.kind:
         return False
     if wanted.kind == "scalar":
@@ -187,7 +189,7 @@ def _rational(number: Fraction) -> Any:
 @lru_cache(maxsize=1024)
 def _expression(latex: str) -> Any:
     """The sympy expression of a scalar. Raises Unreadable."""
-    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from sympy import Expr, I
     from sympy.core.function import AppliedUndef
 
@@ -195,7 +197,8 @@ def _expression(latex: str) -> Any:
     if number is not None:
         return _rational(number)
     try:
-        expression = latex2sympy(latex, is_real=False, convert_degrees=False, normalization_config=None)
+        cased = ConversionConfig(lowercase_symbols=False)  # `R^2 - r^2` is not 0
+        expression = latex2sympy(latex, is_real=False, normalization_config=None, conversion_config=cased)
     except MemoryError:
         raise
     except Exception as error:  # the parser may raise anything

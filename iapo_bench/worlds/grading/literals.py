@@ -103,7 +103,7 @@ _TAIL = re.compile(
     rf"\s*(?:US|CA|AU)?[%°{_MONEY}]?(?:[.](?=\s))?(?:[\s,;()'\"/-]*+[^\W\d_]++(?:\^-?[1-3])?+(?:[.](?=\s|$))?+)*+[\s)]*"
 )
 _EXPONENT = re.compile(r"(?<=[A-Za-z])\s*\^\s*\{?\s*(-?[1-3])\s*\}?")
-_LETTER_UNITS = frozenset("mgshlLCFVNJW")
+_LETTER_UNITS = frozenset("mgshlLCFVNJW") | {"by", "cc"}
 # Words that put in doubt whether the number beside them is the answer, and words that change the number.
 _DOUBTS = (
     r"no|not|never|nor|neither|cannot|none|nan|null|wrong|incorrect|false|invalid|impossible|mistaken?|except|or|but|vs"
@@ -131,7 +131,7 @@ _AFTER = re.compile(
     r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille|mill?|thou|grand|below zero|under par"
     r"|(?:ten|hundred|thousand|[mbtr]+illion|third|quarter|fif|six|seven|eigh|nin|eleven|twelf|\w+teen|\w+tie)(?:th)?s?)\b"
     r"|^-?ish\b|^ scores?\b"
-    r"|(?<![A-Za-z])(?:bn|mn|mln)\b|n't\b|[不非万萬亿億千百半]",
+    r"|(?<![A-Za-z])(?:bn|mn|mln)\b|n't\b|[不非万萬亿億千百半]|左右|以[上下]",
     re.IGNORECASE,
 )
 
@@ -183,8 +183,8 @@ def read_literal(text: str) -> Fraction | None:
     if not found or text.count("(") != text.count(")"):
         return None
     lead, tail = found["lead"], found["tail"] or ""
-    if found["sign"] and found["gap"] and lead.rstrip()[-1:].isalnum() and len(found["sign"]) == 1:
-        return None  # `n - 18`
+    if re.search(r"\w ?[-+*] ?$", lead + (found["sign"] or "" if found["gap"] else "")):
+        return None  # `n - 18`, `n-18`
     if found["sign"] and found["inner"]:
         return None
     named = _EQUATED.fullmatch(lead)
@@ -215,11 +215,9 @@ def is_harmless(prose: str) -> bool:
 
 
 def _is_unit(tail: str) -> bool:
-    """Whether the first word after a number is a word or a unit, not a variable: `18 m` but not `18x`."""
-    first = re.match(r"\s*([A-Za-z])(?![^\W\d_])", tail)
-    if not first:
-        return True
-    return first[1] in _LETTER_UNITS or tail.startswith((" a", " o'clock"))
+    """Whether the first word after a number is a word or a unit: `18 m` but not `18x`, `18xy`, `18/x` or `18 - x`."""
+    first = re.match(r"(\s*-)?[\s/(]*(?!a |o'clock)([abcxyz]{2,3}|[A-Za-z])(?![^\W\d_])", tail)
+    return not first or (first[2] in _LETTER_UNITS and not first[1])
 
 
 def _fraction(found: re.Match[str]) -> str:
@@ -227,8 +225,10 @@ def _fraction(found: re.Match[str]) -> str:
 
 
 def _spell(character: str) -> str:
-    """A vulgar fraction as LaTeX: `½` is one half."""
+    """A vulgar fraction, or a power of a unit, as LaTeX: `½` is one half, `㎡` is m^2."""
     name = unicodedata.normalize("NFKC", character)
+    if re.fullmatch("[cdkm]?m[23]", name):
+        return f" {name[:-1]}^{name[-1]}"
     if "\u2044" not in name or len(name) < 3:
         return character
     above, _, below = name.partition("\u2044")

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from iapo_bench.worlds.grading.literals import MEASURED, NUMBER, is_harmless, read_number
-from iapo_bench.worlds.grading.units import split_unit, unit_name
+from iapo_bench.worlds.grading.units import FACTORS, split_unit, unit_name
 
 # The parser's time doubles with each level of brackets.
 MAX_DEPTH = 20
@@ -37,10 +37,11 @@ class Answer:
 
 
 # Commands that may appear without a backslash, and all commands that a scalar may hold.
-_PLAIN_COMMANDS = (
-    *("sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
-    *("ln", "log", "exp", "pi", "theta"),
+_FUNCTIONS = (
+    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+    *("ln", "log"),
 )
+_PLAIN_COMMANDS = (*_FUNCTIONS, "sqrt", "exp", "pi", "theta")
 _COMMANDS = frozenset(
     {
         *(*_PLAIN_COMMANDS, "frac", "cdot", "times", "div", "binom", "infty", "alpha", "beta", "gamma", "delta"),
@@ -65,13 +66,14 @@ _OPEN, _CLOSE = "([{", ")]}"
 _RELATION = re.compile(r"(\\(?:le|ge|ne|in)(?![a-z])|<=|>=|!=|[<>=]|\\(?:approx|equiv|sim)(?![a-z]))")
 # `\{x \mid x > 2\}` is `x > 2`.
 _DESCRIBED = re.compile(
-    r"\\\{ ?(?P<name>[a-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid(?![a-z])|[|:]) ?"
-    r"(?P<condition>(?=[^|:]*(?P=name))[^|:]+)\\\}"
+    r"\\?\{ ?(?P<name>[a-z])(?: ?\\in ?\\mathbb ?\{? ?R ?\}?)? ?(?:\\mid(?![a-z])|[|:]) ?"
+    r"(?P<condition>(?=[^|:]*(?P=name))[^|:]+?)\\?\}"
 )
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _JOINTS = ("", ",", ";", "and", "or", ", and", ", or")
 _CUP = re.compile(r"\\cup(?![a-z])")
 _COMMA = re.compile(r"(,? ?(?:\\text ?\{ ?(?:and|or) ?\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))|[,;])")
+_GROUPS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)")  # thousands, where a list has wider separators
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-z])")
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -93,8 +95,10 @@ def read(text: str) -> Answer:
 def is_stated(text: str) -> bool:
     r"""Whether a tidied text states an answer as a gold must, words only in `\text` or brackets.
 
-    `None`, `NaN` and `true` state nothing.
+    `None`, `NaN`, `N/A` and `true` state nothing.
     """
+    if re.fullmatch("n/?a", text, re.IGNORECASE):
+        return False
     try:
         answer = read(text)
     except Unreadable:
@@ -140,6 +144,8 @@ def _last_mathematics(pieces: list[str]) -> tuple[str, str, str]:
 def _read(text: str) -> Answer:
     """The shape of a text without prose or unit."""
     text = text.strip()
+    if re.search(r"[,;] |(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text):
+        text = _GROUPS.sub(lambda found: found[0].replace(",", ""), text)
     if not text:
         raise Unreadable(text)
     if read_number(text) is not None:
@@ -173,7 +179,8 @@ def _read_list(elements: list[str], *, both: bool) -> Answer:
     parts = list(map(_read, elements))
     if both and all(part.kind == "named" and part.parts[0].kind == "tuple" for part in parts):
         return _between(parts)
-    if all(part.kind == "named" and part.parts[0].kind in ("tuple", "union") for part in parts):
+    intervals = all(part.kind == "named" and part.parts[0].kind in ("tuple", "union") for part in parts)
+    if intervals and len({part.label for part in parts}) == 1:
         return Answer("named", parts[0].label, (Answer("union", "", tuple(part.parts[0] for part in parts)),))
     held = (part.parts[0] if part.kind == "named" and part.parts[0].kind == "set" else part for part in parts)
     return Answer("set", "", tuple(_flatten(held, "set")))
@@ -217,7 +224,8 @@ def _words(text: str) -> str | None:
         return None
     plain = re.sub(r"^\s*(?:an?|the)\s+", "", plain, flags=re.IGNORECASE)
     word = "".join(re.findall(r"[^\W\d_]+", plain)).lower()
-    return word if inner or (len(word) > 2 and word not in _COMMANDS) else None
+    parts = set(re.findall(r"[^\W\d_]+", plain))
+    return word if inner or (len(word) > 2 and parts.isdisjoint(_COMMANDS)) else None
 
 
 def _read_relations(parts: list[str]) -> Answer:
@@ -278,7 +286,9 @@ def _read_based(text: str) -> Answer | None:
     if not found:
         return None
     base = str(_BASES.index(found[2]) + 2) if found[2] in _BASES else found[2]
-    return Answer("based", base, (found[1].replace(" ", "").lstrip("0").lower(),)) if base.isdigit() else None
+    digits = found[1].replace(" ", "").lstrip("0").lower()
+    counted = base.isdigit() and all(int(digit, 16) < int(base) for digit in digits)
+    return Answer("based", base, (digits,)) if counted else None
 
 
 def _read_bracketed(text: str) -> Answer | None:
@@ -327,8 +337,7 @@ def _read_scalar(text: str) -> Answer:
     known = _COMMANDS.issuperset(re.findall(r"\\([A-Za-z]+)", text))
     if not known or _ODD.search(re.sub(r"\\[A-Za-z]+", r"\\", text)) or not _SCALAR.fullmatch(text):
         raise Unreadable(text)
-    # The parser takes a letter before a bracket for a function.
-    text = re.sub(r"(?<![A-Za-z\\])([A-Za-z]|[\d)}]) ?(?=\()", r"\1 \\cdot ", text)
+    text = _BEFORE_BRACKET.sub(lambda found: found[1] or rf"{found[2]} \cdot ", text)
     return Answer("scalar", "%" if percent else "", (text.strip(),))
 
 
@@ -354,6 +363,9 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
         (r"\\sqrt *\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt *(\[\d+\])? *(\d+|[A-Za-z])", r"\\sqrt\1{\2}"),
         (r"\^ ?\(([^()]*)\)", r"^{\1}"),
+        (r"\^ ?-(\d+|[A-Za-z])", r"^{-\1}"),
+        (rf"(\\(?:{'|'.join(_FUNCTIONS)})) *([_^]) *(?=[\w{{])", r"\1\2"),
+        (rf"(\\(?:{'|'.join(_FUNCTIONS)})[_^])(\w)", r"\1{\2}"),
         (r"\\frac ?([0-9A-Za-z])", r"\\frac{\1}"),
         (r"(\\frac ?\{(?:[^{}]|\{[^{}]*\})*+\}) ?([0-9A-Za-z])", r"\1{\2}"),
         (r"\*\*", "^"),
@@ -364,5 +376,9 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
         (r"(?<![\d}^_.)])(\d+) (\d+/\d+)(?![\d^])", r"(\1+\2)"),
     )
 ]
+# The parser takes a letter before a bracket for a function, so a product needs its sign; after an exponent it does not.
+_BEFORE_BRACKET = re.compile(
+    rf"(\\(?:{'|'.join(_FUNCTIONS)})(?:[_^]\{{[^{{}}]*\}})+) ?(?=\()|(?<![A-Za-z\\])([A-Za-z]|[\d)}}]) ?(?=\()"
+)
 # Words, adjacent numbers, brackets that are not a root's index, subscripts of or with other than letters and digits.
-_ODD = re.compile(r"[A-Za-z]{3,}|\d\s+\d|(?<!\\)\[|_(?!\{?\w)|(?<![A-Za-z\\])_")
+_ODD = re.compile(rf"(?<![A-Za-z])(?!{FACTORS})[A-Za-z]{{3,}}" r"|\d\s+\d|(?<!\\)\[|_(?!\{?\w)|(?<![A-Za-z\\])_")
