@@ -210,7 +210,7 @@ def test_costs(tmp_path):
         cost_frame(tier.costs_job(), rows, {"iapo": logs["iapo"][:1]})
     twice = tmp_path / "twice.jsonl"
     twice.write_text("".join(json.dumps({"step": step, **STEP}) + "\n" for step in (0, 1, 1)))
-    with pytest.raises(UserError, match="steps are not 0, 1, 2"):
+    with pytest.raises(UserError, match="steps must be 0, 1, 2"):
         cost_frame(tier.costs_job(), rows, {"iapo": [*logs["iapo"][:1], twice]})
     paths = [tmp_path / f"{row.method}.json" for row in rows]
     for path, row in zip(paths, rows, strict=True):

@@ -235,7 +235,7 @@ def test_other_problems_are_refused(reference, tmp_path):
     path = other / "micro" / "summaries" / "iapo.parquet"
     counts = pd.read_parquet(path)
     counts.assign(problem_id="q" + counts["problem_id"]).to_parquet(path)
-    with pytest.raises(UserError, match="other problems: iapo: nothing is compared"):
+    with pytest.raises(UserError, match="other problems: iapo: nothing was compared"):
         verify(other, reference, Margins())
 
 
