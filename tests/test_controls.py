@@ -148,6 +148,7 @@ def test_frontier_files(tmp_path):
         paths.append(tmp_path / f"{name}.json")
         method_of(frame, name).write(paths[-1])
     make_frontier(paths, tmp_path / "grades.parquet", out=tmp_path / "frontier.csv", figure=tmp_path / "frontier")
+    assert "About these checkpoints alone" in (tmp_path / "frontier.md").read_text()
     kinds = pd.read_csv(tmp_path / "frontier.csv")["kind"].value_counts()
     assert (kinds["method"], kinds["shortest"]) == (1, 4)
     assert (tmp_path / "frontier.svg").read_text().count(">iapo</text>") == 1

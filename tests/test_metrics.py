@@ -163,6 +163,7 @@ BAD = {
         GOOD.assign(problem_id=GOOD["problem_id"].replace({"p0001": None})),
         "without its problem",
     ),
+    "a lenient outcome is unknown": (GOOD.assign(outcome_lenient="RIGHT"), "unknown outcome_lenient 'RIGHT'"),
     "an outcome is missing": (GOOD.assign(outcome=None), "unknown outcome"),
     "a finish reason is unknown": (GOOD.assign(finish_reason="eos"), "unknown finish_reason 'eos'"),
     "a completion is empty": (GOOD.assign(n_tokens=0), "no tokens"),

@@ -229,6 +229,13 @@ def test_an_interval_that_is_not_what_its_counts_come_to_is_not_reproduced(refer
     assert cells[~cells["as_counted"]][["row", "cell", "verdict"]].to_numpy().tolist() == [["iapo", "pass@8", NOT]]
 
 
+def test_a_row_that_alone_lacks_its_counts_is_refused(reference, tmp_path):
+    other = edited(reference, tmp_path / "other", pass_at_1=0.99)
+    (other / "micro" / "summaries" / "iapo.json").unlink()
+    with pytest.raises(UserError, match="counts by problem that are missing: iapo"):
+        verify(other, reference, Margins())
+
+
 def test_other_problems_are_refused(reference, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(reference, other)

@@ -311,7 +311,8 @@ class _Grid:
         """Check and arrange a frame; `where` opens the message of a UserError."""
         if frame.empty:
             raise UserError(f"{where}: there are no grades")
-        for column, known in (("outcome", {*Outcome}), ("finish_reason", {"stop", "length"})):
+        outcomes = {column: {*Outcome} for column in ("outcome", "outcome_lenient") if column in frame}
+        for column, known in {**outcomes, "finish_reason": {"stop", "length"}}.items():
             if odd := set(frame[column].unique()) - known:
                 raise UserError(f"{where}: unknown {column} '{odd.pop()}': known: {', '.join(sorted(known))}")
         if frame["problem_id"].isna().any():

@@ -67,8 +67,7 @@ def against_controls(
     The statement is about methods where each of them has several training seeds, else about these checkpoints; p-values
     have Holm's correction.
     """
-    trained = [row for row in rows if row.trained]
-    several = all(len(row.tally.train_seeds) > 1 for row in trained)
+    trained, several = [row for row in rows if row.trained], _several(rows)
     lines: list[dict[str, Any]] = []
     for row in trained:
         length, passes_TP = row.tally.values("length").mean(), row.tally.values("pass@1")
@@ -100,13 +99,21 @@ def frontier_blocks(rows: Sequence[Row], table: pd.DataFrame) -> list[Block]:
         "difference": [_difference(line) for _, line in table.iterrows()],
         "verdict": table["verdict"].tolist(),
     }
+    caption = "Difference in Pass@1, paired by problem, with its 95% interval; p corrected by Holm, 5%."
+    if not _several(rows):
+        caption += " About these checkpoints alone: with one training seed, other training runs may differ."
     return [
         *opening(rows[0], "methods against early stopping of the base"),
-        Table(columns, "Difference in Pass@1, paired by problem, with its 95% interval; p corrected by Holm, 5%."),
+        Table(columns, caption),
         "Controls are made of the base's own samples. Cut: a completion of more than L tokens stops there, unanswered "
         "and so wrong. Shortest: of n samples the shortest is taken; all n have to be started, so its length is what a "
         "reader waits for and not what is generated. It is chosen on the same samples, which flatters it a little.",
     ]
+
+
+def _several(rows: Sequence[Row]) -> bool:
+    """Whether each trained row has several training seeds."""
+    return all(len(row.tally.train_seeds) > 1 for row in rows if row.trained)
 
 
 def frontier_figure(rows: Sequence[Row], curve: pd.DataFrame) -> Figure:

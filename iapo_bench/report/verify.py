@@ -95,6 +95,9 @@ def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:
         ):
             yield f"cells that are missing: {reference['method']} {', '.join(lacking)}"
     rows, others = ours.summaries(), theirs.summaries()
+    for side in filter(None, (rows, others)):
+        if gone := [name for name in theirs.table["method"] if name not in side]:
+            yield f"counts by problem that are missing{_on(theirs)}: {', '.join(gone)}"
     if asked := [name for name in others if name in rows and rows[name].tally.problems != others[name].tally.problems]:
         yield f"other problems: {', '.join(asked)}"
 
