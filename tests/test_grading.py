@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 
 import pytest
@@ -282,6 +283,13 @@ def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
     monkeypatch.setattr("iapo_bench.worlds.grading.processes._limit_worker", os.abort)
     with make_grader("math", workers=1) as grader, pytest.raises(RuntimeError):
         grader.grade([tagged(r"\sqrt{4}")], ["2"])
+
+
+@pytest.mark.parametrize("module", ["sympy", "latex2sympy2_extended.latex2sympy2"])
+def test_a_library_that_cannot_be_imported_is_no_wrong_answer(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError):
+        grade_math(tagged(r"\frac{7}{x+91}"), r"\frac{1}{x+91}")
 
 
 def test_a_worker_says_nothing_of_time_limits_that_are_off(capfd):
