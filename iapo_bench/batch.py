@@ -89,7 +89,7 @@ class RolloutBatch:
         B, P = self.prompt_ids_BP.shape
         T = self.completion_ids_BT.shape[1]
         if self.group_size < 1 or B % self.group_size:
-            raise ValueError(f"{B} rows are not whole groups of {self.group_size}")
+            raise ValueError(f"{B} rows cannot be split into groups of {self.group_size}")
         expected = {"B": (B,), "BP": (B, P), "BT": (B, T), "BS": (B, T + 1)}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -99,7 +99,7 @@ class RolloutBatch:
             if tuple(value.shape) != shape:
                 raise ValueError(f"{field.name} has shape {tuple(value.shape)}, expected {shape}")
             if value.is_floating_point() and not torch.isfinite(value).all():
-                raise ValueError(f"{field.name} holds a number that is not finite")
+                raise ValueError(f"{field.name} contains NaN or infinity")
             if field.name.rsplit("_", 1)[0] in _BOOLEAN and value.dtype != torch.bool:
                 raise ValueError(f"{field.name} must be bool, is {value.dtype}")
         if (self.prompt_mask_BP[:, 1:] < self.prompt_mask_BP[:, :-1]).any():

@@ -38,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial = folder / path.name
         yield partial
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a file and would be lost: choose another output")
+            raise UserError(f"{path} exists and is not a file: choose another output")
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -54,9 +54,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         if (there := _names(path)) and there.isdisjoint(_names(partial)):
-            raise UserError(f"{path} holds other things ({min(there)}): they would be lost: choose another output")
+            raise UserError(f"{path} contains other files ({min(there)}), which would be lost: choose another output")
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is not a directory and would be lost: choose another output")
+            raise UserError(f"{path} exists and is not a directory: choose another output")
         for part in [*partial.rglob("*"), partial]:
             _flush(part)
         while True:
@@ -82,7 +82,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on an existing directory. Raises UserError if another process holds it."""
     lock = _lock(folder)
     if lock is None:
-        raise UserError(f"another process works in {folder}: wait for it, end it, or choose another output")
+        raise UserError(f"another process is using {folder}: wait for it, stop it, or choose another output")
     try:
         yield
     finally:
@@ -172,7 +172,7 @@ def parse_json(text: str, place: str, hint: str) -> Any:
     except json.JSONDecodeError as error:
         reason = error.msg
     except UnicodeEncodeError:
-        raise UserError(f"{place}: a string holds half of a surrogate pair: {hint}") from None
+        raise UserError(f"{place}: a string contains a lone surrogate: {hint}") from None
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:
@@ -196,7 +196,7 @@ def read_jsonl(path: Path, required: Iterable[str], hint: str = "fetch the file 
         place = f"{path}:{number}"
         row = parse_json(line, place, f"a truncated download? {hint}")
         if not isinstance(row, dict):
-            raise UserError(f"{place} is not an object of fields: {hint}")
+            raise UserError(f"{place} is not a JSON object: {hint}")
         if missing := [name for name in required if name not in row]:
             raise UserError(f"{place} lacks the field '{missing[0]}'")
         rows.append(row)
@@ -274,7 +274,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
     except ValueError as error:
         place = first_infinite(value)
-        raise UserError(f"nothing is written: {f'{place} is not finite' if place else error}") from None
+        raise UserError(f"nothing was written: {f'{place} is not finite' if place else error}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -288,7 +288,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)[:40]}' is there twice")
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)[:40]}' appears twice")
     return found
 
 

@@ -113,7 +113,7 @@ class LossSpec:
     def __post_init__(self) -> None:
         _check_options(self, "the loss")
         if self.local_rows < 0 or (self.local_rows and self.reduction != "token_mean"):
-            raise UserError("local_rows of the loss goes with reduction token_mean, and is 0 or a number of rows")
+            raise UserError("the loss's local_rows must be 0 or a number of rows, and needs reduction token_mean")
 
     def idle_choices(self, updates_per_rollout: int) -> list[str]:
         """Names of non-default settings without effect: with one update per rollout rho is 1, so neither clipping nor
@@ -154,7 +154,7 @@ class Credit:
         if self.counted_B is not None:
             _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
             if self.weights_BT[~self.counted_B].any():
-                raise ValueError("counted_B leaves out a row that has weights")
+                raise ValueError("counted_B is False for a row with non-zero weights")
         return self
 
 
@@ -234,7 +234,7 @@ def assign(
         raise ValueError(f"advantages must be a tensor, is {type(advantages).__name__}")
     (B, T), shape = mask_BT.shape, tuple(advantages.shape)
     if shape not in ((B,), (B, 1), (B, T)):
-        raise ValueError(f"advantages have shape {shape}, expected one a row ({B},) or one a token ({B}, {T})")
+        raise ValueError(f"advantages have shape {shape}, expected ({B},), one per row, or ({B}, {T}), one per token")
     if weights is not None and tuple(weights.shape) not in ((B, 1), (B, T)):
         raise ValueError(f"weights have shape {tuple(weights.shape)}, expected ({B}, 1) or ({B}, {T})")
     advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
@@ -254,7 +254,7 @@ def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.
     if value.requires_grad:
         raise ValueError(f"{name} has a gradient: detach it")
     if not value.isfinite().all():
-        raise ValueError(f"{name} holds a number that is not finite")
+        raise ValueError(f"{name} contains NaN or infinity")
 
 
 def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
@@ -382,7 +382,7 @@ def padded_widths(mask_BM: torch.Tensor, group_size: int, ranks: int) -> torch.T
 def require_groups(group_size: int) -> None:
     """Raise UserError when a group holds a single completion: every method here compares completions of one prompt."""
     if group_size < 2:
-        raise UserError("group_size must be at least 2: a completion is judged against the others of its prompt")
+        raise UserError("group_size must be at least 2: a completion is compared with the others of its prompt")
 
 
 def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
@@ -415,7 +415,7 @@ def load_method(name: str, profile: str = "paper", **options: Any) -> Method:
     _check_options(method, name)  # a class with a `__post_init__` of its own may have left it out
     with blaming(method, "needs"):
         if not isinstance(method.needs, Set) or not all(isinstance(each, Signal) for each in method.needs):
-            raise ValueError(f"it must be a set of Signal, is {method.needs!r}")
+            raise ValueError(f"must be a set of Signal, is {method.needs!r}")
     return method
 
 
@@ -441,7 +441,7 @@ def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
         given = {name for name, value in vars(part).items() if not inspect.ismemberdescriptor(value)}
         if untyped := fields & given - vars(part).get("__annotations__", {}).keys():
             slip = f"{part.__name__}.{min(untyped)}"
-            raise UserError(f"{path}: {slip} has no type and counts for nothing: write `{min(untyped)}: TYPE = ...`")
+            raise UserError(f"{path}: {slip} has no type and is ignored: write `{min(untyped)}: TYPE = ...`")
     own = [getattr(cls, hook) is not getattr(Method, hook) for hook in ("observe", "state_dict", "load_state_dict")]
     if any(own) and not all(own[1:]):
         raise UserError(

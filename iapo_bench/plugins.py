@@ -63,7 +63,7 @@ def load_class(path: Path, base: type[T], name: str) -> type[T]:
     kind = "class" if base is object else f"subclass of {base.__name__}"
     if found:
         several = ", ".join(sorted(value.__name__ for value in found))
-        raise UserError(f"{path} has more than one {kind} with name = '{name}' ({several}): give all but one another")
+        raise UserError(f"{path} has more than one {kind} with name = '{name}' ({several}): rename all but one")
     raise UserError(f"{path} has no {kind} with name = '{name}'")
 
 

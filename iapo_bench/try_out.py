@@ -29,7 +29,7 @@ def try_method(name: str, tier: str, *, seeds: int, cores: int) -> None:
     if name not in list_methods():
         raise unknown("method", name, list_methods())
     if not Path("Snakefile").is_file():
-        raise UserError("there is no Snakefile here: call `iapo-bench try` in the project's own directory")
+        raise UserError("there is no Snakefile here: run `iapo-bench try` in the project's directory")
     asked = read_tier(tier).train.seeds[:seeds]
     others = _there(_flow(tier, [], asked), name, asked)
     flow = _flow(tier, [*others, name], asked)
@@ -40,9 +40,9 @@ def try_method(name: str, tier: str, *, seeds: int, cores: int) -> None:
     table = _compare(flow, rows, out)
     click.echo(_verdict(table, name, asked))
     if left := [other for other in others if other not in current]:
-        click.echo(f"Left out: {', '.join(left)}, trained with other settings, inputs or code than today's.")
+        click.echo(f"Left out: {', '.join(left)}, trained with different settings, inputs or code.")
     if not current:
-        click.echo(f"No finished run of another method is in {flow.work}: `snakemake --cores all` makes the table's.")
+        click.echo(f"No finished run of another method is in {flow.work}: `snakemake --cores all` trains the others.")
     click.echo(f"Every pair and measure: {out.with_suffix('.md')}")
 
 
@@ -69,9 +69,9 @@ def _train(flow: Workflow, name: str, tier: str, cores: int) -> None:
     settings = [f"tier={tier}", f"methods=[{name}]", f"train={{seeds: {flow.seeds}}}"]
     done = subprocess.run([*command, "--config", *settings])
     if done.returncode:
-        hint = f"what is printed above says why; logs are in {flow.work}/logs"
+        hint = f"see the output above and the logs in {flow.work}/logs"
         if any(Path(".snakemake/locks").glob("*")):
-            hint = "another Snakemake works here, or a kill left its lock: then run `snakemake --unlock`, and try again"
+            hint = "another Snakemake is running here: wait for it; if none is, run `snakemake --unlock` and try again"
         raise UserError(f"{name} could not be tried: {hint}")
 
 

@@ -82,7 +82,7 @@ def watch(paths: Sequence[Path], *, once: bool = False) -> None:
         while True:
             runs = _look(paths, runs)
             started = [run for run in runs.values() if run.rows]
-            waiting = Text(f"no steps yet in {' '.join(map(str, paths))}: waiting; Ctrl-C ends this")
+            waiting = Text(f"no steps yet in {' '.join(map(str, paths))}: waiting; press Ctrl-C to stop")
             live.update(picture(started, console.width) if started else waiting, refresh=True)
             if any(run.state == "running" for run in runs.values()):
                 idle_since, patience = time.monotonic(), 0.0 if set(paths) >= set(runs) else PATIENCE

@@ -195,7 +195,7 @@ class Workflow:
         elif found := TRAINED.fullmatch(run):
             job = self._tier_for(found["method"]).train_job(found["method"], int(found["seed"]))
         else:
-            raise UserError(f"'{run}' is not a run that is trained")
+            raise UserError(f"'{run}' is not a training run: name METHOD/seedN")
         plugins = [*job.plugins, *self._dataset]
         return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 

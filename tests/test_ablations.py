@@ -74,7 +74,7 @@ def test_the_micro_tier_has_every_method_of_its_table_as_released():
             {"ablations": {"x": {"method": "iapo", "options": {"alfa": 1}}}},
             "'alfa': did you mean 'alpha'",
         ),
-        ({"ablations": {"iapo": {"options": {"alpha": 0.0}}}}, "ablations.iapo: is in methods too"),
+        ({"ablations": {"iapo": {"options": {"alpha": 0.0}}}}, "ablations.iapo: is also in methods"),
         ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1]}}}, "sensitivity.grid"),
         ({"sensitivity": {"method": "iapo", "grid": {"alpha": [1], "bta": [1]}}}, "unknown option of iapo 'bta'"),
         ({"sensitivity": {"method": "ipo", "grid": {"alpha": [1], "beta": [1]}}}, "unknown method 'ipo'"),
@@ -122,10 +122,10 @@ def test_sensitivity_has_a_row_and_a_cell_for_every_point(tmp_path):
 def test_sensitivity_mistakes(tmp_path):
     base = write_grades(tmp_path / "base.parquet", 2, 20)
     where = {"out": tmp_path / "out.csv", "figure": tmp_path / "maps"}
-    with pytest.raises(UserError, match="no 'sensitivity' section"):
+    with pytest.raises(UserError, match="lacks a 'sensitivity' or a 'tune' section"):
         smoke().sensitivity_job()
     job = smoke(sensitivity=GRID, tune={"k": 2, "n_samples": 4}).sensitivity_job()
-    with pytest.raises(UserError, match="6 points: 1 files"):
+    with pytest.raises(UserError, match="6 points, not 1"):
         make_sensitivity(job, base, [base], **where)
     assert not (tmp_path / "out.csv").exists()
 

@@ -221,9 +221,9 @@ def test_results_of_another_shape_are_refused(results, name, content):
         ("grades", "problem_id", {"a": 1}, "column 'problem_id' is not text"),
         ("grades", "formatted", "yes", "column 'formatted' is not true or false"),
         ("counts", "correct", "1", "column 'correct' is not a whole number"),
-        ("counts", "correct", 2**40, "'correct' is no count of 2 samples"),
-        ("counts", "n_samples", 2**40, "no count of"),
-        ("counts", "problem_id", "p0", "not every problem of every seed, in order"),
+        ("counts", "correct", 2**40, "'correct' is not a valid count for 2 samples"),
+        ("counts", "n_samples", 2**40, "not a valid count for"),
+        ("counts", "problem_id", "p0", "rows must be every problem of every seed, in order"),
     ],
 )
 def test_a_column_of_another_kind_is_named(whole, tmp_path, name, column, value, said):
@@ -243,7 +243,7 @@ def test_counts_in_another_order_are_refused(whole, tmp_path):
     frame = pd.read_parquet(whole / "counts.parquet").assign(train_seed=0)
     other = frame.assign(train_seed=1).iloc[::-1]
     pd.concat([frame, other]).to_parquet(path, index=False)
-    with pytest.raises(UserError, match="not every problem of every seed, in order"):
+    with pytest.raises(UserError, match="rows must be every problem of every seed, in order"):
         Tally.from_parquet(path)
 
 
@@ -314,10 +314,10 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_line_that_names_it(check
     [
         (
             b'{"id": "a", "question": "q", "answer": "1"}\n{"id": "a", "question": "r", "answer": "2"}\n',
-            ":2: the id 'a'",
+            ":2: duplicate id 'a', also at line 1",
         ),
         (b'{"id": "a", "question": "q", "answer": 1}\n', ":1: the field 'answer' is not text"),
-        (b'{"id": "a", "question": "\\ud800", "answer": "1"}\n', ":1: a string holds half of a surrogate pair"),
+        (b'{"id": "a", "question": "\\ud800", "answer": "1"}\n', ":1: a string contains a lone surrogate"),
         (b'{"id": "a", "question": "q", "answer": "1"}\n\xff\n', ":2 is not UTF-8 text"),
         (b'{"id": "a", "question": "q", "answer": "1", "level": NaN}\n', ":1 is not JSON (NaN is not a finite number)"),
         (b'{"id": "a", "question": "q", "answer": "1", "level": 1e999}\n', ":1 is not JSON (1e999 is not"),
@@ -352,7 +352,7 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
 def test_a_job_without_its_name_is_refused_before_it_runs(tmp_path):
     path = tmp_path / "job.yaml"
     write_json(path, {"job": read_tier("smoke").sample_job("test").model_dump(mode="json")})
-    with pytest.raises(UserError, match=f"{path}: name: "):
+    with pytest.raises(UserError, match=f"{path} has no 'name'"):
         read_job(path, SampleJob)
 
 
@@ -371,7 +371,7 @@ def test_a_column_that_is_missing_is_named(whole):
         (lambda: MicroWorld(n_validation=int(1e308)), "n_validation must be from 1 to 1000000"),
         (lambda: MicroWorld(max_terms=10**9), "max_terms <= 100"),
         (lambda: MicroWorld(n_test=2.5), "n_test must be a whole number"),
-        (lambda: MicroWorld(slip=7.0), "slip is a chance from 0 to 1"),
+        (lambda: MicroWorld(slip=7.0), "slip must be a probability from 0 to 1"),
         (lambda: stream_seed(-1, "data"), "the seed -1 is below 0"),
         (lambda: load_method("iapo", alpha=math.inf), "option alpha of iapo is not a finite number"),
         (lambda: load_method("grpo", loss={"kl_coef": math.nan}), "option loss.kl_coef of grpo is not a finite number"),

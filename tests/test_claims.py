@@ -209,7 +209,7 @@ STATED = "  - {{id: a, sentence: b, source: c, check: {{kind: {}, measure: x, me
         ("claims: [", "is not YAML"),
         (
             "claims:\n" + 2 * "  - {id: a, sentence: b, source: c, check: {kind: units, values: []}}\n",
-            "twice",
+            "duplicate claim 'a'",
         ),
     ],
 )

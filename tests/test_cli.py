@@ -187,14 +187,14 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
                 "--figure",
                 tmp / "out",
             ),
-            "--run iapo/0 stands twice",
+            "--run iapo/0 is given twice",
         ),
         "seed twice": (
             (
                 *("metrics", "--config", "smoke", "--method", "iapo", "--out", tmp / "out"),
                 *2 * ("--grades", made / "iapo" / "test" / "grades.parquet", "--train-seed", 3),
             ),
-            "training seeds must differ, are [3, 3]",
+            "training seeds must be distinct, are [3, 3]",
         ),
         "workflow never ran": (("bench", "table", "--work", tmp), "run the workflow first"),
     }

@@ -118,7 +118,7 @@ def test_who_is_undecided_with_whom():
 def test_rows_of_other_problems_are_refused():
     rows = rows_of()
     other = replace(rows[1], tally=replace(rows[1].tally, problems=("q", *rows[1].tally.problems[1:])))
-    with pytest.raises(UserError, match="set of problems"):
+    with pytest.raises(UserError, match="differ in model, dataset, tier or problems"):
         compare_rows([rows[0], other])
 
 

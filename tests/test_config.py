@@ -45,21 +45,21 @@ def test_every_tier_is_valid(name):
         ({"methods": {"iapo": {"lrr": 1}}}, "--config: methods.iapo: unknown key 'lrr': did you mean 'lr'"),
         ({"train": {"lora": {"rnk": 8}}}, "train.lora: unknown key 'rnk': did you mean 'rank'"),
         ({"tune": {"sampels": 8}}, "tune: unknown key 'sampels'"),
-        ({"train": {"lora": {}, "sharded": True}}, "sharded and lora do not go together"),
+        ({"train": {"lora": {}, "sharded": True}}, "sharded and lora cannot be combined"),
         ({"methods": {"iapo": {"profile": "official"}}}, "methods.iapo.profile"),
         ({"train": {"group_size": 0}}, "--config: train.group_size: Input should be greater than 0"),
         ({"train": {"lr": "fast"}}, "--config: train.lr"),
         ({"train": {"lr": float("inf")}}, "--config: train.lr"),
-        ({"train": {"seeds": [1, 1]}}, "training seeds must differ"),
-        ({"train": {"seeds": 0}}, "train.seeds: is a number of seeds, 3 for 0, 1 and 2, or a list of them, not '0'"),
-        ({"train": {"seeds": "three"}}, "or a list of them, not 'three'"),
+        ({"train": {"seeds": [1, 1]}}, "training seeds must be distinct"),
+        ({"train": {"seeds": 0}}, "train.seeds: must be a number of seeds (3 means 0, 1 and 2) or a list"),
+        ({"train": {"seeds": "three"}}, "or a list of seeds, not 'three'"),
         ({"world": {"name": "gsm9k"}}, "--config: world.name: unknown dataset 'gsm9k': did you mean 'gsm8k'"),
         ({"evaluate": {"n_samples": 16}}, "k=32 needs at least 32 samples a problem, n_samples is 16"),
-        ({"methods": {"base": {"method": "iapo"}}}, "--config: methods.base: is the row of the untrained model"),
-        ({"methods": {"base_cut": {"method": "iapo"}}}, "--config: methods.base_cut: is the row of the untrained"),
+        ({"methods": {"base": {"method": "iapo"}}}, "--config: methods.base: is reserved for the untrained model"),
+        ({"methods": {"base_cut": {"method": "iapo"}}}, "--config: methods.base_cut: is reserved for the untrained"),
         ({"ablations": {"fast": {"method": "ipo"}}}, "--config: ablations.fast: unknown method 'ipo'"),
         ({"sensitivity": {"method": "ipo"}}, "--config: sensitivity.method: unknown method 'ipo': did you mean 'iapo'"),
-        ({"world": {"name": "gsm8k"}}, "--config: world.name: the model 'shipped' answers the micro world alone"),
+        ({"world": {"name": "gsm8k"}}, "--config: world.name: the model 'shipped' answers only the micro world"),
         ({"tier": "qwen-7b", "world": {"name": "gsm8"}}, "--config: unknown dataset of this tier 'gsm8': did you mean"),
         ({"tier": "mirco"}, "--config: unknown tier 'mirco': did you mean 'micro'"),
     ],
@@ -102,7 +102,7 @@ def test_a_mistake_in_a_file_of_configfile_names_its_line(tmp_path):
     with pytest.raises(UserError, match=r"--config: train: unknown key 'lrr'"):
         read_workflow_tier(part, {"train": {"lrr": 1}}, files=[path])
     path.write_text("train:\n  lr: 1\n  lr: 2\n")
-    with pytest.raises(UserError, match=r"mine\.yaml:3 is not YAML: the key 'lr' stands twice, at lines 2 and 3"):
+    with pytest.raises(UserError, match=r"mine\.yaml:3 is not YAML: duplicate key 'lr', at lines 2 and 3"):
         read_workflow_tier({"train": {"lr": 2}}, {}, files=[path])
 
 
@@ -119,9 +119,9 @@ def test_rows_are_chosen_from_a_whole_tier_of_configfile(tmp_path):
 def test_settings_that_snakemake_would_drop_are_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("resources:\n  gpu: 1\n  gpu: 2\n")
     for arguments, message in (
-        (["--config", "tier=smoke", "train={lr: 1, lr: 2}"], "--config train.* the key 'lr' stands twice"),
-        (["--config", "tier=smoke", "-n", "--config", "train={lr: 1}"], "--config stands twice"),
-        (["-n", "--workflow-profile", str(tmp_path)], r"config\.yaml:3 .* the key 'gpu' stands twice"),
+        (["--config", "tier=smoke", "train={lr: 1, lr: 2}"], "--config train.* duplicate key 'lr'"),
+        (["--config", "tier=smoke", "-n", "--config", "train={lr: 1}"], "--config is given twice"),
+        (["-n", "--workflow-profile", str(tmp_path)], r"config\.yaml:3 .* duplicate key 'gpu'"),
     ):
         with pytest.raises(UserError, match=message):
             check_arguments(["snakemake", "results/table1.csv", *arguments])
@@ -139,8 +139,8 @@ def test_unknown_tier_and_broken_files(tmp_path):
     for content, message in (
         ("tier: [micro", r"broken\.yaml:1 is not YAML"),
         ("", "holds no settings"),
-        ("train:\n  lr: 1\n  lr: 2\n", r"broken\.yaml:3 is not YAML: the key 'lr' stands twice, at lines 2 and 3"),
-        ("a: {b: 1, b: 1}", "the key 'b' stands twice"),
+        ("train:\n  lr: 1\n  lr: 2\n", r"broken\.yaml:3 is not YAML: duplicate key 'lr', at lines 2 and 3"),
+        ("a: {b: 1, b: 1}", "duplicate key 'b'"),
     ):
         broken.write_text(content)
         with pytest.raises(UserError, match=message):

@@ -72,7 +72,7 @@ def test_shortest_by_hand():
         [0, 20, "WRONG"],
         [1, 9, "WRONG"],
     ], "the first of equals; the fifth sample is left over"
-    with pytest.raises(UserError, match="shortest of 6"):
+    with pytest.raises(UserError, match="shortest-of-6"):
         shortest(frame, 6)
 
 
@@ -206,11 +206,11 @@ def test_costs(tmp_path):
     lenient = {"lenient": np.full_like(counts["correct"], 32)}
     both = [rows[0], replace(rows[1], tally=replace(rows[1].tally, counts=counts | lenient))]
     assert "| 1.000     |" in markdown(cost_blocks(both, cost_frame(tier.costs_job(), both, logs)))
-    with pytest.raises(UserError, match="give all"):
+    with pytest.raises(UserError, match="give one per seed"):
         cost_frame(tier.costs_job(), rows, {"iapo": logs["iapo"][:1]})
     twice = tmp_path / "twice.jsonl"
     twice.write_text("".join(json.dumps({"step": step, **STEP}) + "\n" for step in (0, 1, 1)))
-    with pytest.raises(UserError, match="steps are not 0, 1, 2"):
+    with pytest.raises(UserError, match="steps must be 0, 1, 2"):
         cost_frame(tier.costs_job(), rows, {"iapo": [*logs["iapo"][:1], twice]})
     paths = [tmp_path / f"{row.method}.json" for row in rows]
     for path, row in zip(paths, rows, strict=True):

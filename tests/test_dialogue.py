@@ -227,7 +227,7 @@ def test_parts_of_the_prompt_can_be_set():
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("nowhere.jinja", "nowhere.jinja does not exist: name a file"),
+        ("nowhere.jinja", "nowhere.jinja does not exist: give the path of"),
         ({"sytem": "x"}, "unknown key 'sytem'"),
         ({"example": {"question": "1+1?"}}, "prompt.example"),
     ],
@@ -265,7 +265,7 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused(tokenizer):
     tokenizer.add_special_tokens({"extra_special_tokens": []})
     dialogue = Dialogue(tokenizer, render=str)
     dialogue.check()
-    with pytest.raises(UserError, match="a perfect completion would be read as"):
+    with pytest.raises(UserError, match="a perfect completion would decode to"):
         Dialogue(tokenizer, render=str, prefill="<think>\n<think>\n").check()
 
 
@@ -371,7 +371,7 @@ def test_one_that_cannot_be_read_is_refused_before_the_weights_are(tmp_path, con
 def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tmp_path):
     tokenizer = tokenizer_with(TURNS.replace("<|im_end|>", "<turn>") + OPEN, "<turn>")
     path = save(tokenizer, tmp_path / "model", vocab_size=tokenizer.convert_tokens_to_ids("<turn>"))
-    with pytest.raises(UserError, match="the token 260, '<turn>', and the weights are for 260 tokens"):
+    with pytest.raises(UserError, match=r"token id 260 \('<turn>'\) but the weights have 260 embeddings"):
         encode([Problem("p", QUESTION, "12")], GSM8K().dialogue(tokenizer), path, 16)
 
 

@@ -224,7 +224,7 @@ def test_beyond_a_window_there_is_a_refusal(kind):
     model = build(kind)
     for name in ("engine", "shared_kv", "kv_replicated"):
         assert outcome(CHECKS[name], model, 2, 3) == "exact"
-        assert "a window of 8 tokens" in outcome(CHECKS[name], model, 6, 7)
+        assert "an attention window of 8 tokens" in outcome(CHECKS[name], model, 6, 7)
     assert outcome(CHECKS["naive"], model, 6, 7) == "exact"
 
 

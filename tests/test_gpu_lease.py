@@ -153,7 +153,7 @@ def lists_gpus(folder: Path, monkeypatch, *lines: str) -> None:
 
 def test_too_many_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
-    with pytest.raises(UserError, match="2 GPUs are asked for, and this job sees 1"), lease_gpus(2, folder=tmp_path):
+    with pytest.raises(UserError, match="2 GPUs were requested but this job sees 1"), lease_gpus(2, folder=tmp_path):
         pass
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_devices() == []
@@ -165,7 +165,7 @@ def test_the_command_line_leases_before_the_command(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert "1 GPUs are asked for, and this job sees 0" in capsys.readouterr().err
+    assert "1 GPUs were requested but this job sees 0" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
@@ -194,7 +194,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_not_the_cpu(tmp_path, monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "fake-0")
     assert run(monkeypatch, tmp_path, "--gpus", "1") == (2, [])
     err = capsys.readouterr().err
-    assert "1 GPUs are asked for, and torch cannot use them" in err
+    assert "1 GPUs were requested but torch cannot use them" in err
     monkeypatch.setenv("IAPO_BENCH_PRETEND_GPUS", "1")
     assert run(monkeypatch, tmp_path, "--gpus", "1") == (0, [["fake-0"]])
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 
 import pytest
@@ -284,6 +285,13 @@ def test_a_pool_that_cannot_start_is_no_outcome(monkeypatch):
         grader.grade([tagged(r"\sqrt{4}")], ["2"])
 
 
+@pytest.mark.parametrize("module", ["sympy", "latex2sympy2_extended.latex2sympy2"])
+def test_a_library_that_cannot_be_imported_is_no_wrong_answer(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError):
+        grade_math(tagged(r"\frac{7}{x+91}"), r"\frac{1}{x+91}")
+
+
 def test_a_worker_says_nothing_of_time_limits_that_are_off(capfd):
     with make_grader("math", workers=1) as grader:
         assert grader.grade([tagged(r"\sqrt{4}")], ["2"]) == [C]
@@ -322,13 +330,13 @@ def test_good_golds_pass(gold):
     ("kind", "complaint"), [("math", "cannot be read as mathematics"), ("integer", "is not an integer")]
 )
 def test_bad_golds_are_refused(gold, kind, complaint):
-    with pytest.raises(UserError, match=f"{complaint}|no text of a short answer"):
+    with pytest.raises(UserError, match=f"{complaint}|is not text, or is too long"):
         check_gold(gold, kind)
 
 
 @pytest.mark.parametrize("gold", [None, True, 1.5, 18, [1], float("nan")])
 def test_a_gold_that_is_no_text_is_refused(gold):
-    with pytest.raises(UserError, match="is no text of a short answer"):
+    with pytest.raises(UserError, match="is not text, or is too long"):
         check_gold(gold, "math")
 
 

@@ -20,7 +20,7 @@ $18 | \\$18 | $18.00 | US$18 | USD 18 | €18 | 18 € | £ 18 | Rs. 18 | 18 dol
 18 percent | 18° | 18^\\circ | $18^{\\circ}$ | 18 degrees | 18°C | 18 eggs | 18 \\text{ eggs} | $18$ eggs
 18\\text{ cm}^2 | 18 cm^2 | 18 cm² | 18 km/h | 18 miles per hour | 18 m | 18 ft. | 18~m | 18 PM | 18:00 | 18th
 18 boys and girls | 18 more than Bob | 18, which is even | She has 18 eggs left. | 18个 | 答案是18。 | x = 18 | x=18
-18㎡ | 18 ㎤
+18㎡ | 18 ㎤ | 18, a prime | 18, by counting | 18 times
 $n = 18$ | a + b + c = 18 | f(x) = 18 | Total: 18 | Answer: 18 | The answer is 18 | The answer is $18$.
 \\text{The answer is } 18 | The final answer is: 18 | |A \\cup B| = 18 | \\angle ABC = 18 | E[X] = 18 | 18 \\checkmark
 """
@@ -34,7 +34,8 @@ NOT_18 = """
 18\\cancel{}1 | 18 or 19 | 18, 19 | 18 and 19 | {18} or {19} | \\{18\\} | [18] | 18... | 18? | 3:18 | 18:30
 about 18 | at least 18 | more than 18 | 18 or more | 18 thousand | 18 dozen | 18 hundred | 18 and a half
 half of 18 | twice 18 | 18 is wrong | 不是18 | 18万 | 18左右 | 18以上 | eighteen | I do not know | None
-n-18 | x+18 | x*18 | a * 18 | 18 - x | 18-x | 18/x | 18(x) | 18xy | 18 abc
+n-18 | x+18 | x*18 | a * 18 | 18 - x | 18-x | 18/x | 18(x) | 18xy | 18 abc | 18, n | 18; n | (18, n)
+18 times n
 I think 18 | 18, I believe | 18 (approximately) | it isnt 18 | |x| = 18
 """
 THOUSANDS = """

@@ -205,7 +205,7 @@ def test_a_failure_leaves_the_model_as_it_was():
     ("model", "message"),
     [
         (lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8)), "final_logit_softcapping"),
-        (lambda: BloomForCausalLM(BloomConfig(vocab_size=42, hidden_size=32, n_layer=1, n_head=2)), "replaced"),
+        (lambda: BloomForCausalLM(BloomConfig(vocab_size=42, hidden_size=32, n_layer=1, n_head=2)), "custom attention"),
         (
             lambda: LlamaForCausalLM(
                 LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})

@@ -307,7 +307,7 @@ def test_a_resumed_run_is_the_same_run_from_the_adapters_alone(any_model, tmp_pa
 
 def test_the_state_of_another_model_is_refused(model):
     other = copy.deepcopy(model)
-    with pytest.raises(ValueError, match="not of this model"):
+    with pytest.raises(ValueError, match="another model"):
         load_trainable_state(adapted(model), trainable_state(other))
     add_lora(other, LORA.model_copy(update={"rank": 1}), seed=0)
     with pytest.raises(RuntimeError, match="size mismatch"):

@@ -30,7 +30,7 @@ def test_a_measured_row_is_sampled_and_not_trained():
     ("entry", "message"),
     [
         ({"lr": 0.1}, "a checkpoint is not trained: leave lr out"),
-        ({"checkpoint": None, "subfolder": "a"}, "subfolder is a part of a checkpoint"),
+        ({"checkpoint": None, "subfolder": "a"}, "subfolder needs a checkpoint"),
     ],
 )
 def test_a_row_is_measured_or_trained(entry, message):

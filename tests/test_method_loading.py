@@ -95,7 +95,7 @@ def test_a_file_means_its_own_class_and_not_the_baseline_that_it_changes(tmp_pat
     (tmp_path / "dapo.py").write_text(mine)
     assert type(load_method("dapo")).__name__ == "Mine"
     (tmp_path / "dapo.py").write_text(mine + "class Other(Mine): pass\n")
-    assert "more than one subclass of Method with name = 'dapo' (Mine, Other): give all but one" in message("dapo")
+    assert "more than one subclass of Method with name = 'dapo' (Mine, Other): rename all but one" in message("dapo")
 
 
 @pytest.mark.parametrize("text", ["import nothing_of_this_name\n", "class Sums(\n"])

@@ -58,7 +58,7 @@ MISTAKES = {
     "advantages by group": (
         CREDIT + "assign(per_group(batch.rewards_B, batch), batch)\n",
         10,
-        "advantages have shape (4, 4), expected one a row (16,) or one a token (16, ",
+        "advantages have shape (4, 4), expected (16,), one per row, or (16, ",
     ),
     "weights of another type": (
         CREDIT + "assign(batch.rewards_B, batch, batch.rewards_B > 0)\n",
@@ -91,7 +91,7 @@ MISTAKES = {
     "a state that no checkpoint can hold": (
         "    def state_dict(self):\n        import numpy\n        return {'mean': numpy.float64(0.5)}\n" + TAKES_STATE,
         9,
-        "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: give tensors, numbers and texts",
+        "state_dict: a checkpoint cannot hold numpy._core.multiarray.scalar: use only tensors, numbers and strings",
     ),
     "a state that it cannot take up itself": (
         "    def state_dict(self):\n        return {'mean': 0.5}\n"
@@ -144,12 +144,12 @@ LOADING = {
     "needs that is no set": (
         "    needs = Signal.OLD_LOGP\n" + CREDIT + "None\n",
         HEAD,
-        r"mine\.py\): needs: it must be a set of Signal, is <Signal\.OLD_LOGP",
+        r"mine\.py\): needs: must be a set of Signal, is <Signal\.OLD_LOGP",
     ),
     "needs by name": (
         "    needs = {'old_logp_BT'}\n" + CREDIT + "None\n",
         HEAD,
-        r"mine\.py\): needs: it must be a set of Signal, is \{'old_logp_BT'\}",
+        r"mine\.py\): needs: must be a set of Signal, is \{'old_logp_BT'\}",
     ),
     "a default of another type": (
         "    strength: float = 'much'\n",
@@ -159,7 +159,7 @@ LOADING = {
     "a loss without its type": (
         "    loss = LossSpec(clip_high=0.28)\n",
         HEAD,
-        r"mine\.py: Mine\.loss has no type and counts for nothing: write `loss: TYPE = \.\.\.`",
+        r"mine\.py: Mine\.loss has no type and is ignored: write `loss: TYPE = \.\.\.`",
     ),
     "an option of its parent without its type": (
         "    ddof = 1\n",

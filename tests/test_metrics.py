@@ -152,7 +152,7 @@ GOOD = grades(np.eye(3)[None])
 BAD = {
     "a sample is missing": (GOOD.drop(index=4), "p0001.* has 2 samples for seed 42"),
     "samples are numbered from 1": (GOOD.assign(sample=GOOD["sample"] + 1), "has 3 samples .* 0 to 3"),
-    "a sample number is negative": (GOOD.assign(sample=GOOD["sample"].replace({0: -1})), "not samples 0 to 2"),
+    "a sample number is negative": (GOOD.assign(sample=GOOD["sample"].replace({0: -1})), "expected samples 0 to 2"),
     "a row is there twice": (pd.concat([GOOD, GOOD.iloc[[5]]]), "'p0001', seed 42, sample 2 .* more than once"),
     "a seed lacks a problem": (
         pd.concat([GOOD, GOOD[GOOD["problem_id"] != "p0002"].assign(seed=142)]),
@@ -161,7 +161,7 @@ BAD = {
     "an outcome is unknown": (GOOD.assign(outcome="RIGHT"), "unknown outcome 'RIGHT'.*CORRECT"),
     "a problem is missing": (
         GOOD.assign(problem_id=GOOD["problem_id"].replace({"p0001": None})),
-        "without its problem",
+        "has no problem_id",
     ),
     "a lenient outcome is unknown": (GOOD.assign(outcome_lenient="RIGHT"), "unknown outcome_lenient 'RIGHT'"),
     "an outcome is missing": (GOOD.assign(outcome=None), "unknown outcome"),

@@ -179,7 +179,7 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
     def stopped():
         with resuming(folder, {"settings": {"lr": 1}}):
             (folder / "part").touch()
-            with pytest.raises(UserError, match=f"another process works in {folder}"):
+            with pytest.raises(UserError, match=f"another process is using {folder}"):
                 claimed(folder).__enter__()
             raise KeyboardInterrupt
 

@@ -59,8 +59,8 @@ def broken(after: int = 0, **hooks) -> Method:
 
 
 SPOILT = {
-    "advantages_BT holds a number that is not finite": lambda m, c, b: assign(b.rewards_B / 0 * 0, b),
-    "weights_BT holds a number that is not finite": lambda m, c, b: replace(c, weights_BT=c.weights_BT * INF),
+    "advantages_BT contains NaN or infinity": lambda m, c, b: assign(b.rewards_B / 0 * 0, b),
+    "weights_BT contains NaN or infinity": lambda m, c, b: replace(c, weights_BT=c.weights_BT * INF),
     "weights_BT holds a negative number": lambda m, c, b: replace(c, weights_BT=-c.weights_BT),
     "weights_BT is not 0 at padding": lambda m, c, b: replace(c, weights_BT=torch.ones_like(c.weights_BT)),
     "advantages_BT has shape": lambda m, c, b: replace(c, advantages_BT=c.advantages_BT[:, :1]),
@@ -75,7 +75,7 @@ SPOILT = {
     "advantages_BT has a gradient": lambda m, c, b: replace(c, advantages_BT=c.advantages_BT.clone().requires_grad_()),
     "advantages_BT is on meta": lambda m, c, b: replace(c, advantages_BT=c.advantages_BT.to("meta")),
     "counted_B must be torch.bool": lambda m, c, b: replace(c, counted_B=b.rewards_B),
-    "counted_B leaves out a row that has weights": lambda m, c, b: replace(c, counted_B=b.correct_B & False),
+    "counted_B is False for a row with non-zero weights": lambda m, c, b: replace(c, counted_B=b.correct_B & False),
     "the result must be a Credit, is Tensor": lambda m, c, b: c.advantages_BT,
 }
 
@@ -115,7 +115,7 @@ HOOKS = {
     "shape_rewards: KeyError: 'bug'": {"shape_rewards": fail},
     "accept_group: KeyError: 'bug'": {"accept_group": fail},
     "accept_group: the result must be bool": {"accept_group": lambda self, correct_G: correct_G},
-    "shape_rewards: the result holds a number that is not finite": {"shape_rewards": lambda self, b: b.rewards_B / 0},
+    "shape_rewards: the result contains NaN or infinity": {"shape_rewards": lambda self, b: b.rewards_B / 0},
     "shape_rewards: the result must be torch.float32": {"shape_rewards": lambda self, b: b.rewards_B.double()},
     "shape_rewards: the result has shape": {"shape_rewards": lambda self, b: b.rewards_B[:1]},
 }
@@ -131,7 +131,7 @@ def test_whatever_fails_in_a_hook_is_one_line(make_trainer, message):
 
 def test_the_batch_is_kept_and_the_last_checkpoint_stays(make_trainer, tmp_path):
     trainer = make_trainer()
-    trainer.method = broken(after=1, spoil=SPOILT["advantages_BT holds a number that is not finite"])
+    trainer.method = broken(after=1, spoil=SPOILT["advantages_BT contains NaN or infinity"])
     state, aside = tmp_path / "state.pt", tmp_path / "broken"
     with pytest.raises(UserError, match=r"step 1: .*step1\.pt"):
         trainer.run(state, aside)
@@ -167,7 +167,7 @@ def test_a_step_that_breaks_the_weights_is_never_saved(make_trainer, tmp_path):
             next(trainer.model.parameters()).data[3, 4] = INF
 
     trainer.optimizer.register_step_post_hook(overflow)
-    with pytest.raises(UserError, match=r"after the update: model\.embed_tokens\.weight holds a number that is not"):
+    with pytest.raises(UserError, match=r"after the update: model\.embed_tokens\.weight contains NaN or infinity"):
         trainer.run(tmp_path / "state.pt", tmp_path / "broken")
     assert len(json.loads(torch.load(tmp_path / "state.pt", weights_only=True)["rows"])) == 1
     assert (tmp_path / "broken" / "step1.pt").is_file()
@@ -179,7 +179,7 @@ def test_finite_numbers_may_have_a_sum_that_is_not(dtype):
     require_finite({"large": large.to(dtype)}, "state")
     if dtype.is_floating_point:
         for bad in ([INF, 1.0], [INF, -INF], [float("nan"), 1.0], [-INF] * 4):
-            with pytest.raises(UserError, match=r"state: nested\.0 holds a number that is not finite"):
+            with pytest.raises(UserError, match=r"state: nested\.0 contains NaN or infinity"):
                 require_finite({"nested": [torch.tensor(bad, dtype=dtype)]}, "state")
 
 
@@ -191,14 +191,14 @@ def test_a_broken_weight_is_found_when_loaded_and_never_saved(model, tokenizer, 
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name][3, 4] = number
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{name} holds a number that is not finite"):
+    with pytest.raises(UserError, match=f"{name} contains NaN or infinity"):
         load_model(tmp_path / "good")
     with torch.no_grad():
         model.get_parameter(name)[3, 4] = number
     with pytest.raises(UserError, match=name):
         save_model(model, tokenizer, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinity"):
         TransformersEngine(model).generate([[3, 4, 5]], Sampling(max_tokens=4, eos_ids=(1,)))
 
 
@@ -368,7 +368,7 @@ def test_a_method_that_gives_nan_ends_the_command_in_one_line(run, tokenizer, tm
     last = err.strip().splitlines()[-1]
     assert "method nanny" in last
     assert "nanny.py" in last
-    assert "not finite" in last
+    assert "NaN or infinity" in last
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "model").exists()
     assert (tmp_path / "out" / "train.jsonl").read_text() == "", "it grows by whole steps"

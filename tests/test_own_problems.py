@@ -97,7 +97,7 @@ def test_whole_numbers_are_integers_as_any_table_writes_them(tmp_path, ending):
 def test_a_column_that_would_not_be_read_is_told(tmp_path):
     rows = [row | {"Split": "test" if n < 5 else "train"} for n, row in enumerate(ROWS)]
     for ending, place in (("jsonl", ":1"), ("csv", ":2"), ("parquet", ": row 1")):
-        refused(tmp_path / f"my.{ending}", rows, rf"my\.{ending}{place}: 'Split' is not read: call it 'split'")
+        refused(tmp_path / f"my.{ending}", rows, rf"my\.{ending}{place}: 'Split' is ignored: rename it to 'split'")
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_a_column_that_would_not_be_read_is_told(tmp_path):
         ({"answer": "N/A"}, r"my\.{0}:3: the gold answer 'N/A' cannot be read as mathematics"),
         ({"answer": "?!"}, r"my\.{0}:3: the gold answer '\?!' cannot be read as mathematics"),
         ({"answer": 2.0**70}, r"my\.{0}:3: 'answer' is .*, too large for a float to be exact"),
-        ({"answer": 10 / 3}, r"my\.{0}:3: 'answer' is 3\.3333333333333335, which a float has rounded"),
+        ({"answer": 10 / 3}, r"my\.{0}:3: 'answer' is 3\.3333333333333335, rounded when read as a float"),
         ({"split": "dev"}, r"my\.{0}:3: unknown split 'dev'"),
-        ({"split": "test"}, r"my\.{0}:1: no split, which other problems have"),
-        ({"question": ROWS[0]["question"]}, r"my\.{0}:3: the problem of .*my\.{0}:1 again, with another answer"),
+        ({"split": "test"}, r"my\.{0}:1: this problem has no split but others do"),
+        ({"question": ROWS[0]["question"]}, r"my\.{0}:3: repeats the problem at .*my\.{0}:1 with another answer"),
     ],
 )
 def test_a_bad_row_is_one_line_with_its_place(tmp_path, change, message):
@@ -125,7 +125,7 @@ def test_a_bad_row_is_one_line_with_its_place(tmp_path, change, message):
 
 
 def test_a_bad_file_is_one_line(tmp_path):
-    refused(tmp_path / "my.jsonl", ROWS[:9], "holds 9 problems: 10 are the fewest")
+    refused(tmp_path / "my.jsonl", ROWS[:9], "holds 9 problems: at least 10 are needed")
     refused(tmp_path / "my.csv", [{"question": "q"}], "my.csv:1: no columns 'answer' in the header")
     (tmp_path / "my.csv").write_text("question,answer,answer\n" + "q,1,2\n")
     with pytest.raises(UserError, match=r"my\.csv:1: 2 columns 'answer' in the header"):
@@ -134,7 +134,7 @@ def test_a_bad_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"my\.csv:1: 2 columns 'split' in the header"):
         load(tmp_path / "my.csv")
     (tmp_path / "my.jsonl").write_text('{"question": "q", "answer": 1}\n{"question": "r", "answer": 1, "answer": 2}\n')
-    with pytest.raises(UserError, match=r"my\.jsonl:2 is not JSON \('answer' is there twice\)"):
+    with pytest.raises(UserError, match=r"my\.jsonl:2 is not JSON \('answer' appears twice\)"):
         load(tmp_path / "my.jsonl")
     (tmp_path / "my.csv").write_text('question,answer\n"two\nlines?",4\nq,1,2\n')
     with pytest.raises(UserError, match=r"my\.csv:4: more or fewer fields than the header"):
@@ -205,7 +205,7 @@ def test_a_model_and_problems_of_ones_own_take_the_place_of_the_tiers(tmp_path):
     kept = read_tier("smollm2", {"model": {"source": str(tmp_path), "sft": {"steps": 3}, "name": "x"}}).model
     assert (kept.name, kept.sft) == ("x", {"steps": 3})
     assert read_tier("smollm2", {"model": {"dtype": "bfloat16"}}).model.name == "SmolLM2-135M-Instruct"
-    with pytest.raises(UserError, match="'shipped' answers the micro world alone, not my-sums: name one"):
+    with pytest.raises(UserError, match="'shipped' answers only the micro world, not my-sums: choose another"):
         read_tier("micro", {"world": {"file": str(path)}})
 
 
@@ -292,7 +292,7 @@ def test_other_datasets_are_measured_by_their_own_prompt_and_grader_and_make_not
     with pytest.raises(UserError, match=r"unknown dataset of evaluate\.also 'othr'"):
         flow.sample("base", "also/othr/test")
     for bad in (["my.jsonl"], ["math500", "math500"]):
-        with pytest.raises(UserError, match="stands twice or is the dataset itself"):
+        with pytest.raises(UserError, match="is repeated, or is the tier's own dataset"):
             read_tier("smollm2", {**own, "evaluate": {"also": bad}})
     with pytest.raises(UserError, match="unknown dataset 'maths500': did you mean 'math500'"):
         read_tier("smollm2", {"evaluate": {"also": ["maths500"]}})

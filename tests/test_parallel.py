@@ -311,7 +311,7 @@ def test_a_rank_that_fails_ends_the_others(two):
     """In time, and with a line for the user each."""
     first, second = two["errors"]
     assert second == "the grader is gone"
-    assert "lost touch" in first
+    assert "lost contact" in first
     assert "\n" not in first
 
 

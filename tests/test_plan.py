@@ -269,7 +269,7 @@ def test_a_single_run_is_split_and_a_missing_one_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no METHOD/seed\*/train.jsonl of micro"):
         read_runs(tmp_path / "nowhere", tier)
     (tmp_path / "iapo").rename(tmp_path / "mine")
-    with pytest.raises(UserError, match="'mine' is no method of micro"):
+    with pytest.raises(UserError, match="'mine' is not a method of micro"):
         read_runs(tmp_path / "mine" / "seed0" / "train.jsonl", tier)
 
 

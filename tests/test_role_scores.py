@@ -126,7 +126,7 @@ def bad_input(made: Path, tmp: Path, mistake: str) -> tuple[dict, str, str]:
     samples = made / "base" / "test" / "samples.parquet"
     frame = pd.read_parquet(samples)
     if mistake == "another world":
-        return {}, "smollm2", "roles are known in the micro world only, not in 'gsm8k'"
+        return {}, "smollm2", "token roles are defined only in the micro world, not in 'gsm8k'"
     if mistake == "no samples":
         return {"samples": tmp / "no.parquet"}, "smoke", "no.parquet does not exist: sample first"
     if mistake == "no parquet":
@@ -148,7 +148,7 @@ def bad_input(made: Path, tmp: Path, mistake: str) -> tuple[dict, str, str]:
         words = build_tokenizer()
         words.add_tokens(["more"])
         save_model(load_model(made / "base" / "model"), words, tmp / "model")
-        return {"model": tmp / "model"}, "smoke", "has not the micro world's vocabulary"
+        return {"model": tmp / "model"}, "smoke", "does not have the micro world's vocabulary"
     frame.to_parquet(tmp / "changed.parquet")
     return {"samples": tmp / "changed.parquet"}, "smoke", message
 

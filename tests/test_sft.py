@@ -204,7 +204,7 @@ def test_without_solutions_there_is_one_line(tmp_path, source):
     [
         ({"sft": {"step": 2}}, "unknown option of model.sft 'step': did you mean 'steps'"),
         ({"sft": {"hidden": 64}}, "unknown option of model.sft 'hidden'"),
-        ({"world": {"name": "micro"}}, "no solutions for a fetched model in the micro world"),
+        ({"world": {"name": "micro"}}, "cannot fine-tune a fetched model in the micro world"),
     ],
 )
 def test_a_sft_that_cannot_be_is_refused(tmp_path, source, data_dir, changes, complaint):

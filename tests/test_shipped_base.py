@@ -41,15 +41,15 @@ def test_a_damaged_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch)
     content[-1] ^= 1
     weights.write_bytes(content)
     monkeypatch.setattr(base, "SHIPPED", folder)
-    with pytest.raises(UserError, match="not the file that was released"):
+    with pytest.raises(UserError, match="differs from the released file"):
         make_base(read_tier("micro").base_job(), tmp_path / "base")
     assert not (tmp_path / "base").exists()
 
 
 def test_it_is_the_micro_worlds_and_finished(tmp_path):
-    with pytest.raises(UserError, match="'taught' to make another"):
+    with pytest.raises(UserError, match="'taught' to train another"):
         make_base(read_tier("micro", {"model": {"sft": {"steps": 1}}}).base_job(), tmp_path / "base")
-    with pytest.raises(UserError, match="answers the micro world alone"):
+    with pytest.raises(UserError, match="answers only the micro world"):
         read_tier("smollm2", {"model": {"source": "shipped", "sft": None}})
 
 

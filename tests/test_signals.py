@@ -96,9 +96,9 @@ def test_signals_only_when_needed_and_where_they_belong(model, tokenizer):
 
 
 BROKEN = {
-    "not whole groups": lambda b: replace(b, group_size=4),
+    "cannot be split into groups": lambda b: replace(b, group_size=4),
     "expected": lambda b: replace(b, rewards_B=torch.zeros(5)),
-    "not finite": lambda b: replace(b, sampler_logp_BT=b.sampler_logp_BT + float("nan")),
+    "NaN or infinity": lambda b: replace(b, sampler_logp_BT=b.sampler_logp_BT + float("nan")),
     "must be bool": lambda b: replace(b, correct_B=b.correct_B.float()),
     "not left-padded": lambda b: replace(b, prompt_mask_BP=b.prompt_mask_BP.flip(1)),
     "not right-padded": lambda b: replace(b, completion_mask_BT=b.completion_mask_BT.flip(1)),

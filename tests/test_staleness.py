@@ -425,5 +425,5 @@ def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, c
 
 
 def test_a_run_that_is_none_is_refused(gsm8k):
-    with pytest.raises(UserError, match="is not a run"):
+    with pytest.raises(UserError, match="is not a training run"):
         Workflow(read_tier("micro")).train("base")

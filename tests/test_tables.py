@@ -136,10 +136,10 @@ def test_a_row_that_is_there_twice_and_the_counts_of_another_are_refused(tmp_pat
     paths = [tmp_path / name for name in ("iapo.json", "dapo.json", "other.json")]
     for path, row in zip(paths, (make_row(), make_row("dapo"), make_row(accuracy=0.6)), strict=True):
         row.write(path)
-    with pytest.raises(UserError, match=r"other\.json: another summary is of iapo on micro too"):
+    with pytest.raises(UserError, match=r"other\.json: second summary of iapo on micro: leave one out"):
         read_rows(paths)
     shutil.copy(paths[1].with_suffix(".parquet"), paths[0].with_suffix(".parquet"))
-    with pytest.raises(UserError, match=r"iapo\.json .*the counts by problem beside it are of other grades"):
+    with pytest.raises(UserError, match=r"iapo\.json .*the counts by problem beside it come from other grades"):
         read_rows(paths[:2])
 
 

@@ -74,7 +74,7 @@ def test_a_target_of_a_dataset_that_the_tier_has_not():
 
 
 def test_targets_of_several_tiers():
-    with pytest.raises(UserError, match="of several tiers or datasets"):
+    with pytest.raises(UserError, match="belong to several tiers or datasets"):
         read_workflow_tier({}, {}, ["results/qwen-7b/dapo/table1.csv", "results/qwen-7b/gsm8k/table1.csv"])
 
 
@@ -189,5 +189,5 @@ def test_jobs_of_two_tiers_in_one_run_read_their_own_settings(copy):
 
 
 def test_a_folder_of_data_that_is_not_there_is_named_before_anything_runs(tmp_path):
-    with pytest.raises(UserError, match=r"world\.data_dir: .*nope is no folder"):
+    with pytest.raises(UserError, match=r"world\.data_dir: .*nope is not a directory"):
         read_workflow_tier({"tier": "smollm2", "world": {"data_dir": str(tmp_path / "nope")}})

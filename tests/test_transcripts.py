@@ -125,23 +125,23 @@ BAD = {
     "ids by half": ({"prompt_ids": [7], "completion": "8"}, "lacks the field 'completion_ids'"),
     "empty completion": ({"prompt": "7", "completion": ""}, "the completion is empty"),
     "empty prompt": ({"prompt_ids": [], "completion_ids": [3]}, "the prompt is empty"),
-    "id too large": ({"prompt_ids": [7], "completion_ids": [10**6]}, "the completion has the token id 1000000"),
-    "negative id": ({"prompt_ids": [-1], "completion_ids": [3]}, "the prompt has the token id -1"),
+    "id too large": ({"prompt_ids": [7], "completion_ids": [10**6]}, "the completion has token id 1000000"),
+    "negative id": ({"prompt_ids": [-1], "completion_ids": [3]}, "the prompt has token id -1"),
     "ids that are none": (
         {"prompt_ids": [7], "completion_ids": [True]},
         "'completion_ids' must be a list of token ids",
     ),
     "text for ids": ({"prompt_ids": "7", "completion_ids": [3]}, "'prompt_ids' must be a list of token ids"),
     "no text": ({"prompt": 7, "completion": "8"}, "'prompt' must be text"),
-    "half a surrogate pair": ({"prompt": "7", "completion": "\ud800"}, "half of a surrogate pair"),
+    "half a surrogate pair": ({"prompt": "7", "completion": "\ud800"}, "contains a lone surrogate"),
     "too long": (
         {"prompt": "7", "completion": "8 " * 254},
-        "have 255 tokens; beside the postfix the model can read 254",
+        "have 255 tokens, but the context leaves 254 beside the postfix",
     ),
     "same id": ({"id": "checked", "prompt": "7", "completion": "8"}, "the id 'checked' occurs twice"),
     "bad id": ({"id": [1], "prompt": "7", "completion": "8"}, "'id' must be"),
     "bad verdict": ({"correct": "yes", "prompt": "7", "completion": "8"}, "'correct' must be true or false"),
-    "no object": ([1], "is not an object of fields"),
+    "no object": ([1], "is not a JSON object"),
 }
 
 

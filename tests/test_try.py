@@ -150,4 +150,4 @@ def test_a_trial_compares_with_what_is_there_and_trains_nothing_else(tmp_path):
     lock.write_text("results/smoke/sgrpo/seed0/model\n")
     locked = trial("sgrpo")
     assert locked.returncode == 2
-    assert locked.stderr.splitlines()[-1].endswith("then run `snakemake --unlock`, and try again")
+    assert locked.stderr.splitlines()[-1].endswith("run `snakemake --unlock` and try again")

@@ -242,7 +242,7 @@ def test_other_problems_are_refused(reference, tmp_path):
     path = other / "micro" / "summaries" / "iapo.parquet"
     counts = pd.read_parquet(path)
     counts.assign(problem_id="q" + counts["problem_id"]).to_parquet(path)
-    with pytest.raises(UserError, match="other problems: iapo: nothing is compared"):
+    with pytest.raises(UserError, match="other problems: iapo: nothing was compared"):
         verify(other, reference, Margins())
 
 
@@ -320,7 +320,7 @@ def test_an_archive_writes_nothing_outside_its_folder(tmp_path, name):
         member = tarfile.TarInfo(name)
         member.type, member.linkname = (tarfile.SYMTYPE, "/etc") if name == "link" else (tarfile.REGTYPE, "")
         archive.addfile(member)
-    with pytest.raises(UserError, match=f"cannot be read .*{name} is no file inside it"), open_results(path):
+    with pytest.raises(UserError, match=f"cannot be read .*{name} is not a file inside"), open_results(path):
         pass
 
 
@@ -373,7 +373,7 @@ def test_a_cell_leads_to_its_samples(reference):
     with pytest.raises(UserError, match="did you mean 'iapo'"):
         explain(reference, row="iapa", column="pass@8", against=None, problems=1, samples=1)
     missing = edited(reference, reference.with_name("missing"), pass_at_8=np.nan)
-    with pytest.raises(UserError, match=r"iapo has no pass@8: it was not measured, with 8 samples"):
+    with pytest.raises(UserError, match=r"iapo has no pass@8, which was not measured with 8 samples"):
         explain(missing, row="iapo", column="pass@8", against=None, problems=1, samples=1)
     with pytest.raises(UserError, match=r"unknown column 'pass@9'"):
         explain(reference, row="iapo", column="pass@9", against=None, problems=1, samples=1)

@@ -61,7 +61,7 @@ def test_a_target_of_another_tier_is_enough(copy):
     ("arguments", "message"),
     [
         (("--config", "tier=mirco"), "unknown tier 'mirco': did you mean 'micro'"),
-        (("--config", "train={lr: 1}", "--config", "gpus=0"), "--config stands twice"),
+        (("--config", "train={lr: 1}", "--config", "gpus=0"), "--config is given twice"),
         (("--configfile", "wrong.yaml"), "wrong.yaml:45: unknown option of iapo 'alpa': did you mean 'alpha'"),
         (("--config", "evaluate={n_samples: 2}"), "k=32 needs at least 32 samples"),
     ],

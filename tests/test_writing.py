@@ -59,7 +59,7 @@ def test_a_directory_of_other_things_is_not_replaced(run, tmp_path):
     (notes / "diary.txt").write_text("dear diary")
     code, err = run("prepare", "--config", "smoke", "--out", notes)
     assert code == 2
-    assert err == f"iapo-bench: {notes} holds other things (diary.txt): they would be lost: choose another output\n"
+    assert err == f"iapo-bench: {notes} contains other files (diary.txt), which would be lost: choose another output\n"
     assert [path.name for path in tmp_path.rglob("*")] == ["notes", "diary.txt"]
     with whole_directory(tmp_path / "model") as partial:
         (partial / "config.json").touch()
@@ -77,7 +77,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, kind):
     before = path.stat()
     writers = (whole_file, whole_directory) if kind == "pipe" else (whole_file,)
     for writer in writers:
-        with pytest.raises(UserError, match=f"{path} is not a .* and would be lost"), writer(path) as partial:
+        with pytest.raises(UserError, match=f"{path} exists and is not a "), writer(path) as partial:
             partial.touch()
     assert path.stat() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -123,7 +123,7 @@ def test_an_output_without_a_name_is_refused(run, tmp_path, monkeypatch, out):
     for command in (["prepare", "--config", "smoke"], ["page", "table1.csv"]):
         code, err = run(*command, "--out", out)
         assert code == 2
-        assert err == f"iapo-bench: Invalid value for '--out': '{out}' has no name of its own: give it one\n"
+        assert err == f"iapo-bench: Invalid value for '--out': '{out}' does not end in a file name: add one\n"
 
 
 def test_a_path_that_is_no_text_is_refused(run, tmp_path):

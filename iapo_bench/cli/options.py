@@ -31,7 +31,7 @@ class _Path(click.Path):
         except UnicodeEncodeError:
             self.fail(f"{str(path)!r} is not UTF-8: rename it", param, context)
         if self._named and path.name in ("", ".."):
-            self.fail(f"'{value}' has no name of its own: give it one", param, context)
+            self.fail(f"'{value}' does not end in a file name: add one", param, context)
         return path
 
 
@@ -101,7 +101,7 @@ def read_job(path: Path, kind: type[BaseModel]) -> Any:
     """The settings of a job, from a file of the workflow. Raises UserError when they are not those of `kind`."""
     content, _ = read_yaml(path)
     if not isinstance(content.get("name"), str):
-        raise UserError(f"{path}: name: the file of a job names it: let the workflow write it again")
+        raise UserError(f"{path} has no 'name' of the job: let the workflow write it again")
     try:
         return kind.model_validate(content.get("job"))
     except ValidationError as error:
@@ -124,6 +124,6 @@ def named(runs: tuple[str, ...]) -> dict[str, Path]:
         if not separator or not name or not folder:
             raise UserError(f"--run {run}: write METHOD/SEED=DIR, or base=DIR")
         if name in found:
-            raise UserError(f"--run {name} stands twice: give each run a name of its own")
+            raise UserError(f"--run {name} is given twice: give each run its own name")
         found[name] = Path(folder)
     return found

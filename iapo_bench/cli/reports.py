@@ -48,9 +48,9 @@ def metrics(job: RowJob, grades: tuple[Path, ...], seeds: tuple[int, ...], logs:
 
     seeds = seeds or tuple(range(len(grades)))
     if len(seeds) != len(grades):
-        raise UserError(f"{len(grades)} --grades need as many --train-seed, not {len(seeds)}")
+        raise UserError(f"{len(grades)} --grades but {len(seeds)} --train-seed: give one for each --grades, or none")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"training seeds must differ, are {list(seeds)}: each of the --grades is of a run of its own")
+        raise UserError(f"training seeds must be distinct, are {list(seeds)}: give each --grades its run's seed")
     measure(job, dict(zip(seeds, grades, strict=True)), out, logs)
 
 

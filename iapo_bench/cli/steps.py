@@ -88,8 +88,8 @@ def train(context: click.Context, job: TrainJob, base: Path, data: Path, out: Pa
     gpus = context.find_root().params["gpus"]
     if gpus < job.gpus and not parallel.is_started():
         raise UserError(
-            f"this tier trains on {job.gpus} GPUs and the job got {gpus}: iapo-bench --gpus {job.gpus} train ..., or "
-            "lower the tier's 'gpus'"
+            f"this tier trains on {job.gpus} GPUs but the job got {gpus}: run `iapo-bench --gpus {job.gpus} train ...` "
+            "or lower the tier's 'gpus'"
         )
     if gpus > 1 and not parallel.is_started():
         sys.exit(parallel.launch(gpus, sys.argv[1:]))

@@ -100,7 +100,7 @@ def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset:
         click.echo(text)
     else:
         if dataset:
-            raise UserError("--dataset needs --model DIR: which model should be asked?")
+            raise UserError("--dataset needs --model DIR: give the model to check")
         rows, works = doctor.examine()
         click.echo(doctor.show(rows))
     if not works:

@@ -45,7 +45,7 @@ def read_workflow_tier(
         raise UserError(f"{where[('tier',)]}: {unknown('tier', name, list_tiers())}")
     tier = read_tier(name, config, where=where)
     if (folder := tier.world.data_dir) and not Path(folder).is_dir():
-        raise UserError(f"world.data_dir: {folder} is no folder: name the one with the dataset's files")
+        raise UserError(f"world.data_dir: {folder} is not a directory: give the one with the dataset's files")
     return check_methods(tier)
 
 
@@ -66,7 +66,7 @@ def _tier_of(targets: Iterable[str], config: dict[str, Any]) -> dict[str, Any]:
         if tier not in found:
             found.append(tier)
     if len(found) > 1:
-        raise UserError("the targets are of several tiers or datasets: ask for one at a time, or use paper.smk")
+        raise UserError("the targets belong to several tiers or datasets: request one at a time, or use paper.smk")
     return found[0] if found else {}
 
 
@@ -107,7 +107,7 @@ def check_arguments(arguments: Iterable[str]) -> None:
             latest.append(argument)
     settings = options.get("--config", [])
     if len(settings) > 1:
-        raise UserError(f"{COMMAND_LINE} stands twice, and the last alone would count: write all settings after one")
+        raise UserError(f"{COMMAND_LINE} is given twice, and only the last would count: put all settings after one")
     for key, _, value in (setting.partition("=") for group in settings for setting in group):
         parse_yaml(value, f"{COMMAND_LINE} {key}")
     profiles = [group[0] for name in ("--profile", "--workflow-profile") for group in options.get(name, []) if group]

@@ -36,7 +36,7 @@ class MethodConfig(Section):
     @model_validator(mode="after")
     def _measured_or_trained(self) -> "MethodConfig":
         if self.checkpoint is None and self.subfolder is not None:
-            raise ValueError("subfolder is a part of a checkpoint: name one, or leave it out")
+            raise ValueError("subfolder needs a checkpoint: set 'checkpoint', or leave subfolder out")
         if self.checkpoint is not None and self.model_fields_set - {"checkpoint", "subfolder"}:
             other = min(self.model_fields_set - {"checkpoint", "subfolder"})
             raise ValueError(f"a checkpoint is not trained: leave {other} out, or drop the checkpoint")

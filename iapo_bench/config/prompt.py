@@ -45,4 +45,4 @@ class PromptConfig(Section):
         try:
             return read_text(Path(value))
         except UserError as error:  # pydantic adds where the file is named
-            raise ValueError(f"{error}: name a file of a Jinja template") from None
+            raise ValueError(f"{error}: give the path of a Jinja template") from None

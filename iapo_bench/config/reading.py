@@ -32,8 +32,7 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(
                         None,
                         None,
-                        f"the key '{key}' stands twice"
-                        + (f", at lines {seen[key]} and {line}" if seen[key] != line else ""),
+                        f"duplicate key '{key}'" + (f", at lines {seen[key]} and {line}" if seen[key] != line else ""),
                         key_node.start_mark,
                     )
                 seen[key] = line
@@ -86,7 +85,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
     """A YAML file that holds a mapping. Raises UserError naming file and line when it does not."""
     content, places = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings")
+        raise UserError(f"{path} holds no settings: write KEY: VALUE lines")
     return content, places
 
 

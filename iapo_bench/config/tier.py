@@ -80,19 +80,19 @@ class TierConfig(Section):
             if name not in list_methods():
                 raise Misplaced(str(unknown("method", name, list_methods())), *path)
         if twice := set(self.methods) & set(self.ablations):
-            raise Misplaced("is in methods too: give the ablation a name of its own", "ablations", min(twice))
+            raise Misplaced("is also in methods: give the ablation another name", "ablations", min(twice))
         if self.model.source in MICRO_SOURCES and self.world.name != "micro":
             raise Misplaced(
-                f"the model '{self.model.source}' answers the micro world alone, not {self.world.name}: name one, "
+                f"the model '{self.model.source}' answers only the micro world, not {self.world.name}: choose another, "
                 "model: {source: DIR}",
                 *("world", "name"),
             )
         others = [self.world.name, *(world.name for world in self.evaluate.also)]
         if twice := {name for name in others if others.count(name) > 1}:
-            raise Misplaced(f"'{min(twice)}' stands twice or is the dataset itself: leave it out", "evaluate", "also")
+            raise Misplaced(f"'{min(twice)}' is repeated, or is the tier's own dataset: remove it", "evaluate", "also")
         for section in ("methods", "ablations"):
             if own := [name for name in getattr(self, section) if name == BASE or name.startswith(f"{BASE}_")]:
-                raise Misplaced("is the row of the untrained model: give the method another name", section, own[0])
+                raise Misplaced("is reserved for the untrained model: give the method another name", section, own[0])
         return self
 
     @property
@@ -230,7 +230,7 @@ class TierConfig(Section):
     def _trial(self, name: str, number: int) -> dict[str, Any]:
         trials = self.trials(name)
         if not 0 <= number < len(trials):
-            raise UserError(f"{name} has no trial {number}: there are {len(trials)}, from 0")
+            raise UserError(f"{name} has no trial {number}: it has {len(trials)}, counted from 0")
         changes = trials[number].model_dump(exclude_unset=True, exclude={"lr_times"})
         return {"lr": round_lr(self.train.lr * trials[number].lr_times), **changes}
 
@@ -413,7 +413,7 @@ class TierConfig(Section):
         """The settings of the choice on validation for the methods of the table, or for `names`. Raises UserError for a
         tier without `tune`, and for unequal numbers of trials."""
         if self.tune is None:
-            raise UserError(f"tier {self.tier} has no 'tune' section")
+            raise UserError(f"tier {self.tier} has no 'tune' section: add one, or choose another tier")
         names = self.trained if names is None else names
         trials = {name: [self._tried(name, i) for i in range(len(self.trials(name)))] for name in names}
         if len({len(each) for each in trials.values()}) > 1:
@@ -431,7 +431,7 @@ class TierConfig(Section):
     def sensitivity_job(self) -> SensitivityJob:
         """The settings of the sensitivity table. Raises UserError for a tier without `sensitivity` or `tune`."""
         if self.tune is None or self.sensitivity is None:
-            raise UserError(f"tier {self.tier} has no 'sensitivity' section, or no 'tune' section to measure it by")
+            raise UserError(f"tier {self.tier} lacks a 'sensitivity' or a 'tune' section: sensitivity needs both")
         return SensitivityJob(
             k=self.tune.k, tolerance=self.tune.tolerance, sensitivity=self.sensitivity, labels=self.labels
         )
@@ -450,7 +450,7 @@ def read_candidates(method: str) -> list[Candidate]:
         return [Candidate(lr_times=times) for times in (0.5, 1.0, 1.5)]
     content, places = read_yaml(path)
     if not content.get("search"):
-        raise UserError(f"{path} lists no trials under 'search': write some, or leave {method} out of the tuning")
+        raise UserError(f"{path} lists no trials under 'search': add some, or leave {method} out of the tuning")
     try:
         return TuneConfig(candidates={method: content["search"]}).candidates[method]
     except ValidationError as error:

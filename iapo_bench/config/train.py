@@ -129,14 +129,14 @@ class TrainConfig(Section):
         if type(value) is int and value > 0:
             return list(range(value))
         if not isinstance(value, list):
-            raise ValueError(f"is a number of seeds, 3 for 0, 1 and 2, or a list of them, not '{value}'")
+            raise ValueError(f"must be a number of seeds (3 means 0, 1 and 2) or a list of seeds, not '{value}'")
         return value
 
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, value: list[int]) -> list[int]:
         if len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError(f"training seeds must differ and not be negative, are {value}")
+            raise ValueError(f"training seeds must be distinct and not negative, are {value}")
         return value
 
     @field_validator("rewards")
@@ -155,7 +155,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _one_way_to_save_memory(self) -> "TrainConfig":
         if self.sharded and self.lora:
-            raise ValueError("sharded and lora do not go together: adapters are small, set one of them")
+            raise ValueError("sharded and lora cannot be combined: set only one of them (adapters are small)")
         return self
 
 

@@ -68,15 +68,15 @@ class WorldConfig(Section):
     def _dataset_or_file(self) -> "WorldConfig":
         if self.file is None:
             if not self.name:
-                raise ValueError("world: name a dataset, or a file")
+                raise ValueError("set 'name' to a dataset, or 'file' to a file of problems")
             if self.golds:
-                raise ValueError(f"golds is of world.file: {self.name} knows its own")
+                raise ValueError(f"golds applies only to world.file: leave it out for {self.name}")
             return self
         if self.name != slug(self.name):
-            raise ValueError(f"'{self.name}' is no name of a folder: write small letters, digits, '-' or '_'")
+            raise ValueError(f"'{self.name}' cannot name a folder: use lower-case letters, digits, '-' or '_'")
         if self.data_dir or self.splits != "honest":
             raise ValueError(
-                f"{'data_dir' if self.data_dir else 'splits'} is of a dataset, not of a file: leave it out"
+                f"{'data_dir' if self.data_dir else 'splits'} applies to a dataset, not to world.file: leave it out"
             )
         return self
 

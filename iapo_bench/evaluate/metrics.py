@@ -136,13 +136,13 @@ class Tally:
             layout = pd.MultiIndex.from_frame(frame[[*_LAYOUT]])
             seeds, sampling, problems = (tuple(frame[key].unique()) for key in _LAYOUT)
             if not layout.equals(pd.MultiIndex.from_product([seeds, sampling, problems])):
-                raise ValueError("its rows are not every problem of every seed, in order")
+                raise ValueError("its rows must be every problem of every seed, in order")
             n_samples, shape = int(frame["n_samples"].iloc[0]), (len(seeds), len(sampling), len(problems))
             counts = {name: frame[name].to_numpy().reshape(shape) for name in COUNTS if name in frame}
             for name, count in counts.items():
                 within = (count >= 0) & (count <= n_samples) if name != "tokens" else count >= n_samples
                 if count.dtype.kind not in "iu" or not within.all():
-                    raise ValueError(f"'{name}' is no count of {n_samples} samples")
+                    raise ValueError(f"'{name}' is not a valid count for {n_samples} samples")
             return cls(tuple(map(int, seeds)), tuple(map(int, sampling)), problems, n_samples, counts)
 
 
@@ -316,9 +316,9 @@ class _Grid:
             if odd := set(frame[column].unique()) - known:
                 raise UserError(f"{where}: unknown {column} '{odd.pop()}': known: {', '.join(sorted(known))}")
         if frame["problem_id"].isna().any():
-            raise UserError(f"{where}: a completion without its problem's id")
+            raise UserError(f"{where}: a completion has no problem_id: grade again")
         if not (frame["n_tokens"] >= 1).all():
-            raise UserError(f"{where}: a completion has no tokens; its end of sequence counts as one")
+            raise UserError(f"{where}: a completion has no tokens, but its end of sequence counts as one: sample again")
         seed_codes, seeds = pd.factorize(frame["seed"], sort=True)
         problem_ids = frame["problem_id"].astype("category").cat.remove_unused_categories()
         problem_ids = problem_ids.cat.reorder_categories(sorted(problem_ids.cat.categories))
@@ -360,12 +360,12 @@ def _places(
         if filled.max() > 1:
             g, n = divmod(int(filled.argmax()), N)
             raise UserError(
-                f"{where}: problem '{problems[g % P]}', seed {seeds[g // P]}, sample {n} is there more than once"
+                f"{where}: problem '{problems[g % P]}', seed {seeds[g // P]}, sample {n} appears more than once"
             )
     odd = int(sizes.argmin())
     raise UserError(
-        f"{where}: problem '{problems[odd % P]}' has {sizes[odd]} samples for seed {seeds[odd // P]}, not samples 0 to "
-        f"{N - 1}: sample every problem equally often"
+        f"{where}: problem '{problems[odd % P]}' has {sizes[odd]} samples for seed {seeds[odd // P]}, expected samples "
+        f"0 to {N - 1}: sample every problem equally often"
     )
 
 

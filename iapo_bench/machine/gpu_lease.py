@@ -39,7 +39,7 @@ def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None)
     names = _lock_names(visible_devices())
     if (seen := len(set(names.values()))) < count:
         raise UserError(
-            f"{count} GPUs are asked for, and this job sees {seen}: lower the tier's 'gpus', or 0 for the CPU"
+            f"{count} GPUs were requested but this job sees {seen}: lower the tier's 'gpus' (0: use the CPU)"
         )
     folder = folder or Path(tempfile.gettempdir()) / f"iapo-bench-gpus-{getpass.getuser()}"
     # Where Slurm hides other jobs' devices, each job's first is number 0: ids are comparable within a job only.
@@ -82,7 +82,7 @@ def require_usable(count: int) -> None:
     else:
         said = " ".join(str(told[-1].message).split()) if told else f"it sees {usable}"
         reason = f"torch {torch.__version__}, for CUDA {torch.version.cuda}, says: {said}"
-    raise UserError(f"{count} GPUs are asked for, and torch cannot use them; {reason}")
+    raise UserError(f"{count} GPUs were requested but torch cannot use them: {reason}")
 
 
 def visible_devices() -> list[str]:

@@ -43,7 +43,7 @@ def processes() -> Iterator[None]:
         return
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise UserError(f"WORLD_SIZE is set and {name} is not: start with torchrun or accelerate launch")
+            raise UserError(f"WORLD_SIZE is set but {name} is not: start with torchrun or accelerate launch")
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(_local_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
@@ -187,7 +187,7 @@ def _sum_bucket(parameters: list[torch.nn.Parameter]) -> None:
 def _local_device(local_rank: int, count: int) -> int:
     """The GPU for a rank of this machine. A scheduler may show each rank one GPU, which then is number 0."""
     if count > 1 and local_rank >= count:
-        raise UserError(f"{count} GPUs are too few for process {local_rank + 1} of this machine: start one for each")
+        raise UserError(f"{count} GPUs are too few for process {local_rank + 1} of this machine: start one per GPU")
     return local_rank if count > 1 else 0
 
 
@@ -196,7 +196,7 @@ def require_own_gpus(devices: Sequence[str]) -> None:
     for rank, device in enumerate(devices):
         if (first := devices.index(device)) < rank:
             raise UserError(
-                f"processes {first} and {rank} see the same one GPU: show each one of its own, or all of them"
+                f"processes {first} and {rank} see the same single GPU: show each process its own GPU, or all GPUs"
             )
 
 
@@ -208,5 +208,5 @@ def in_touch() -> Iterator[None]:
     except RuntimeError as error:
         reason = re.sub(r"^\[.*?\] ", "", str(error).split("\n")[0].split(". ")[0])
         raise UserError(
-            f"process {os.environ.get('RANK')} lost touch with the others; one has failed ({reason})"
+            f"process {os.environ.get('RANK')} lost contact with the others: one of them has failed ({reason})"
         ) from None

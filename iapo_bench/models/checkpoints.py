@@ -122,7 +122,7 @@ def require_finite(state: Any, what: str) -> None:
         return place if isinstance(value, float) and not math.isfinite(value) else None
 
     if place := first(state, ""):
-        raise UserError(f"{what}: {place} holds a number that is not finite: the model is broken, use an earlier one")
+        raise UserError(f"{what}: {place} contains NaN or infinity: the model is broken, use an earlier checkpoint")
 
 
 def disable_dropout(model: PreTrainedModel) -> None:
@@ -167,7 +167,7 @@ def read_generation_config(path: Path) -> GenerationConfig | None:
         config = GenerationConfig.from_pretrained(path, local_files_only=True)
         ids = [i for name in _TOKEN_IDS for i in _as_list(getattr(config, name))]
         if not all(type(i) is int for i in ids):
-            raise ValueError("its token ids are not whole numbers")
+            raise ValueError("token ids must be whole numbers")
     return sound_generation_config(config, path)
 
 
@@ -251,7 +251,7 @@ def context_of(config: PretrainedConfig) -> int:
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         if isinstance(length := getattr(text, name, None), int) and length > 0:
             return length
-    raise UserError(f"the configuration of {config.model_type} does not say how long its context is")
+    raise UserError(f"the config of {config.model_type} states no context length: set max_position_embeddings")
 
 
 def vocabulary_size(path: Path) -> int:
@@ -322,7 +322,7 @@ def _require_same_logits(model: PreTrainedModel, decoder: Any, head: Any) -> Non
     require_finite(own, f"{name}, given a few tokens")
     if not gap <= (1e-4 if model.dtype == torch.float32 else 0.05):
         raise UserError(
-            f"{name} transforms its logits or attends to later tokens (a difference of {gap:.3g} of their size), "
+            f"{name} transforms its logits or attends to later tokens (relative difference {gap:.3g}), "
             "which is not supported"
         )
 
@@ -360,7 +360,7 @@ def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[No
     Raises UserError for an architecture whose attention cannot be replaced.
     """
     if not decoder._supports_attention_backend:
-        raise UserError(f"{type(decoder).__name__} does not let its attention be replaced, which is not supported")
+        raise UserError(f"{type(decoder).__name__} does not support custom attention functions, which are needed here")
     before = decoder.config._attn_implementation
     decoder.config._attn_implementation = name
     try:

@@ -104,8 +104,7 @@ def _require_same_states(model: PreTrainedModel, length: int, what: str, states:
         except ODD as error:
             reason = first_line(error)
             raise UserError(
-                f"the {what} cannot follow {type(model).__name__}, which is not supported "
-                f"({type(error).__name__}: {reason})"
+                f"the {what} does not support {type(model).__name__} ({type(error).__name__}: {reason})"
             ) from error
         ours, own = (torch.log_softmax(head(hidden).float(), -1) for hidden in (ours_ND, own_LD[places]))
     require_finite(own, f"{type(model).__name__}, given {length} random tokens")
@@ -113,8 +112,8 @@ def _require_same_states(model: PreTrainedModel, length: int, what: str, states:
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     if not gap <= tolerance:
         raise UserError(
-            f"the {what} is {gap:.3g} nats from what {type(model).__name__} itself computes for {length} tokens, where "
-            f"rounding explains {tolerance:g}: this architecture is not supported"
+            f"the {what} differs by {gap:.3g} nats from {type(model).__name__} itself for {length} tokens, more than "
+            f"the {tolerance:g} that rounding explains: this architecture is not supported"
         )
 
 
@@ -128,11 +127,11 @@ def _require_plain_attention(model: PreTrainedModel, length: int) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
         if parameters.get("rope_type") in ("dynamic", "longrope"):
-            raise UserError(f"{name} turns its keys by the longest sequence ({parameters['rope_type']}): not supported")
+            raise UserError(f"{name} has length-dependent rotary embeddings ({parameters['rope_type']}): not supported")
     told = _listen(model)
     layers = getattr(config, "num_hidden_layers", len(told.calls))
     if len(told.calls) != layers:
-        raise UserError(f"{name} has {layers} layers of which {len(told.calls)} are attention: not supported")
+        raise UserError(f"{name} has {layers} layers, {len(told.calls)} of them attention: not supported")
     for call in told.calls:
         if odd := call.keys() - _PLAIN:
             raise UserError(f"{name} does more than plain attention ({min(odd)}), which is not supported")
@@ -141,7 +140,7 @@ def _require_plain_attention(model: PreTrainedModel, length: int) -> None:
     windows = [call["sliding_window"] for call in told.calls if call.get("sliding_window")]
     windows += [_widest_view(mask, length, model.device) for mask in told.masks]
     if min(windows, default=length) < length:
-        raise UserError(f"{name} attends to a window of {min(windows)} tokens: {length} are too many here")
+        raise UserError(f"{name} has an attention window of {min(windows)} tokens: {length} are too many")
 
 
 def cache_shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -166,7 +165,7 @@ def _listen(model: PreTrainedModel) -> _Told:
     except ODD as error:
         reason = first_line(error)
         raise UserError(
-            f"{type(model).__name__} does not let its attention be replaced ({type(error).__name__}: {reason})"
+            f"{type(model).__name__} does not support custom attention functions ({type(error).__name__}: {reason})"
         ) from error
     finally:
         _listening.pop()
@@ -186,7 +185,7 @@ def _widest_view(mask: Callable[..., Any], length: int, device: torch.device) ->
         return torch.as_tensor(shown, device=device).expand(length)
 
     if seen(0)[1:].any():
-        raise UserError("the model's mask shows later tokens, which is not supported")
+        raise UserError("the model's attention mask is not causal, which is not supported")
     if bool(seen(length - 1).all()):
         return length
     return max(int(seen(query).sum()) for query in range(length))

@@ -99,7 +99,7 @@ def trainable_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def load_trainable_state(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
     """The inverse of `trainable_state`. Raises ValueError or RuntimeError for the state of a different model."""
     if odd := state.keys() ^ trainable_state(model).keys():
-        raise ValueError(f"the state is not of this model: {min(odd)} is in one of them only")
+        raise ValueError(f"the adapter state is another model's: only one of the two has {min(odd)}")
     model.load_state_dict(state, strict=False)
 
 

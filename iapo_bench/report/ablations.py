@@ -35,7 +35,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         (row, found[row.parent]) for row in rows if row.trained and row.parent != row.method and row.parent in found
     ]
     if not pairs:
-        raise UserError("there is no variant beside the method that it varies: measure both")
+        raise UserError("no variant has its original method among the summaries: measure both")
     return pairs
 
 

@@ -311,7 +311,7 @@ def read_claims(path: Path) -> list[Claim]:
         raise UserError(f"{path}: {place}: {first['msg']}") from None
     ids = [claim.id for claim in ledger.claims]
     if twice := {i for i in ids if ids.count(i) > 1}:
-        raise UserError(f"{path}: the claim '{min(twice)}' stands there twice")
+        raise UserError(f"{path}: duplicate claim '{min(twice)}': keep one")
     return ledger.claims
 
 
@@ -434,7 +434,7 @@ def _read_published(path: Path) -> pd.DataFrame:
     frame = read_csv(path, ("model", "method"))
     with damaged(path, "a row for each model and method, with numbers"):
         if frame.duplicated(["model", "method"]).any():
-            raise ValueError("a model's method stands twice")
+            raise ValueError("a method is repeated for the same model")
         return frame.astype({column: float for column in frame if "@" in str(column)})
 
 

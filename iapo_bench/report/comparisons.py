@@ -76,7 +76,7 @@ def compare(rows: Sequence[Row]) -> pd.DataFrame:
     UserError for rows that answered different problems.
     """
     if len({(row.model, row.dataset, row.tier, row.tally.problems) for row in rows}) > 1:
-        raise UserError("rows are compared on one model, dataset, tier and set of problems: compare each apart")
+        raise UserError("the rows differ in model, dataset, tier or problems: compare each group separately")
     lines: list[dict[str, Any]] = []
     for measure in measures(rows):
         values = [row.tally.values(measure) for row in rows]

@@ -63,7 +63,7 @@ def shortest(grades: pd.DataFrame, n: int) -> pd.DataFrame:
     """
     kept = (grades["sample"].max() + 1) // n
     if kept == 0:
-        raise UserError(f"the shortest of {n} needs as many samples a problem: raise n_samples")
+        raise UserError(f"shortest-of-{n} needs that many samples per problem: raise n_samples")
     frame = grades.assign(group=grades["sample"] // n).query("group < @kept")
     order = frame.sort_values(["n_tokens", "sample"], kind="stable")
     first = order.drop_duplicates(["seed", "problem_id", "group"])

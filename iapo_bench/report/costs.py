@@ -85,7 +85,7 @@ def _training(job: CostsJob, row: Row, logs: list[Path]) -> dict[str, Any]:
         return {}
     if len(logs) != len(row.summary.train_seeds):
         raise UserError(
-            f"{row.name} has {len(row.summary.train_seeds)} training seeds, and {len(logs)} --run: give all"
+            f"{row.name} has {len(row.summary.train_seeds)} training seeds but {len(logs)} --run: give one per seed"
         )
     steps = pd.concat([read_steps(path, _COUNTED, _LATER) for path in logs])
     completions, tokens = int(steps["completions"].sum()), int(steps["tokens"].sum())

@@ -31,7 +31,7 @@ def explain(table: Path, *, row: str, column: str, against: str | None, problems
             raise UserError(f"{results.file}: {unknown('column', column, known)}")
         if np.isnan(line[column]):
             measured = f"with {line['n_samples']} samples a problem"
-            raise UserError(f"{results.file}: {row} has no {column}: it was not measured, {measured}")
+            raise UserError(f"{results.file}: {row} has no {column}, which was not measured {measured}")
         other = against or (BASE if row != BASE else next((m for m in results.table["method"] if m != row), row))
         results.row(other)
         parts = [
@@ -133,7 +133,7 @@ def most_different(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     shares = pd.DataFrame({key: _shares(frame) for key, frame in (("a", a), ("b", b))})
     golds = [frame.groupby("problem_id")["gold"].first().fillna("") for frame in (a, b) if "gold" in frame]
     if shares.isna().any(axis=None) or not all(gold.equals(golds[0]) for gold in golds):
-        raise UserError("the two have samples of different problems: sample both alike")
+        raise UserError("the two rows have samples of different problems: sample the same problems")
     order = np.argsort(-(shares["a"] - shares["b"]).abs().to_numpy(), kind="stable")
     return shares.iloc[order]
 

@@ -28,9 +28,9 @@ def make_frontier(summaries: Sequence[Path], base: Path, *, out: Path, figure: P
     rows = [row for row in read_rows(summaries) if row.trained or row.method == BASE]
     samples = Samples.of({0: read_grades(base)})
     if any(row.tally.problems != samples.problems for row in rows):
-        raise UserError(f"{base} and the summaries have different problems: measure again")
+        raise UserError(f"{base} and the summaries have different problems: sample the same problems")
     if not any(row.trained for row in rows):
-        raise UserError("there is nothing to set against early stopping: give a method's summary too")
+        raise UserError("early stopping has no method to be compared with: give a method's summary too")
     counted = [row.tally.counts["correct"] for row in rows if row.method == BASE]
     if not all(np.array_equal(counts_TSP, samples.flags["correct"].sum(axis=-1)) for counts_TSP in counted):
         raise UserError(f"{base} does not hold the grades that the base's summary counts: measure again")

@@ -46,7 +46,7 @@ def paired_figure(rows: Sequence[Row]) -> Figure:
     base = next((row for row in rows if row.method == BASE), None)
     trained = [row for row in rows if row.trained]
     if base is None or not trained:
-        raise UserError("the figure of changes needs the base's summary, and a method's")
+        raise UserError("the figure of changes needs the base's summary and at least one method's")
     styles = method_styles((row.name for row in rows), parents(rows))
     title = f"{caution(base.tier)}{base.model} on {base.dataset}: change from the base, {counts(base, trained)}"
     with mpl.rc_context(STYLE):

@@ -57,7 +57,7 @@ class Results:
         """The table's provenance. Raises UserError when its file is missing or malformed."""
         content = read_json(self.record)
         if not all(isinstance(content.get(key, {}), dict) for key in ("code", "config", "inputs")):
-            raise UserError(f"{self.record} does not say what code, config and inputs were: make the table again")
+            raise UserError(f"{self.record} does not record code, config and inputs: make the table again")
         return content
 
     def row(self, name: str) -> pd.Series:
@@ -95,7 +95,7 @@ def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
     archive.extraction_filter = getattr(tarfile, "data_filter", None)
     for member in archive:
         if not (member.isfile() or member.isdir()) or not (folder / member.name).resolve().is_relative_to(folder):
-            raise ValueError(f"{member.name} is no file inside it")
+            raise ValueError(f"{member.name} is not a file inside the archive")
         archive.extract(member, folder)
 
 

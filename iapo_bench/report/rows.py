@@ -74,12 +74,12 @@ class Row:
         told = {label: content[label] for label in (*LABELS, "parent", "settings", "environment")}
         told |= {name: int(content.get(name, 0)) for name in _UPDATES}
         if not all(isinstance(told[label], str) for label in (*LABELS, "parent")):
-            raise ValueError("a label is not text")
+            raise ValueError("a label must be text")
         TypeAdapter(dict[str, list[str]]).validate_python(told["environment"])
         summary = Summary.from_dict(content)
         accuracy = tally.values("pass@1").mean()
         if summary.train_seeds != [*tally.train_seeds] or not np.isclose(summary.accuracy, accuracy):
-            raise ValueError("the counts by problem beside it are of other grades")
+            raise ValueError("the counts by problem beside it come from other grades")
         return cls(**told, summary=summary, tally=tally)
 
     def write(self, path: Path) -> None:
@@ -109,7 +109,7 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
         with damaged(path, "measure again"):
             row = Row.from_dict(content, tally)
         if (key := (row.model, row.dataset, row.tier, row.name)) in rows:
-            raise UserError(f"{path}: another summary is of {row.name} on {row.dataset} too: leave one out")
+            raise UserError(f"{path}: second summary of {row.name} on {row.dataset}: leave one out")
         rows[key] = row
     return list(rows.values())
 
@@ -120,7 +120,7 @@ def change(row: Row, before: Row, measure: str, *, seeds: bool = True) -> Estima
     Raises UserError for rows that answered different problems.
     """
     if row.tally.problems != before.tally.problems:
-        raise UserError(f"{row.name} and {before.name} have samples of different problems: sample both alike")
+        raise UserError(f"{row.name} and {before.name} have samples of different problems: sample the same problems")
     return estimate(row.tally.values(measure), before.tally.values(measure), seeds=seeds)
 
 

@@ -28,7 +28,7 @@ def make_sensitivity(job: SensitivityJob, base: Path, grades: Sequence[Path], *,
     and heat maps. `grades`: one file per point, in the grid's order."""
     points = job.sensitivity.points()
     if len(grades) != len(points):
-        raise UserError(f"the grid has {len(points)} points: {len(grades)} files of grades do not fit")
+        raise UserError(f"the grid has {len(points)} points, not {len(grades)}: give one file of grades per point")
     k = job.k
     ks = sorted({1, k})
     measures = [f"{measure}@{i}" for measure, i in (("pass", 1), ("pass", k), ("length", k), ("ratio", k))]

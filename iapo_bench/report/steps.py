@@ -20,7 +20,7 @@ def read_steps(path: Path, required: Iterable[str] = (), optional: Iterable[str]
     numbers = [*required, *(name for name in optional if name in frame)]
     with damaged(path, "train again"):
         if "step" in frame and frame["step"].tolist() != list(range(len(frame))):
-            raise ValueError("its steps are not 0, 1, 2, ..., each once")
+            raise ValueError("its steps must be 0, 1, 2, ..., each once")
         return frame.astype(dict.fromkeys(numbers, float))
 
 
@@ -28,5 +28,5 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file. Raises UserError when it is missing or broken."""
     content = files.read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no fields: make it again")
+        raise UserError(f"{path} is not a JSON object: make it again")
     return content

@@ -78,7 +78,7 @@ def verify(results: Path, against: Path, margins: Margins) -> pd.DataFrame:
 def _require_alike(ours: Path, theirs: Path, differences: Iterator[str]) -> None:
     if found := list(differences):
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise UserError(f"{ours} differs from {theirs}: {'; '.join(found[:5])}{more}: nothing is compared")
+        raise UserError(f"{ours} differs from {theirs}: {'; '.join(found[:5])}{more}: nothing was compared")
 
 
 def differing_rows(ours: Results, theirs: Results) -> Iterator[str]:

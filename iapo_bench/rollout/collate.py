@@ -24,7 +24,7 @@ def collate(
     """
     rows = [prompt for prompt in prompts for _ in range(group_size)]
     if not len(rows) == len(completions) == len(correct) == len(formatted):
-        raise ValueError(f"{len(completions)} completions for {len(prompts)} prompts of {group_size}")
+        raise ValueError(f"{len(completions)} completions for {len(prompts)} prompts, expected {group_size} each")
     P = max(map(len, rows))
     T = max(len(completion.token_ids) for completion in completions)
     prompt_ids_BP = torch.full((len(rows), P), pad_id)

@@ -30,7 +30,7 @@ def encode(problems: list[Problem], dialogue: Dialogue, model: Path, max_tokens:
         if (last := max(prompt, default=0)) >= vocabulary:
             token = dialogue.tokenizer.convert_ids_to_tokens(last)
             raise UserError(
-                f"{model}: the prompt has the token {last}, {token!r}, and the weights are for {vocabulary} tokens: "
-                "tokenizer and weights do not belong together"
+                f"{model}: the prompt has token id {last} ({token!r}) but the weights have {vocabulary} embeddings: "
+                "use the tokenizer that belongs to these weights"
             )
     return prompts

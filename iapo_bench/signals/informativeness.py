@@ -99,7 +99,7 @@ def answer_entropies(
     prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
     completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
     if not prompt_mask_BP.any(dim=1).all() or not len(postfix_ids_K):
-        raise ValueError("answer entropies need at least one token of prompt and of postfix")
+        raise ValueError("answer entropies need at least one prompt token and one postfix token")
     if (completion_mask_BT[:, 1:] & ~completion_mask_BT[:, :-1]).any():
         raise ValueError("completion_mask_BT is not right-padded: entry t of a row is the entropy after t tokens")
     B, T = completion_ids_BT.shape

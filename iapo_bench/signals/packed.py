@@ -216,7 +216,7 @@ def packed_blocks(
     prompt_mask_BP = as_mask(prompt_mask_BP, "prompt_mask_BP", prompt_ids_BP)
     completion_mask_BT = as_mask(completion_mask_BT, "completion_mask_BT", completion_ids_BT)
     if not prompt_mask_BP.any(dim=1).all():
-        raise ValueError("a row needs at least one token of prompt")
+        raise ValueError("a row needs at least one prompt token")
     block = Block([], [], [], [])
     tokens = 0
     for row in range(len(prompt_ids_BP)):

@@ -162,7 +162,7 @@ def role_table(counts: pd.DataFrame, base: pd.DataFrame | None) -> pd.DataFrame:
     base answered other problems.
     """
     if base is not None and set(base["problem_id"]) != set(counts["problem_id"]):
-        raise UserError("the base and another run have samples of different problems: sample both alike")
+        raise UserError("the base and another run have samples of different problems: sample the same problems")
     rows = []
     for role in (*ROLES, "all"):
         mean, draws_B = _mean(*_by_problem(counts, role))
@@ -222,9 +222,7 @@ def read_samples(path: Path) -> pd.DataFrame:
         if min(ids) < 0 or max(ids) >= len(VOCABULARY):
             raise UserError(f"{path}: token {max(ids)} is not in the micro world's vocabulary: sample a micro model")
         if [word for word in to_words(ids) if word not in _SPECIAL] != text.split():
-            raise UserError(
-                f"{path}: tokens and text of problem '{problem}' disagree: sampled with another vocabulary?"
-            )
+            raise UserError(f"{path}: tokens and text of problem '{problem}' disagree: sample again with a micro model")
     return frame
 
 
@@ -239,7 +237,7 @@ def problems_asked(frame: pd.DataFrame, samples: Path, data: Path) -> list[Probl
 def micro_world(job: RolesJob | TokensJob) -> MicroWorld:
     """The tier's world. Raises UserError unless it is the micro world."""
     if job.world.name != "micro":
-        raise UserError(f"roles are known in the micro world only, not in '{job.world.name}'")
+        raise UserError(f"token roles are defined only in the micro world, not in '{job.world.name}'")
     world = load_world(job.world, job.world_seed)
     assert isinstance(world, MicroWorld)
     return world

@@ -45,7 +45,7 @@ def score_tokens(
     asked = problems_asked(frame, samples, data)
     tokenizer = load_tokenizer(model)
     if tokenizer.get_vocab() != build_tokenizer().get_vocab():
-        raise UserError(f"{model} has not the micro world's vocabulary: roles are known in that world only")
+        raise UserError(f"{model} does not have the micro world's vocabulary: token roles are defined only there")
     words = [to_words(ids) for ids in frame["token_ids"]]
     postfix = tokenizer(POSTFIX, add_special_tokens=False).input_ids
     longest = max(map(len, words))

@@ -54,7 +54,7 @@ def score_transcripts(
     network = load_model(model).to(accelerator())
     postfix_ids = tokenizer(postfix, add_special_tokens=False).input_ids
     if not postfix_ids:
-        raise UserError("--postfix is empty: the model needs a text that makes it answer")
+        raise UserError("--postfix is empty: give a text that makes the model answer")
     room = context_length(model) - len(postfix_ids)
     rows = read_transcripts(transcripts, tokenizer, vocabulary=network.config.vocab_size, room=room, limit=limit)
     scored = score(network, tokenizer, rows, postfix_ids=postfix_ids, temperature=temperature)
@@ -179,7 +179,7 @@ def token_table(scored: Sequence[ScoredTranscript]) -> pd.DataFrame:
 
 def _parse(row: Any, number: int, tokenizer: PreTrainedTokenizerBase) -> Transcript:
     if not isinstance(row, dict):
-        raise UserError("a row is an object with 'prompt' and 'completion'")
+        raise UserError("a row must be an object with 'prompt' and 'completion'")
     name, correct = row.get("id", number), row.get("correct")
     if isinstance(name, bool) or not isinstance(name, str | int) or not _encodable(str(name)):
         raise UserError("'id' must be text or a whole number")
@@ -201,10 +201,10 @@ def _check(transcript: Transcript, vocabulary: int, room: int) -> None:
             raise UserError(f"the {kind} is empty")
         for i in ids:
             if not 0 <= i < vocabulary:
-                raise UserError(f"the {kind} has the token id {i}, and the model's vocabulary {vocabulary} tokens")
+                raise UserError(f"the {kind} has token id {i}, but the model's vocabulary has {vocabulary} tokens")
     tokens = len(transcript.prompt_ids) + len(transcript.completion_ids)
     if tokens > room:
-        raise UserError(f"prompt and completion have {tokens} tokens; beside the postfix the model can read {room}")
+        raise UserError(f"prompt and completion have {tokens} tokens, but the context leaves {room} beside the postfix")
 
 
 def _ids(row: dict[str, Any], field: str) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ def _text(row: dict[str, Any], field: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"'{field}' must be text")
     if not _encodable(value):
-        raise UserError(f"'{field}' has half of a surrogate pair, which is no character")
+        raise UserError(f"'{field}' contains a lone surrogate, which is not a character")
     return value
 
 

@@ -67,11 +67,11 @@ def _fetch(job: BaseJob | CheckpointJob, source: str, world: World, out: Path, *
 def _copy_shipped(job: BaseJob, out: Path) -> None:
     """Raises UserError for a world other than micro, for SFT settings, and for files that differ from the release."""
     if job.world.name != "micro" or job.model.sft:
-        raise UserError("model.source 'shipped' is the micro world's finished base: set it to 'taught' to make another")
+        raise UserError("model.source 'shipped' is the micro world's finished base: use 'taught' to train another")
     for line in (SHIPPED / "SHA256SUMS").read_text().splitlines():
         expected, name = line.split()
         if checksum(SHIPPED / name) != expected:
-            raise UserError(f"{SHIPPED / name} is not the file that was released: install the package again")
+            raise UserError(f"{SHIPPED / name} differs from the released file: install the package again")
     _fetch(job, str(SHIPPED), load_world(job.world, job.seed), out)
 
 
@@ -100,7 +100,7 @@ def _tune_fetched(job: BaseJob, out: Path) -> None:
     """
     world = load_published(job.world, job.seed)
     if not isinstance(world, ChatWorld):
-        raise UserError("model.sft has no solutions for a fetched model in the micro world: set it to null")
+        raise UserError("model.sft cannot fine-tune a fetched model in the micro world: set model.sft to null")
     if out.exists():
         raise UserError(f"{out} exists: remove it to make the model again")
     settings = _sft_settings(job, SFT)

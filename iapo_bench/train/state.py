@@ -95,7 +95,7 @@ def _all_see(path: Path) -> bool:
     """Whether `path` exists. Raises UserError if only some ranks see it."""
     seen = parallel.gather([path.exists()])
     if any(seen) and not all(seen):
-        raise UserError(f"not every process sees {path}: the output must be in a directory that all of them share")
+        raise UserError(f"not every process sees {path}: put the output in a directory that all processes share")
     return seen[0]
 
 

@@ -67,7 +67,7 @@ def _require_state_kept(method: Method) -> None:
         except pickle.UnpicklingError as error:
             what = re.search(r"GLOBAL (\S+)", str(error))
             raise ValueError(
-                f"a checkpoint cannot hold {what[1] if what else 'what it gives'}: give tensors, numbers and texts"
+                f"a checkpoint cannot hold {what[1] if what else 'these values'}: use only tensors, numbers and strings"
             ) from None
     with blaming(method, "load_state_dict"):
         _twin(method).load_state_dict(state)

@@ -34,7 +34,7 @@ def token_scales(
     """
     if spec.local_rows:
         if generator is None:
-            raise ValueError("local_rows needs a generator for its parts")
+            raise ValueError("local_rows needs a generator for its random split")
         scales_BT = torch.zeros_like(weights_BT)
         parts = torch.randperm(len(weights_BT), generator=generator).split(spec.local_rows)
         for rows in parts:

@@ -74,7 +74,7 @@ def read_problems(path: Path) -> list[Problem]:
             raise UserError(f"{path}:{number}: the field '{odd[0]}' is not text: prepare the data again")
         problem = Problem(*(row[name] for name in fields))
         if (first := lines.setdefault(problem.id, number)) != number:
-            raise UserError(f"{path}:{number}: the id '{problem.id}' is that of line {first} too: make ids unique")
+            raise UserError(f"{path}:{number}: duplicate id '{problem.id}', also at line {first}: make ids unique")
         problems.append(problem)
     return problems
 

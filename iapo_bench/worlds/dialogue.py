@@ -80,8 +80,8 @@ class Dialogue:
         text = completion_texts([reply], self.tokenizer, stop_ids=[self._end], prefill=self.prefill)[0]
         if not is_formatted(text) or (extract_answer(text) or "").split() != ["4", "2"]:
             raise UserError(
-                f"{self.tokenizer.name_or_path}: a perfect completion would be read as {text!r}: the tokenizer cannot "
-                f"write {' '.join(TAGS)}, choose another model"
+                f"{self.tokenizer.name_or_path}: a perfect completion would decode to {text!r}: the tokenizer cannot "
+                f"represent {' '.join(TAGS)}, choose another model"
             )
 
 
@@ -125,7 +125,7 @@ def chat_dialogue(prompt: PromptConfig, tokenizer: "PreTrainedTokenizerBase") ->
         except _Failure as reason:
             failure = max(failure, reason, key=lambda failure: failure.progress)
     if prompt.template is not None:
-        raise UserError(f"the template in `prompt` cannot be used ({failure.reason}): mend it")
+        raise UserError(f"the template in `prompt` cannot be used ({failure.reason}): correct it")
     raise UserError(
         f"{tokenizer.name_or_path}: the chat template cannot carry this prompt ({failure.reason}): "
         "write one that can with `prompt: FILE.jinja`"
@@ -264,7 +264,7 @@ def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tupl
             what = {"system": "the system text", "assistant": "the worked example"}.get(message["role"], "the question")
             raise _Failure(1, f"it leaves out {what}")
         if message["role"] == "assistant" and THINK_CLOSE in text[ends[-1] : found.start()]:
-            raise _Failure(2, "it puts an empty reasoning before the worked example's")
+            raise _Failure(2, "it puts an empty reasoning block before the worked example's reasoning")
         ends.append(found.end())
     header = _missing_header(render, messages, text)
     tail = text[ends[-1] :] + header

@@ -60,7 +60,7 @@ class OwnWorld(ChatWorld):
                 raise unknown("option of world.file", option, known)
         options = {**known, **config.options}
         if min(options["test"], options["validation"]) <= 0 or options["test"] + options["validation"] >= 1:
-            raise UserError("world.options: test and validation are shares above 0 that leave some for training")
+            raise UserError("world.options: test and validation must be shares above 0 that add up to less than 1")
         assert config.file
         if (name := _letters(config.name)) in _published():
             raise UserError(
@@ -117,7 +117,7 @@ class OwnWorld(ChatWorld):
         for (place, row), gold in zip(self._rows, self._golds, strict=True):
             try:
                 if odd := [key for key in row if key not in _COLUMNS and key.strip().lower() in _COLUMNS]:
-                    raise UserError(f"'{odd[0]}' is not read: call it '{odd[0].strip().lower()}' or something else")
+                    raise UserError(f"'{odd[0]}' is ignored: rename it to '{odd[0].strip().lower()}' or something else")
                 question = _text(row, "question")
                 if kind == "integer" and (whole := _INTEGER.fullmatch(gold)):
                     gold = whole[1].replace(",", "")
@@ -129,7 +129,7 @@ class OwnWorld(ChatWorld):
                 entry = Entry(problem, _text(row, "solution", optional=True), split, place)
                 first = entries.setdefault(problem.id, entry)
                 if (first.problem.answer, first.split) != (gold, split):
-                    raise UserError(f"the problem of {first.place} again, with another answer or split: keep one")
+                    raise UserError(f"repeats the problem at {first.place} with another answer or split: keep one")
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
         return list(entries.values())
@@ -139,10 +139,10 @@ class OwnWorld(ChatWorld):
         """The problems to split. Raises UserError for too few of them, or if only some state a split."""
         found = [entry for entry in self._stated if not is_rounded(entry.problem.answer)]
         if len(found) < FEWEST:
-            raise UserError(f"{self.file} holds {len(found)} problems: {FEWEST} are the fewest that can be split")
+            raise UserError(f"{self.file} holds {len(found)} problems: at least {FEWEST} are needed for the splits")
         if odd := [entry for entry in found if bool(entry.split) != bool(found[0].split)]:
             lacking = next(entry for entry in (found[0], odd[0]) if not entry.split)
-            raise UserError(f"{lacking.place}: no split, which other problems have: give it to all or to none")
+            raise UserError(f"{lacking.place}: this problem has no split but others do: give a split to all or to none")
         return found
 
     @cached_property
@@ -154,12 +154,12 @@ class OwnWorld(ChatWorld):
             if split in splits.values():
                 continue
             if split == "test" and entries[0].split:
-                raise UserError(f"{self.file}: no problem has the split 'test': name some, or leave the column out")
+                raise UserError(f"{self.file}: no problem has the split 'test': assign some, or leave the column out")
             left = sorted((i for i in splits if splits[i] == "train"), key=self._draw)
             for i in left[: max(1, round(self.options[split] * len(entries)))]:
                 splits[i] = split
         if "train" not in splits.values():
-            raise UserError(f"{self.file}: no problem is left for training: name more of the split 'train'")
+            raise UserError(f"{self.file}: no problem is left for training: assign some to the split 'train'")
         return splits
 
     def _draw(self, problem_id: str) -> str:
@@ -206,7 +206,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         line = rows.line_num + 1
         for row in rows:
             if None in row or None in row.values():
-                raise UserError(f"{path}:{line}: more or fewer fields than the header: quote those that hold a comma")
+                raise UserError(f"{path}:{line}: more or fewer fields than the header: quote fields that hold a comma")
             yield f"{path}:{line}", row
             line = rows.line_num + 1
     except csv.Error as error:
@@ -224,7 +224,7 @@ def _text(row: dict[str, Any], name: str, *, optional: bool = False) -> str:
             raise UserError(f"'{name}' is {value}, too large for a float to be exact: write it as text")
         value = int(value)
     if isinstance(value, float) and float(f"{value:.15g}") != value:
-        raise UserError(f"'{name}' is {value}, which a float has rounded: write it as text")
+        raise UserError(f"'{name}' is {value}, rounded when read as a float: write it as text")
     if isinstance(value, int | float) and not isinstance(value, bool) and name == "answer":
         value = str(value)
     if not isinstance(value, str):

@@ -91,7 +91,7 @@ class MicroWorld:
                 raise UserError(f"micro world: {name} must be a whole number, is {getattr(self, name)}")
         for name in ("slip", "check", "filler", "restate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"micro world: {name} is a chance from 0 to 1, not {getattr(self, name)}")
+                raise UserError(f"micro world: {name} must be a probability from 0 to 1, is {getattr(self, name)}")
         if not 2 <= self.min_terms <= self.taught_terms <= self.max_terms <= MOST_TERMS:
             terms = (self.min_terms, self.taught_terms, self.max_terms)
             raise UserError(f"micro world: 2 <= min_terms <= taught_terms <= max_terms <= {MOST_TERMS}, not {terms}")

@@ -105,7 +105,7 @@ def grade_math(text: str, gold: str) -> Outcome:
 def check_gold(gold: str, kind: GraderKind) -> None:
     """Raise UserError unless the grader can read the gold and would find it correct in a completion."""
     if not isinstance(gold, str) or len(gold) > MAX_ANSWER_CHARS:
-        raise UserError(f"the gold answer {str(gold)[:80]!r} is no text of a short answer: correct or remove it")
+        raise UserError(f"the gold answer {str(gold)[:80]!r} is not text, or is too long: correct or remove it")
     if kind != "math":
         if not re.fullmatch("-?[0-9]+", gold):
             raise UserError(f"the gold answer '{gold[:80]}' is not an integer: correct or remove it")

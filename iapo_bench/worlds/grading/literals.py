@@ -124,7 +124,7 @@ _BEFORE = re.compile(
     re.IGNORECASE,
 )
 _AFTER = re.compile(
-    rf"\b(?:{_DOUBTS}|{_OPERATORS}|times (?:an?|the|that|itself|one|two|three|four|five|six|ten)|at least|at most"
+    rf"\b(?:{_DOUBTS}|{_OPERATORS}|times (?:[a-z]|an|the|that|itself|one|two|three|four|five|six|ten)|at least|at most"
     r"|approx\w*|roughly|give or take|and (?:above|over|up|below|under|beyond)"
     r"|too (?:high|low|big|small|large|many|much|few)"
     r"|(?<![A-Za-z] )(?:squared|cubed)|factorial|dozens?|hundreds?|thousands?"
@@ -216,8 +216,8 @@ def is_harmless(prose: str) -> bool:
 
 def _is_unit(tail: str) -> bool:
     """Whether the first word after a number is a word or a unit: `18 m` but not `18x`, `18xy`, `18/x` or `18 - x`."""
-    first = re.match(r"(\s*-)?[\s/(]*(?!a |o'clock)([abcxyz]{2,3}|[A-Za-z])(?![^\W\d_])", tail)
-    return not first or (first[2] in _LETTER_UNITS and not first[1])
+    first = re.match(r"(\s*[-,;])?[\s/(]*(?!a |o'clock)([abcxyz]{2,3}|[A-Za-z])(?![^\W\d_])", tail)
+    return not first or (first[2] in _LETTER_UNITS and not (first[1] and len(first[2]) == 1))
 
 
 def _fraction(found: re.Match[str]) -> str:
