@@ -4,6 +4,7 @@ A method is one class in `methods/<name>.py` or `baselines/<name>.py`. Its field
 defaults are the settings that its paper publishes.
 """
 
+import copy
 import dataclasses
 import difflib
 import enum
@@ -165,8 +166,8 @@ class Method:
     Where `needs` depends on options it is a property. An option of the wrong type, or outside its Literal, raises
     UserError.
 
-    Hooks are pure functions of the batch and a generator: no I/O, no model. A method that learns from batch to batch
-    (`observe`) returns its state from `state_dict`, so that a resumed run continues as if it had never stopped.
+    Hooks are pure functions of the batch and a generator: no I/O, no model. What a method learns from batch to batch
+    (`observe`) is in its checkpoints (`state_dict`), so that a resumed run continues as if it had never stopped.
     """
 
     name: ClassVar[str]
@@ -210,11 +211,13 @@ class Method:
         return assign(group_normalise(batch.rewards_B, batch.group_size), batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that `observe` updates."""
-        return {}
+        """What `observe` updates: by default every attribute but `loss`, if the class has an `observe` of its own."""
+        observes = type(self).observe is not Method.observe
+        return {name: copy.deepcopy(value) for name, value in vars(self).items() if observes and name != "loss"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from `state_dict`."""
+        vars(self).update(copy.deepcopy(state))
 
 
 def assign(
@@ -442,10 +445,7 @@ def _require_no_slip(cls: type[Method], path: Path) -> type[Method]:
         if untyped := fields & given - vars(part).get("__annotations__", {}).keys():
             slip = f"{part.__name__}.{min(untyped)}"
             raise UserError(f"{path}: {slip} has no type and is ignored: write `{min(untyped)}: TYPE = ...`")
-    own = [getattr(cls, hook) is not getattr(Method, hook) for hook in ("observe", "state_dict", "load_state_dict")]
-    if any(own) and not all(own[1:]):
-        raise UserError(
-            f"{path}: what {cls.__name__} observes would be lost when a run is stopped and continued: write state_dict "
-            "and load_state_dict"
-        )
+    own = [getattr(cls, hook) is not getattr(Method, hook) for hook in ("state_dict", "load_state_dict")]
+    if any(own) and not all(own):
+        raise UserError(f"{path}: {cls.__name__} must have both state_dict and load_state_dict, or neither")
     return cls

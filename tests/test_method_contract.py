@@ -1,6 +1,7 @@
 """What every method promises, whatever its formula."""
 
-from dataclasses import replace
+import io
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -172,6 +173,31 @@ def test_credit_is_detached_from_its_inputs():
     batch = batch_of([2, 3], [1, 0])
     batch = replace(batch, answer_entropy_BS=batch.answer_entropy_BS.requires_grad_())
     assert not assign_credit(load_method("iapo"), batch).advantages_BT.requires_grad
+
+
+@dataclass
+class Remembering(Method):
+    """Anneals an option and counts, with no word of checkpoints."""
+
+    name = "remembering"
+    share: float = 1.0
+
+    def observe(self, batch):
+        self.share *= 0.5
+        self.mean_T = getattr(self, "mean_T", 0) + batch.rewards_B.mean()
+
+
+def test_what_a_method_remembers_is_in_its_checkpoints_by_default():
+    method, resumed = Remembering(), Remembering()
+    method.observe(batch_of([2, 3], [1, 0]))
+    file = io.BytesIO()
+    torch.save(method.state_dict(), file)
+    method.observe(batch_of([2, 3], [1, 1]))
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    resumed.observe(batch_of([2, 3], [1, 1]))
+    assert vars(resumed) == vars(method)
+    assert resumed.share == 0.25
+    assert load_method("grpo").state_dict() == {}
 
 
 @pytest.mark.parametrize("name", ["grpo", "sgrpo", "gfpo"])

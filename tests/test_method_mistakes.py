@@ -177,15 +177,10 @@ LOADING = {
         HEAD,
         r"strength of mine must be float, is 'much'",
     ),
-    "a state that no checkpoint gets": (
-        "    def observe(self, batch):\n        self.seen = batch.rewards_B.mean()\n",
-        HEAD,
-        r"mine\.py: what Mine observes would be lost .*: write state_dict and load_state_dict",
-    ),
     "a state that is never taken up": (
         "    def state_dict(self):\n        return {'seen': 1}\n",
         HEAD,
-        r"mine\.py: what Mine observes would be lost",
+        r"mine\.py: Mine must have both state_dict and load_state_dict",
     ),
     "no loss": ("    loss: LossSpec = None\n", HEAD, r"mine\.py\): defaults: loss of mine must be LossSpec, is None"),
     "another name": ("", HEAD.replace('"mine"', '"yours"'), r"mine\.py has no subclass of Method with name = 'mine'"),
