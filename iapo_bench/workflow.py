@@ -382,9 +382,8 @@ class Workflow:
         if before != json.loads(json.dumps(told)):
             click.echo(f"stale: {name}, {differences(before, told)}", err=True)
             if path.stat().st_mtime_ns < ran.stat().st_mtime_ns:
-                os.utime(
-                    path
-                )  # of an earlier call: where Snakemake goes by times alone, an old file makes nothing stale
+                # Where Snakemake goes by times alone, a settings file of an earlier call would make nothing stale.
+                os.utime(path)
 
 
 def _in_order(paths: Sequence[Path]) -> bool:
