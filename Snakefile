@@ -82,8 +82,9 @@ ALL = [
     *ROLES,
 ]
 # The report holds the artefacts that exist; its captions count the problems and seeds behind them.
-if "--report" in sys.argv:
-    ALL = [path for path in ALL if suite.is_whole(Path(path))]
+if any(argument.partition("=")[0] == "--report" for argument in sys.argv):
+    if "--report-after-run" not in sys.argv:
+        ALL = [path for path in ALL if suite.is_whole(Path(path))]
     config.update(suite.report_texts(OUT))
 
 

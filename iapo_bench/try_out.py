@@ -30,7 +30,10 @@ def try_method(name: str, tier: str, *, seeds: int, cores: int) -> None:
         raise unknown("method", name, list_methods())
     if not Path("Snakefile").is_file():
         raise UserError("there is no Snakefile here: run `iapo-bench try` in the project's directory")
-    asked = read_tier(tier).train.seeds[:seeds]
+    known = read_tier(tier).train.seeds
+    if seeds > len(known):
+        raise UserError(f"tier {tier} has {len(known)} training seeds, fewer than --seeds {seeds}: ask for fewer")
+    asked = known[:seeds]
     others = _there(_flow(tier, [], asked), name, asked)
     flow = _flow(tier, [*others, name], asked)
     current = [other for other in others if flow.is_current(other)]

@@ -12,12 +12,11 @@ from typing import Any, get_args
 
 import click
 import psutil
-import yaml
 from pydantic import BaseModel
 
 from iapo_bench.config.job import Kind
 from iapo_bench.config.method import MethodConfig
-from iapo_bench.config.reading import read_yaml
+from iapo_bench.config.reading import dump_yaml, read_yaml
 from iapo_bench.config.section import digest, identity
 from iapo_bench.config.tier import BASE, TierConfig
 from iapo_bench.config.world import PrepareJob
@@ -131,8 +130,10 @@ class Workflow:
         """The tier for a row's job: with the zoo's choice for a method that the zoo tunes, once that file exists."""
         if row not in self.untuned or not Path(self.choices).is_file():
             return self.tier
-        chosen = MethodConfig(**read_yaml(Path(self.choices))[0][row])
-        return self.tier.model_copy(update={"tuned": {**self.tier.tuned, row: chosen}})
+        found = read_yaml(Path(self.choices))[0]
+        if row not in found:  # a method that is younger than the zoo's search
+            return self.tier
+        return self.tier.model_copy(update={"tuned": {**self.tier.tuned, row: MethodConfig(**found[row])}})
 
     @property
     def points(self) -> list[str]:
@@ -343,7 +344,7 @@ class Workflow:
         name = name.replace("/", "-").replace(" ", "--")
         path = Path(self.work) / "settings" / f"{name}-{digest(told)}.yaml"
         content = {"name": name, "job": job.model_dump(mode="json") if job else {}, "identity": told}
-        text = yaml.safe_dump(content, sort_keys=False)
+        text = dump_yaml(content)
         if not path.is_file():
             with whole_file(path) as partial:
                 partial.write_text(text)

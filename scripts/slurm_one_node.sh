@@ -31,7 +31,7 @@ if [ -f "$conf/slurm.conf" ] && ! grep -q '^# iapo-bench' "$conf/slurm.conf"; th
     echo "$conf/slurm.conf exists: this machine has a Slurm of its own" >&2
     exit 2
 fi
-if ! command -v slurmctld slurmd munged >/dev/null; then
+if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then
     apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q slurm-wlm munge
 fi
 stop

@@ -150,7 +150,7 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
         ),
         "prompt beyond the context": (
             (*train, *rest, "--method", "iapo", "--set", "train.max_tokens=250"),
-            "the model's context leaves 6 beside max_tokens=250",
+            "the model's context leaves 4 beside max_tokens=250 and a postfix of 2",
         ),
         "unknown split": (
             (*sample, "--model", made / "base", "--data", made / "data", "--split", "dev"),

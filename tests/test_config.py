@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from iapo_bench.config.asked import check_arguments, check_methods, read_workflow_tier
-from iapo_bench.config.reading import merge, parse_yaml
+from iapo_bench.config.reading import dump_yaml, merge, parse_yaml
 from iapo_bench.config.section import identity
 from iapo_bench.config.tier_file import list_tiers, parse_tier, read_tier
 from iapo_bench.errors import UserError
@@ -121,11 +121,13 @@ def test_settings_that_snakemake_would_drop_are_refused(tmp_path):
     for arguments, message in (
         (["--config", "tier=smoke", "train={lr: 1, lr: 2}"], "--config train.* duplicate key 'lr'"),
         (["--config", "tier=smoke", "-n", "--config", "train={lr: 1}"], "--config is given twice"),
+        (["--configfile", "a.yaml", "-n", "--configfile=b.yaml"], "--configfile is given 2 times"),
         (["-n", "--workflow-profile", str(tmp_path)], r"config\.yaml:3 .* duplicate key 'gpu'"),
     ):
         with pytest.raises(UserError, match=message):
             check_arguments(["snakemake", "results/table1.csv", *arguments])
     check_arguments(["snakemake", "--config", "train={lr: 1}", "train={seeds: 3}", "-n", "--", "all"])
+    check_arguments(["snakemake", "--configfile", "a.yaml", "b.yaml", "-n"])
 
 
 def test_unknown_tier_and_broken_files(tmp_path):
@@ -159,6 +161,24 @@ def test_numbers_are_numbers_everywhere(text, value):
         read_tier("micro", {"methods": {"iapo": {"options": {"alpha": text}}}}).train_job("iapo", 0).method.options
     )
     assert options["alpha"] == value
+
+
+@pytest.mark.parametrize("text", ["679e61750571", "1e3", "-2E+3", "7", "1.5", "null", "yes", "sums"])
+def test_what_is_written_is_read_back(text):
+    """A digest of twelve characters may look like a number."""
+    assert parse_yaml(dump_yaml({"code": text, text: 1}), "here")[0] == {"code": text, text: 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"train": {"completions": 7}}, "completions = 7 is less than one group of 8"),
+        ({"tune": {"n_samples": 8}}, "k = 16 needs at least as many samples, not n_samples = 8"),
+    ],
+)
+def test_what_leaves_nothing_to_do_is_refused(given, complaint):
+    with pytest.raises(UserError, match=complaint):
+        read_tier("micro", given)
 
 
 def test_a_list_of_methods_chooses_rows_and_a_mapping_changes_them():

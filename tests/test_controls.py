@@ -219,6 +219,14 @@ def test_costs(tmp_path):
     assert sorted(path.suffix for path in tmp_path.glob("costs.*")) == [".csv", ".html", ".md", ".tex"]
 
 
+def test_costs_of_a_table_in_which_nothing_was_trained(run, tmp_path):
+    make_row("base").write(tmp_path / "base.json")
+    files = ("--summary", tmp_path / "base.json", "--out", tmp_path / "costs.csv")
+    code, said = run("costs", "--config", "authors", *files)
+    assert code == 0, said
+    assert (tmp_path / "costs.md").is_file()
+
+
 def test_a_method_that_was_not_tuned_has_no_trials():
     tier = read_tier("micro", {"methods": ["iapo_ni", "gfpo", "grpo"]})
     assert tier.costs_job().trials == {"iapo": 3, "gfpo": 3, "grpo": 0}, "a variant has its method's"

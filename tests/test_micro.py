@@ -90,6 +90,14 @@ def test_the_tokenizer_survives_a_checkpoint(tmp_path, tokenizer):
         assert (loaded.pad_token, loaded.eos_token) == ("<pad>", "<eos>")
 
 
+def test_a_padding_token_without_an_embedding_is_not_used(tmp_path, tokenizer):
+    save_model(build_micro(tokenizer, hidden=32, layers=1, heads=2, seed=0), tokenizer, tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    other.add_special_tokens({"pad_token": "<new>"})
+    other.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token == "<eos>"
+
+
 def test_too_few_problems_or_impossible_sizes():
     with pytest.raises(UserError, match="fewer than 5000 problems of 2 terms exist"):
         MicroWorld(5000, 9, 9, min_terms=2, taught_terms=2, max_terms=2).load("train")

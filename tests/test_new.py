@@ -100,6 +100,12 @@ def test_a_name_that_python_cannot_import_is_refused(tmp_path, name):
     assert not list(tmp_path.glob("**/*.py"))
 
 
+def test_a_method_is_not_named_as_a_row_of_the_base(tmp_path):
+    with pytest.raises(UserError, match="'base_short' names a row of the untrained model"):
+        write_new("method", "base_short", skeleton(tmp_path))
+    assert write_new("reward", "base_short", tmp_path)
+
+
 def test_a_name_that_is_taken_is_refused(tmp_path):
     root = skeleton(tmp_path)
     with pytest.raises(UserError, match=r"baselines/grpo\.py exists: choose another name"):

@@ -310,6 +310,14 @@ def test_the_command_plans_all_datasets_or_one(tmp_path, monkeypatch):
         assert "gsm8k" not in one.output
 
 
+def test_problems_of_ones_own_are_planned_once(tmp_path):
+    rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(20)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(cli, ["plan", "--config", "qwen-0.5b", "--set", f"world.file={tmp_path / 'my.jsonl'}"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count(" test problems, ") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

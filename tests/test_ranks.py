@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,6 +104,34 @@ def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
     assert wrong.returncode == 2
     assert set(wrong.stderr.splitlines()) == {f"iapo-bench: {tmp_path / 'daat' / 'train.jsonl'} does not exist"}
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "to"), [("TERM", "launcher"), ("INT", "launcher"), ("KILL", "rank")])
+def test_a_signal_to_one_of_several_processes_is_told_in_a_line(tmp_path, sent, to):
+    tier = read_tier("smoke", SMALL_BASE)
+    prepare(tier, tmp_path / "data")
+    make_base(tier, tmp_path / "base")
+    command = [sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo"]
+    files = ["--base", tmp_path / "base", "--data", tmp_path / "data", "--out", tmp_path / "out"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1", PRETEND: "1"}
+    budget = ["--set", "train.completions=1000000"]
+    launcher = subprocess.Popen([*command, *files, *budget], stderr=subprocess.PIPE, text=True, env=environment)
+    log = tmp_path / "out" / "train.jsonl"
+    end = time.monotonic() + SECONDS
+    while not (log.exists() and log.stat().st_size) and launcher.poll() is None and time.monotonic() < end:
+        time.sleep(0.2)
+    number = signal.Signals[f"SIG{sent}"]
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]) if to == "rank" else launcher.pid, number)
+    said = launcher.communicate(timeout=SECONDS)[1]
+    assert launcher.returncode == 128 + number
+    assert "Traceback" not in said
+    words = (
+        f"was killed by SIG{sent}: is there enough memory?" if to == "rank" else f"iapo-bench: stopped by SIG{sent}; "
+    )
+    assert words in said
+    assert all(line.startswith("iapo-bench: ") for line in said.splitlines() if "SIG" in line)
 
 
 def test_alone_nothing_is_shared(monkeypatch):

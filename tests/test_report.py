@@ -75,6 +75,26 @@ def test_choose_writes_choices_and_evidence(search):
     assert (folder / "tuned" / "smoke.html").is_file()
 
 
+def test_a_search_of_one_method_keeps_the_choices_of_the_others(search):
+    tier, folder = search
+    base, out = folder / "base.parquet.d" / "grades.parquet", folder / "tuned" / "smoke.yaml"
+    choose(tier.tune_job(), folder / "tune", base, out)
+    whole = pd.read_csv(out.with_suffix(".csv"))
+    write_grades(folder / "tune" / "iapo" / "trial1" / "validation" / "grades.parquet", 3, 5)
+    choose(tier.tune_job(["iapo"]), folder / "tune", base, out)
+    assert yaml.safe_load(out.read_text()) == {"grpo": {"lr": 0.2}, "iapo": {"lr": 0.2}}
+    again = pd.read_csv(out.with_suffix(".csv"))
+    pd.testing.assert_frame_equal(again[again["method"] == "grpo"], whole[whole["method"] == "grpo"])
+    assert again["method"].tolist() == ["grpo", "grpo", "iapo", "iapo"]
+    assert "grpo: from an earlier search" in out.read_text()
+    text = out.with_suffix(".md").read_text()
+    assert "grpo: from an earlier search" in text
+    assert [line.count("**lr 0.2**") for line in text.splitlines() if "lr 0.2" in line] == [1, 1]
+    other = tier.model_copy(update={"tune": tier.tune.model_copy(update={"k": 1})})
+    with pytest.raises(UserError, match="grpo were chosen by another k"):
+        choose(other.tune_job(["iapo"]), folder / "tune", base, out)
+
+
 def test_unequal_budgets_are_refused(search):
     tier, _ = search
     fewer = {**tier.tune.candidates, "iapo": tier.tune.candidates["iapo"][:1]}

@@ -21,6 +21,15 @@ def test_every_method_has_three_trials_that_differ_and_train_it(name):
         assert 0.25 <= job.train.lr / MICRO.train.lr <= 1.5
 
 
+def test_no_search_starts_from_the_choice_of_an_earlier_one():
+    chosen = {"dapo": {"updates_per_rollout": 4, "lr": 0.5}, "gtpo": {"options": {"zeros": "exclude"}}}
+    again = read_tier("micro", {"tuned": chosen})
+    for name in chosen:
+        for trial in range(3):
+            assert again.train_job(name, 0, trial=trial) == MICRO.train_job(name, 0, trial=trial)
+    assert again.train_job("dapo", 0).train.updates_per_rollout == 4
+
+
 def test_clipping_can_act_where_the_published_gains_came_through_it():
     for trial in range(3):
         assert MICRO.train_job("random_reward", 0, trial=trial).train.updates_per_rollout > 1

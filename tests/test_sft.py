@@ -213,6 +213,11 @@ def test_a_sft_that_cannot_be_is_refused(tmp_path, source, data_dir, changes, co
     assert_nothing_written(tmp_path / "base")
 
 
+def test_whole_numbers_of_yaml_are_whole():
+    settings = SFT(steps=1e3)  # type: ignore[arg-type]
+    assert (type(settings.steps), settings.steps) == (int, 1000)
+
+
 def test_a_solution_longer_than_the_context_is_named(tmp_path, source, data_dir):
     path = data_dir / "gsm8k_train.jsonl"
     path.write_text(path.read_text().replace('"answer": "', '"answer": "' + 200 * "so "))

@@ -103,6 +103,14 @@ def test_a_setting_that_is_given_wins_over_the_datasets():
     assert read_workflow_tier(content).train.completions == cell("qwen-0.5b", "gsm8k").train.completions
 
 
+def test_a_part_for_one_dataset_can_be_given():
+    parts = {"gsm8k": {"train": {"max_tokens": 1024}}, "math500": {"train": {"max_tokens": 99}}}
+    assert cell("qwen-0.5b", "gsm8k", datasets=parts).train.max_tokens == 1024
+    assert cell("qwen-0.5b", "dapo", datasets=parts).model_dump() == cell("qwen-0.5b", "dapo").model_dump()
+    assert cell("qwen-0.5b", "gsm8k", datasets=parts, train={"max_tokens": 64}).train.max_tokens == 64
+    assert list(cell("qwen-0.5b", "gsm8k", datasets=parts).datasets) == list(read_tier("qwen-0.5b").datasets)
+
+
 def test_a_resolved_tier_can_be_read_again_and_is_the_same():
     tier = cell("qwen-1.5b", "dapo", train={"completions": 64})
     assert parse_tier(tier.model_dump(mode="json"), source="here").model_dump() == tier.model_dump()

@@ -106,6 +106,9 @@ def test_what_cannot_be_tried_is_one_line(run, tmp_path, monkeypatch):
     code, said = run("try", "iapoo")
     assert (code, said.count("\n")) == (2, 1)
     assert "did you mean" in said
+    code, said = run("try", "iapo", "--seeds", "4")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "tier micro has 3 training seeds" in said
     monkeypatch.chdir(tmp_path)
     code, said = run("try", "iapo")
     assert (code, said.count("\n")) == (2, 1)

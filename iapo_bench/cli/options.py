@@ -37,14 +37,13 @@ class _Path(click.Path):
 
 FILE, OUT = _Path(), _Path(named=True)
 
-RUNS = click.option(
-    "--run",
-    "runs",
-    multiple=True,
-    required=True,
-    metavar="METHOD/SEED=DIR",
-    help="A run, such as dapo/0=results/micro/dapo/seed0; base=DIR for the base. Repeat.",
-)
+_RUN: dict[str, Any] = {
+    "multiple": True,
+    "metavar": "METHOD/SEED=DIR",
+    "help": "A run, such as dapo/0=results/micro/dapo/seed0; base=DIR for the base. Repeat.",
+}
+RUNS = click.option("--run", "runs", required=True, **_RUN)
+ANY_RUNS = click.option("--run", "runs", **_RUN)  # none where nothing is trained
 
 
 def tier_options(command: Any) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, OUT, RUNS, named, with_job
+from iapo_bench.cli.options import ANY_RUNS, FILE, OUT, RUNS, named, with_job
 from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob
 from iapo_bench.config.tier import BASE, TierConfig
@@ -150,7 +150,7 @@ def page(table: Path, out: Path) -> None:
 @click.command()
 @with_job(CostsJob, TierConfig.costs_job)
 @SUMMARIES
-@RUNS
+@ANY_RUNS
 @click.option("--out", type=OUT, required=True, help=f"CSV file; {_FORMS}.")
 def costs(job: CostsJob, summaries: tuple[Path, ...], runs: tuple[str, ...], out: Path) -> None:
     """Tabulate the training cost, outcomes and efficiency scores of every row."""

@@ -192,7 +192,7 @@ def plan(
 def _by_dataset(config: str, overrides: tuple[str, ...]) -> list[TierConfig]:
     """The tier for each of its datasets, or for the one that `overrides` choose."""
     tier = read_options(config, overrides)
-    chosen = "name" in (tier.given.get("world") or {})
+    chosen = not {"name", "file"}.isdisjoint(tier.given.get("world") or {})
     names = [tier.world.name] if chosen or not tier.datasets else list(tier.datasets)
     return [read_options(config, (*overrides, f"world.name={name}")) for name in names]
 

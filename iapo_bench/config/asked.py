@@ -108,6 +108,8 @@ def check_arguments(arguments: Iterable[str]) -> None:
     settings = options.get("--config", [])
     if len(settings) > 1:
         raise UserError(f"{COMMAND_LINE} is given twice, and only the last would count: put all settings after one")
+    if len(files := options.get("--configfile", []) + options.get("--configfiles", [])) > 1:
+        raise UserError(f"--configfile is given {len(files)} times, and only the last would count: name all after one")
     for key, _, value in (setting.partition("=") for group in settings for setting in group):
         parse_yaml(value, f"{COMMAND_LINE} {key}")
     profiles = [group[0] for name in ("--profile", "--workflow-profile") for group in options.get(name, []) if group]

@@ -173,8 +173,8 @@ class TierConfig(Section):
         return (entry.method if entry else None) or name
 
     def method(self, name: str, trial: int | None = None) -> MethodConfig:
-        """The settings of one method: the tuned choice, the tier's entry, or a trial of the search on top of both, and
-        then the command line. A variant starts from the settings of the method that it varies.
+        """The settings of one method: the tuned choice and then the tier's entry, or a trial of the search on top of
+        the entry, and then the command line. A variant starts from the settings of the method that it varies.
 
         A profile sets its training settings in the layer that chooses it; later layers override them.
         """
@@ -183,7 +183,8 @@ class TierConfig(Section):
         if parent != name:
             layers = [self.method(parent).model_dump(exclude_unset=True), own]
         else:
-            layers = [self.tuned[name].model_dump(exclude_unset=True) if name in self.tuned else {}, own]
+            tuned = self.tuned.get(name) if trial is None else None  # no search starts from an earlier one's choice
+            layers = [tuned.model_dump(exclude_unset=True) if tuned else {}, own]
         if trial is not None:
             layers.append(self._trial(name, trial))
         given = self._given_for_all()

@@ -61,6 +61,7 @@ def parse_tier(
     places = {**(places or {}), **told}
     laid, chosen = _lay_dataset(_make_room(content, given), given, places.get(("world", "name"), source))
     places |= {path[2:]: place for path, place in places.items() if path[:2] == ("datasets", chosen)} | told
+    given = _lay_given(given, laid, chosen)
     rows, given = _rows(given, laid)
     merged = merge(laid, given) | ({"methods": rows} if rows is not None else {})
     merged["given"] = merge(content.get("given") or {}, given)
@@ -73,6 +74,17 @@ def parse_tier(
         raise UserError(first_problem(error, places, source, TierConfig)) from None
     tier._places.update(places)
     return tier
+
+
+def _lay_given(given: dict[str, Any], laid: dict[str, Any], chosen: str) -> dict[str, Any]:
+    """The command line with its own part for the chosen dataset merged in, below what it says for all datasets."""
+    theirs, known = given.get("datasets"), laid.get("datasets")
+    if not isinstance(theirs, dict) or not isinstance(known, dict):
+        return given
+    own = theirs.get(chosen)
+    new = {name: part for name, part in theirs.items() if name not in known}
+    rest = {key: value for key, value in given.items() if key != "datasets"} | ({"datasets": new} if new else {})
+    return merge(own, rest) if isinstance(own, dict) else rest
 
 
 def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -147,6 +147,12 @@ class TrainConfig(Section):
         return value
 
     @model_validator(mode="after")
+    def _a_group_at_least(self) -> "TrainConfig":
+        if self.completions < self.group_size:
+            raise ValueError(f"completions = {self.completions} is less than one group of {self.group_size}: raise it")
+        return self
+
+    @model_validator(mode="after")
     def _an_engine_that_can(self) -> "TrainConfig":
         if self.engine_deterministic and self.engine != "vllm":
             raise ValueError("engine_deterministic needs engine: vllm")

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from iapo_bench.config.method import Candidate
 from iapo_bench.config.report import Labels
@@ -21,6 +21,12 @@ class TuneConfig(Section):
     candidates: dict[str, Annotated[list[Candidate], Field(min_length=1)]] = Field(
         default={}, description="the trials of a method on this tier, in place of configs/methods/METHOD.yaml"
     )
+
+    @model_validator(mode="after")
+    def _samples_for_k(self) -> "TuneConfig":
+        if self.k > self.n_samples:
+            raise ValueError(f"k = {self.k} needs at least as many samples, not n_samples = {self.n_samples}")
+        return self
 
 
 class TuneJob(Section):

@@ -4,7 +4,6 @@ A lease is a lock file for each device in a directory that all jobs of a user sh
 process ends, however it ends.
 """
 
-import getpass
 import os
 import re
 import subprocess
@@ -41,7 +40,7 @@ def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None)
         raise UserError(
             f"{count} GPUs were requested but this job sees {seen}: lower the tier's 'gpus' (0: use the CPU)"
         )
-    folder = folder or Path(tempfile.gettempdir()) / f"iapo-bench-gpus-{getpass.getuser()}"
+    folder = folder or Path(tempfile.gettempdir()) / f"iapo-bench-gpus-{os.getuid()}"
     # Where Slurm hides other jobs' devices, each job's first is number 0: ids are comparable within a job only.
     folder = folder / os.environ.get(SLURM_JOB, "")
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ equals that of one process, up to the order in which floats are summed. A single
 import logging
 import os
 import re
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,15 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import click
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.rendezvous import rendezvous
 
-from iapo_bench.errors import UserError
+from iapo_bench.errors import GOES_ON, Stopped, UserError
 from iapo_bench.machine.gpu_lease import STARTED
 
 # How long a rank waits for the others: longer than completions or a checkpoint can delay one.
@@ -75,7 +78,8 @@ def is_started() -> bool:
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Run iapo-bench with `arguments` in `count` ranks of this machine; return 0, or the exit code of one that failed.
 
-    Ranks print their errors on standard error themselves.
+    Ranks print their errors on standard error themselves, but for one that is killed. Raises Stopped for a signal,
+    after it has ended the ranks.
     """
     # Silence torchelastic's own traceback; the worker has printed the error.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -90,8 +94,15 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "iapo_bench", *arguments)
+    except SignalException as stop:
+        raise Stopped(stop.sigval) from None
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        click.echo(f"iapo-bench: process {rank} was killed by {name}: is there enough memory? {GOES_ON}", err=True)
+        return 128 - failure.exitcode
     return 0
 
 

@@ -207,8 +207,8 @@ def adopt_generation_config(model: PreTrainedModel, stated: GenerationConfig | N
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint directory, which pads with the end of sequence if it names no padding. Raises
-    UserError if there is none, or it has no end-of-sequence token."""
+    """The tokenizer of a checkpoint directory, which pads with the end of sequence if it names no padding, or
+    one without an embedding. Raises UserError if there is none, or it has no end-of-sequence token."""
     if not path.is_dir():
         raise UserError(f"{path} is not a checkpoint directory")
     with damaged(f"{path}: the tokenizer", "make or fetch the checkpoint again"):
@@ -216,7 +216,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         int(tokenizer.model_max_length), tokenizer.all_special_ids  # the loader checks neither
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
+    known = vocabulary_size(path) if (path / "config.json").is_file() else math.inf
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= known:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

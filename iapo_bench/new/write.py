@@ -38,6 +38,8 @@ def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     folder, known = _FOLDERS[kind]
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot name a {kind}: use lower-case letters, digits and _, a letter first")
+    if kind == "method" and (name == "base" or name.startswith("base_")):
+        raise UserError(f"'{name}' names a row of the untrained model: give the method another name")
     paths = root / folder.relative_to(ROOT) / f"{name}.py", root / "tests" / f"test_{name}.py"
     for path in paths:
         if not path.parent.is_dir():

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from iapo_bench.config.reading import dump_yaml, read_yaml
 from iapo_bench.config.tune import TuneJob
+from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import read_grades, summarise
-from iapo_bench.files import to_json, whole_file
+from iapo_bench.files import parse_json, read_csv, to_json, whole_file
 from iapo_bench.report.document import Block, Table, write_document
 from iapo_bench.report.rows import opening
 
@@ -23,7 +24,9 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
     there is none, of highest Pass@k.
     """
     floor = _score(base, job.k)["pass"] - job.tolerance
-    evidence, choices = [], {}
+    kept, earlier = _kept(out, job)
+    evidence: list[dict[str, Any]] = []
+    choices: dict[str, Any] = dict(kept)
     for method, space in job.trials.items():
         scores = [
             _score(trials / method / f"trial{i}" / "validation" / "grades.parquet", job.k) for i in range(len(space))
@@ -36,15 +39,30 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
             )
     k = job.k
     frame = pd.DataFrame(evidence).rename(columns={m: f"{m}@{k}" for m in ("pass", "length", "ratio")})
+    if len(earlier):
+        if list(earlier) != list(frame):
+            raise UserError(f"{out}: {', '.join(kept)} were chosen by another k: tune all methods, or remove the file")
+        frame = pd.concat([earlier, frame], ignore_index=True)
     budget = f"{len(next(iter(job.trials.values())))} trials of {job.completions} completions each"
-    write_document(out.with_suffix(".csv"), frame, tuning_blocks(job, frame, budget))
+    searched = f"all with seed {job.seed}" + (f"; {', '.join(kept)}: from an earlier search" if kept else "")
+    write_document(out.with_suffix(".csv"), frame, tuning_blocks(job, frame, f"{budget} for every method, {searched}"))
     with whole_file(out) as partial:
         partial.write_text(
-            f"# Chosen on the validation split: {budget} for every method, all with seed {job.seed};\n"
+            f"# Chosen on the validation split: {budget} for every method, {searched};\n"
             f"# highest Ratio@{k} among the trials with Pass@{k} of at least {floor:.4f}, the base's less "
             f"{job.tolerance}.\n# Made by `snakemake --cores all tune`; the evidence is {out.stem}.csv.\n"
-            + yaml.safe_dump(choices, sort_keys=False)
+            + dump_yaml(choices)
         )
+
+
+def _kept(out: Path, job: TuneJob) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The choices in `out` of methods that this search leaves out, and the evidence for them."""
+    if not out.is_file():
+        return {}, pd.DataFrame()
+    kept = {name: choice for name, choice in (read_yaml(out)[0] or {}).items() if name not in job.trials}
+    path = out.with_suffix(".csv")
+    frame = read_csv(path, ("method", "settings")) if kept and path.is_file() else pd.DataFrame({"method": []})
+    return kept, frame[frame["method"].isin(kept)]
 
 
 def tuning_blocks(job: TuneJob, frame: pd.DataFrame, budget: str) -> list[Block]:
@@ -52,7 +70,8 @@ def tuning_blocks(job: TuneJob, frame: pd.DataFrame, budget: str) -> list[Block]
     columns = {
         "method": frame["method"].tolist(),
         "settings": [
-            ", ".join(_settings(trial)) or "as the tier says" for space in job.trials.values() for trial in space
+            ", ".join(_settings(parse_json(settings, "the settings of a trial", "tune again"))) or "as the tier says"
+            for settings in frame["settings"]
         ],
         f"Pass@{job.k}": [f"{value:.3f}" for value in frame[f"pass@{job.k}"]],
         "Length": [f"{value:.1f}" for value in frame[f"length@{job.k}"]],
@@ -64,7 +83,7 @@ def tuning_blocks(job: TuneJob, frame: pd.DataFrame, budget: str) -> list[Block]
     }
     return [
         *opening(job.labels, "the choice of settings on validation"),
-        Table(shown, f"{budget} for every method, all with seed {job.seed}. **Bold**: the choice."),
+        Table(shown, f"{budget}. **Bold**: the choice."),
     ]
 
 

@@ -16,7 +16,7 @@ from iapo_bench.errors import UserError
 from iapo_bench.files import read_jsonl, whole_file
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.method import Signal
-from iapo_bench.models.checkpoints import accelerator, context_length, load_model, load_tokenizer
+from iapo_bench.models.checkpoints import accelerator, context_length, load_model, load_tokenizer, vocabulary_size
 from iapo_bench.models.token_texts import token_texts
 from iapo_bench.progress import progress
 from iapo_bench.rollout import Completion
@@ -56,7 +56,7 @@ def score_transcripts(
     if not postfix_ids:
         raise UserError("--postfix is empty: give a text that makes the model answer")
     room = context_length(model) - len(postfix_ids)
-    rows = read_transcripts(transcripts, tokenizer, vocabulary=network.config.vocab_size, room=room, limit=limit)
+    rows = read_transcripts(transcripts, tokenizer, vocabulary=vocabulary_size(model), room=room, limit=limit)
     scored = score(network, tokenizer, rows, postfix_ids=postfix_ids, temperature=temperature)
     page = heatmap_page(scored, model=str(model), postfix=postfix, temperature=temperature)
     with whole_file(out / "tokens.parquet") as table, whole_file(out / "informativeness.html") as html:

@@ -15,9 +15,9 @@ from iapo_bench.config.section import digest
 from iapo_bench.config.train import TrainConfig, TrainJob
 from iapo_bench.machine import parallel
 from iapo_bench.machine.code import source_if_unknown
-from iapo_bench.machine.provenance import checksum, write_provenance
+from iapo_bench.machine.provenance import checksum, checksums, write_provenance
 from iapo_bench.machine.resume import resuming, run_identity
-from iapo_bench.method import Method, load_method
+from iapo_bench.method import Method, Signal, load_method
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import (
     accelerator,
@@ -26,7 +26,6 @@ from iapo_bench.models.checkpoints import (
     save_model,
     stop_ids,
     torch_dtype,
-    weights_checksum,
 )
 from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout.load import make_engine
@@ -68,11 +67,14 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
     model, reference = _load_models(job, method, base)
     tokenizer = load_tokenizer(base)
     dialogue = world.dialogue(tokenizer, job.prompt)
-    prompts = encode(problems, dialogue, base, config.max_tokens)
+    postfix_ids = tokenizer(POSTFIX, add_special_tokens=False).input_ids
+    read = len(postfix_ids) if Signal.ANSWER_ENTROPY in method.needs else 0
+    prompts = encode(problems, dialogue, base, config.max_tokens, postfix=read)
     watched = config.validate_problems if config.validate_every else 0
     looked = read_gradable(data / "validation.jsonl", world.grader)[:watched] if watched else []
     looked_prompts = encode(looked, dialogue, base, config.max_tokens)
-    inputs = {"base": weights_checksum(base), "problems": checksum(data / "train.jsonl")}
+    files = {name: told for name, told in checksums(base).items() if name != "provenance.json"}
+    inputs = {"base": files, "problems": checksum(data / "train.jsonl")}
     plugins = [*job.plugins, *source_files(job.world)[:1]]
     run = run_identity(job, "iapo_bench.train.run", plugins, inputs=inputs)
     resume = last.enter_context(resuming(out / "resume", run, main=parallel.is_main()))
@@ -95,7 +97,7 @@ def _train(job: TrainJob, base: Path, data: Path, out: Path, last: ExitStack) ->
             formatted=is_formatted_on_one_line if config.format_rule == "one_line" else is_formatted,
             tokenizer=tokenizer,
             eos_ids=stop_ids(model, dialogue),
-            postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
+            postfix_ids=postfix_ids,
             reading=answer_reading(config, tokenizer),
             prefill=dialogue.prefill,
             rewards=Rewards(problems, config.rewards),

@@ -43,6 +43,8 @@ class SFT:
             positive = field.name not in ("seed", "cut")
             if not math.isfinite(value) or (whole and value != int(value)) or (positive and value <= 0):
                 raise UserError(f"model.sft.{field.name} must be a {'whole ' * whole}number above 0, is {value}")
+            if whole:
+                object.__setattr__(self, field.name, int(value))  # YAML reads 1e3 as a float
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _summed_loss(model: PreTrainedModel, examples: Sequence[Example], pad_id: in
     # Right padding under a causal mask reaches no real token, and its labels are ignored.
     hidden_BTD = decoder(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
     hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT[:, 1:].flatten()
-    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    chunk = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
     if len(labels_N) > chunk:  # logits that fit in one chunk are not worth a gather
         hidden_ND, labels_N = hidden_ND[labels_N != IGNORED], labels_N[labels_N != IGNORED]
 
