@@ -5,6 +5,7 @@ does the expensive work (generation, grading, forward and backward passes) only 
 equals that of one process, up to the order in which floats are summed. A single process does not communicate.
 """
 
+import ctypes
 import logging
 import os
 import re
@@ -31,6 +32,8 @@ from iapo_bench.machine.gpu_lease import STARTED
 TIMEOUT = timedelta(minutes=30)
 BUCKET = 2**25  # gradients summed at once: 128 MiB of float32
 SERIAL_GLOO = "serial_gloo"  # the backend that `_serial_gloo` makes
+LAUNCHER = "IAPO_BENCH_LAUNCHER"  # to its ranks, the process id of `launch`
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
 @contextmanager
@@ -47,6 +50,7 @@ def processes() -> Iterator[None]:
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise UserError(f"WORLD_SIZE is set but {name} is not: start with torchrun or accelerate launch")
+    _end_with_launcher()
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(_local_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()))
@@ -92,6 +96,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         elastic_launch(config, sys.executable)("-m", "iapo_bench", *arguments)
     except SignalException as stop:
@@ -104,6 +109,15 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         click.echo(f"iapo-bench: process {rank} was killed by {name}: is there enough memory? {GOES_ON}", err=True)
         return 128 - failure.exitcode
     return 0
+
+
+def _end_with_launcher() -> None:
+    """Get SIGTERM when `launch` is killed, which could not end its ranks: they would compute on, their GPUs free to be
+    leased."""
+    if (launcher := os.environ.get(LAUNCHER)) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(launcher):
+            raise UserError(f"the process that started this one was killed; {GOES_ON}")
 
 
 def rank() -> int:
