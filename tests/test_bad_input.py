@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from test_verify import make_results
 
 from iapo_bench.cli.options import read_job
 from iapo_bench.config.evaluate import SampleJob
-from iapo_bench.config.reading import CONFIG_DIR, parse_yaml
+from iapo_bench.config.reading import CONFIG_DIR, nest, parse_yaml, section_of
 from iapo_bench.config.report import Labels
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Tally, read_grades, summarise
@@ -349,6 +351,24 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
             parse_yaml(text, "settings")
 
 
+def _settings(section: type[BaseModel], depth: int = 3) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield name
+        if (below := section_of(field.annotation)) and depth > 1:
+            yield from (f"{name}.{key}" for key in _settings(below, depth - 1))
+
+
+@pytest.mark.parametrize("value", ["-1", "9" * 22, "[[1]]", '"\\0"', '"\\ud800"', "2020-01-01", "{a: {b: [1]}}"])
+def test_every_setting_takes_any_value_or_refuses_it_in_one_line(value):
+    def jobs(key: str) -> None:
+        tier = read_tier("smoke", nest(key, parse_yaml(value, "--set")[0]), where="--set")
+        tier.prepare_job(), tier.base_job(), tier.sample_job("test"), tier.lm_eval_job()
+        tier.train_job(next(iter(tier.methods)), 0)
+
+    for key in _settings(TierConfig):
+        assert "\n" not in complaint(lambda key=key: jobs(key), otherwise="it is taken")
+
+
 def test_a_job_without_its_name_is_refused_before_it_runs(tmp_path):
     path = tmp_path / "job.yaml"
     write_json(path, {"job": read_tier("smoke").sample_job("test").model_dump(mode="json")})
@@ -376,6 +396,7 @@ def test_a_column_that_is_missing_is_named(whole):
         (lambda: load_method("iapo", alpha=math.inf), "option alpha of iapo is not a finite number"),
         (lambda: load_method("grpo", loss={"kl_coef": math.nan}), "option loss.kl_coef of grpo is not a finite number"),
         (lambda: read_tier("smoke", {"train": {"lr": math.inf}}), "train.lr"),
+        (lambda: parse_yaml('a: 1\nfile: "a\\0b.jsonl"', "tier.yaml"), "tier.yaml:2 is not YAML: no text can hold"),
         (lambda: read_tier("smoke", {"train": {"completions": -8}}), "train.completions"),
     ],
 )

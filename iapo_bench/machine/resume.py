@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,18 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
             write_json(folder / "run.json", run)
         yield folder
         if main:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove `folder`, run.json last: what a kill leaves without it would be taken for the work of another run."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "run.json":
+                path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_work(folder: Path) -> bool:
