@@ -56,7 +56,7 @@ class TierSections(Section):
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Self:
-        methods = {
+        methods: dict[tuple[str, ...], str] = {
             ("methods" if name in self.methods else "ablations", name): entry.method or name
             for name, entry in self._entries().items()
             if not entry.checkpoint
