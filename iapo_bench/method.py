@@ -12,13 +12,14 @@ import inspect
 import math
 from collections.abc import Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from iapo_bench.batch import RolloutBatch, as_mask
+from iapo_bench.credit import Credit, assign
 from iapo_bench.errors import UserError, blamed, unknown
 from iapo_bench.files import first_infinite
 from iapo_bench.plugins import list_methods, load_class
@@ -125,40 +126,6 @@ class LossSpec:
         return [name for name in choices if getattr(self, name) != getattr(LossSpec, name)]
 
 
-@dataclass(frozen=True)
-class Credit:
-    """Advantages and loss weights, float32 (B, T).
-
-    A token with weight 0 leaves both the loss and its normaliser; one with weight 1 and advantage 0 stays in the
-    normaliser. `counted_B`: bool (B,), the rows that a mean over rows counts; by default those with any weight, so that
-    rows that a method drops leave the mean.
-    """
-
-    advantages_BT: torch.Tensor
-    weights_BT: torch.Tensor
-    counted_B: torch.Tensor | None = None
-
-    def rows(self, index: torch.Tensor) -> "Credit":
-        """The credit of the rows `index`."""
-        counted_B = None if self.counted_B is None else self.counted_B[index]
-        return Credit(self.advantages_BT[index], self.weights_BT[index], counted_B)
-
-    def validate(self, batch: RolloutBatch) -> "Credit":
-        """Check type, shape, dtype, device and finiteness against the batch; return self. Raises ValueError."""
-        mask_BT = batch.completion_mask_BT
-        for name in ("advantages_BT", "weights_BT"):
-            _require_tensor(name, getattr(self, name), mask_BT.shape, torch.float32, mask_BT.device)
-        if (self.weights_BT < 0).any():
-            raise ValueError("weights_BT holds a negative number")
-        if self.weights_BT[~mask_BT].any():
-            raise ValueError("weights_BT is not 0 at padding")
-        if self.counted_B is not None:
-            _require_tensor("counted_B", self.counted_B, mask_BT.shape[:1], torch.bool, mask_BT.device)
-            if self.weights_BT[~self.counted_B].any():
-                raise ValueError("counted_B is False for a row with non-zero weights")
-        return self
-
-
 @dataclass
 class Method:
     """Base class. Subclasses are dataclasses: fields are options, `name` and `needs` are class attributes.
@@ -220,88 +187,9 @@ class Method:
         vars(self).update(copy.deepcopy(state))
 
 
-def assign(
-    advantages: torch.Tensor,
-    batch: RolloutBatch,
-    weights: torch.Tensor | None = None,
-    *,
-    counted: torch.Tensor | None = None,
-) -> Credit:
-    """The credit with these advantages, (B, T) or one per row (B,), and exact zeros at padding.
-
-    `weights`: a mask (B, T) or (B, 1), bool or integers of 0 and 1, the tokens that count in the loss; without it, all
-    real tokens do. `counted`: see `Credit.counted_B`. Raises ValueError for any other shape or mask.
-    """
-    mask_BT = batch.completion_mask_BT
-    if not isinstance(advantages, torch.Tensor):
-        raise ValueError(f"advantages must be a tensor, is {type(advantages).__name__}")
-    (B, T), shape = mask_BT.shape, tuple(advantages.shape)
-    if shape not in ((B,), (B, 1), (B, T)):
-        raise ValueError(f"advantages have shape {shape}, expected ({B},), one per row, or ({B}, {T}), one per token")
-    if weights is not None and tuple(weights.shape) not in ((B, 1), (B, T)):
-        raise ValueError(f"weights have shape {tuple(weights.shape)}, expected ({B}, 1) or ({B}, {T})")
-    advantages_BT = advantages[:, None] if advantages.dim() == 1 else advantages
-    weights_BT = mask_BT if weights is None else mask_BT & as_mask(weights, "weights")
-    return Credit(torch.where(mask_BT, advantages_BT, 0.0).float().detach(), weights_BT.float(), counted)
-
-
-def _require_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name} must be a tensor, is {type(value).__name__}")
-    if value.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-    if value.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype}, is {value.dtype}")
-    if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, the batch on {device}")
-    if value.requires_grad:
-        raise ValueError(f"{name} has a gradient: detach it")
-    if not value.isfinite().all():
-        raise ValueError(f"{name} contains NaN or infinity")
-
-
-def blaming(method: "Method", hook: str) -> AbstractContextManager[None]:
+def blaming(method: Method, hook: str) -> AbstractContextManager[None]:
     """Turn any error in a method's hook into a one-line UserError with the line of the method's file."""
     return blamed(inspect.getfile(type(method)), f"method {method.name}", hook, getattr(type(method), hook, None))
-
-
-def visible(batch: RolloutBatch, method: "Method") -> RolloutBatch:
-    """The batch as the method's hooks see it: signals outside `needs` are None, and tensors are copies, so that a hook
-    that writes to one changes only its own batch."""
-    hidden = {each.value for each in Signal if each not in method.needs}
-    held = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    seen: dict[str, Any] = {name: value.clone() for name, value in held.items() if isinstance(value, torch.Tensor)}
-    return replace(batch, **{**seen, **dict.fromkeys(hidden)})
-
-
-def shaped_batch(method: "Method", batch: RolloutBatch) -> RolloutBatch:
-    """The batch with the method's shaped rewards. Raises UserError, naming method and file, unless they are finite
-    float32 (B,)."""
-    with blaming(method, "shape_rewards"):
-        rewards_B = method.shape_rewards(visible(batch, method))
-        _require_tensor("the result", rewards_B, batch.rewards_B.shape, torch.float32, batch.rewards_B.device)
-    return replace(batch, rewards_B=rewards_B)
-
-
-def accepts(method: "Method", correct_G: torch.Tensor) -> bool:
-    """Whether the method trains on a group. Raises UserError, naming method and file, unless its answer is a bool."""
-    with blaming(method, "accept_group"):
-        verdict = method.accept_group(correct_G)
-        if not isinstance(verdict, bool):
-            raise ValueError(f"the result must be bool, is {type(verdict).__name__}")
-    return verdict
-
-
-def checked_credit(method: "Method", batch: RolloutBatch, generator: torch.Generator) -> Credit:
-    """Let the method observe the batch, then return its credit. Raises UserError, naming method and file, if a hook
-    fails or the credit does not pass `Credit.validate`."""
-    with blaming(method, "observe"):
-        method.observe(visible(batch, method))
-    with blaming(method, "credit"):
-        credit = method.credit(visible(batch, method), generator)
-        if not isinstance(credit, Credit):
-            raise ValueError(f"the result must be a Credit, is {type(credit).__name__}")
-        return credit.validate(batch)
 
 
 def per_group(values_B: torch.Tensor, batch: RolloutBatch) -> torch.Tensor:

@@ -11,16 +11,10 @@ from snakemake.cli import get_argument_parser
 from test_tables import make_row
 
 from iapo_bench.errors import UserError
-from iapo_bench.report.claims import (
-    Claim,
-    Evidence,
-    Measured,
-    Published,
-    check_numbers,
-    judge,
-    make_claims,
-    read_claims,
-)
+from iapo_bench.report.claims import Evidence, judge, make_claims
+from iapo_bench.report.claims.checks import check_numbers
+from iapo_bench.report.claims.ledger import Claim, read_claims
+from iapo_bench.report.claims.numbers import Measured, Published
 
 ROOT = Path(__file__).parent.parent
 LEDGER = ROOT / "configs/claims.yaml"

@@ -16,7 +16,7 @@ import yaml
 from test_every_setting import CONTENT
 
 from iapo_bench.cli import cli
-from iapo_bench.plugins import ROOT
+from iapo_bench.machine import code
 
 # By command: the function that does its work, and by option what is typed and what must arrive where, if it is not what
 # `sample_of` types and arrives under the option's own name.
@@ -155,7 +155,7 @@ def commands(group: click.Group = cli, prefix: str = "") -> Iterator[tuple[str, 
 def names_of(place: str) -> list[str]:
     """The parameters of the function `MODULE:NAME`, read and not run: its module may need minutes to import."""
     module, _, name = place.partition(":")
-    tree = ast.parse((ROOT / "iapo_bench" / f"{module.replace('.', '/')}.py").read_text())
+    tree = ast.parse(code._file(f"iapo_bench.{module}").read_text())
     (found,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     return [each.arg for each in (*found.args.args, *found.args.kwonlyargs)]
 

@@ -26,7 +26,8 @@ from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
 

@@ -12,7 +12,8 @@ from iapo_bench.method import RELEASED_READING, LossSpec, load_method
 from iapo_bench.models.checkpoints import build_micro
 from iapo_bench.report.departures import COMPARED, departures_of
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.exact import is_formatted_on_one_line
 from iapo_bench.worlds.grading import Outcome

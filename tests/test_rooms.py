@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "iapo_bench"
 
 # In dependency order. The first line is the ground, the last the top.
 ROOMS = [
-    {"errors", "files", "progress", "seeds", "batch", "plugins", "method", "config"},
+    {"errors", "files", "progress", "seeds", "batch", "credit", "plugins", "method", "config"},
     {"machine"},
     {"worlds"},
     {"models"},

@@ -16,7 +16,8 @@ from iapo_bench.plugins import ROOT, find_files
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.run import answer_reading
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.grading import Outcome, make_grader
 

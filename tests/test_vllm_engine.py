@@ -21,7 +21,8 @@ from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout import Sampling, vllm_engine
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds import POSTFIX, write_problems
 from iapo_bench.worlds.grading import Outcome
 

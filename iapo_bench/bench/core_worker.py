@@ -11,7 +11,8 @@ from iapo_bench.config.train import TrainConfig
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import eos_ids, load_model, load_tokenizer
 from iapo_bench.rollout.transformers_engine import TransformersEngine
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds.grading import make_grader
 
 

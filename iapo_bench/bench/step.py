@@ -20,7 +20,8 @@ from iapo_bench.plan.costs import DEVICES, Lengths, Work, flops
 from iapo_bench.plan.show import architecture
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.train.run import answer_reading
-from iapo_bench.train.trainer import PHASES, Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import PHASES, Trainer
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.grading import Outcome, make_grader
 from iapo_bench.worlds.load import load_world

@@ -1,8 +1,10 @@
-"""Rollouts of selected steps as parquet: completions, the method's credit, and its signals."""
+"""Rollouts in files: of selected steps as parquet (completions, the method's credit, its signals), and the batch that
+broke a step."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.credit import Credit
 from iapo_bench.files import whole_file
-from iapo_bench.method import Credit
 from iapo_bench.models.token_texts import token_texts
 from iapo_bench.worlds.grading import Outcome
 
@@ -76,6 +78,24 @@ def write_rollout(folder: Path, step: int, table: pd.DataFrame, *, method: str) 
     """Write the table of a step to `folder`, with columns for step and method, whole or not at all."""
     with whole_file(folder / f"step{step}.parquet") as partial:
         table.assign(step=step, method=method).to_parquet(partial, index=False)
+
+
+def write_broken(
+    folder: Path,
+    step: int,
+    batch: RolloutBatch,
+    credit: Credit | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    method: str,
+) -> Path:
+    """Write the batch that broke a step, as computed so far, for `torch.load`; return the file."""
+    ids = [row[mask].tolist() for row, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)]
+    held = {**vars(batch), **(vars(credit) if credit else {})}
+    kept: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, torch.Tensor | int)}
+    with whole_file(path := folder / f"step{step}.pt") as partial:
+        torch.save({**kept, "method": method, "texts": tokenizer.batch_decode(ids)}, partial)
+    return path
 
 
 def drop_rollouts(folder: Path, after: int) -> None:

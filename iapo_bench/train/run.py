@@ -32,8 +32,9 @@ from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.rewards import Rewards
+from iapo_bench.train.task import Task, Validation
 from iapo_bench.train.trackers import require_trackers, tracking
-from iapo_bench.train.trainer import Task, Trainer, Validation
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.worlds import POSTFIX, THINK_CLOSE
 from iapo_bench.worlds.exact import is_formatted_on_one_line, judge_exactly
 from iapo_bench.worlds.grading import is_formatted, make_grader, read_gradable

@@ -10,8 +10,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.config.train import TrainConfig
+from iapo_bench.credit import Credit
 from iapo_bench.errors import UserError
-from iapo_bench.files import to_json, whole_file
+from iapo_bench.files import to_json
 from iapo_bench.machine import parallel
-from iapo_bench.method import Credit, Method, Signal, accepts, checked_credit, require_groups, shaped_batch
+from iapo_bench.method import Method, require_groups
 from iapo_bench.models import sharding
 from iapo_bench.models.checkpoints import disable_dropout
 from iapo_bench.models.lora import load_trainable_state, trainable_state
@@ -34,80 +35,21 @@ from iapo_bench.progress import progress
 from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
-from iapo_bench.signals.informativeness import EVERY_PREFIX, AnswerReading
-from iapo_bench.signals.padded import part_widths
-from iapo_bench.signals.statistics import compute_signals, signal_noise
+from iapo_bench.train.hooks import accepts, checked_credit, shaped_batch
+from iapo_bench.train.log import Tracking, add_row, complaints, shortcomings, start_log
 from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
-from iapo_bench.train.rollouts import drop_rollouts, rollout_table, write_rollout
+from iapo_bench.train.rollouts import drop_rollouts, rollout_table, write_broken, write_rollout
+from iapo_bench.train.signals import with_signals
 from iapo_bench.train.state import find_state, load_state, save_state
+from iapo_bench.train.task import Task
 from iapo_bench.train.trial import try_method
 from iapo_bench.train.update import update
+from iapo_bench.train.validation import validate
 from iapo_bench.worlds import Problem
-from iapo_bench.worlds.dialogue import completion_texts
-from iapo_bench.worlds.grading import Outcome, is_formatted
+from iapo_bench.worlds.grading import Outcome
 
 PHASES = ("rollout", "grade", "signals", "update", "other")
-
-
-# Opens the logs: takes the rows of the checkpoint, gives a context that yields a function to log each further row.
-Tracking = Callable[[list[dict[str, Any]]], AbstractContextManager[Callable[[dict[str, Any]], None]]]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Encoded validation problems, measured during training with the world's own grader; never trained on."""
-
-    prompts: list[list[int]]
-    golds: list[str]
-    grade: Callable[[list[str], list[str]], list[Outcome]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Encoded training problems and how to judge their completions.
-
-    `prefill`: the start of the completion that the prompts already contain, such as `<think>`.
-    """
-
-    prompts: list[list[int]]
-    golds: list[str]
-    grade: Callable[[list[str], list[str]], list[Outcome]]
-    tokenizer: PreTrainedTokenizerBase
-    eos_ids: tuple[int, ...]
-    postfix_ids: list[int]
-    formatted: Callable[[str], bool] = is_formatted
-    reading: AnswerReading = EVERY_PREFIX
-    prefill: str = ""
-    rewards: Rewards | None = None  # by default +1 for a correct completion, -1 for any other
-    validation: Validation | None = None
-
-    def texts(self, completions: list[Completion]) -> list[str]:
-        """The text of each completion, as it is graded."""
-        token_ids = [completion.token_ids for completion in completions]
-        return completion_texts(token_ids, self.tokenizer, stop_ids=self.eos_ids, prefill=self.prefill)
-
-
-def count_updates(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """Number of updates that moved the weights, and number of updates due, over rows of `train.jsonl`."""
-    rows = list(rows)
-    return sum(row["updates_moved"] for row in rows), sum(row["updates"] for row in rows)
-
-
-def complaints(row: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Messages about what kept a step from teaching anything."""
-    found = []
-    if not row["groups"]:
-        found.append(f"no group was accepted of {row['completions']} completions, {row['correct']:.0%} of them correct")
-    elif row["zero_variance_groups"] == 1:
-        found.append("the rewards of every group are all equal")
-    elif not row["updates_moved"]:
-        found.append(f"no update moved the weights (gradient norm {row['grad_norm']:.3g})")
-    if row["truncated"] == 1:
-        found.append(f"every completion was cut at max_tokens = {config.max_tokens}")
-    if row["length"] == 1:
-        found.append("every completion is a single token")
-    return found
 
 
 @dataclass
@@ -191,7 +133,10 @@ class Trainer:
         self.broken, self.rollouts = broken, rollouts
         if state is not None:
             self._resume(state)
-        self._start(log)
+        if log is not None and parallel.is_main():
+            start_log(log, self.rows)
+        if rollouts is not None and parallel.is_main():
+            drop_rollouts(rollouts, after=len(self.rows) - 1)
         with (
             progress(
                 total=self.config.completions,
@@ -205,7 +150,8 @@ class Trainer:
             while not self.finished:
                 before = self.generated
                 row = self.step()
-                self._add(log, row)
+                if log is not None and parallel.is_main():
+                    add_row(log, row)
                 tell(row)
                 for complaint in complaints(row, self.config) if parallel.is_main() else ():
                     bar.write(f"{self.method.name}: step {row['step']}: {complaint}", file=sys.stderr)
@@ -214,36 +160,15 @@ class Trainer:
                 if state is not None and self._is_due():
                     self._save(state)
                     self._saved = time.monotonic()
-        self._say_what_was_idle()
+        for shortcoming in shortcomings(self.rows, self.config) if parallel.is_main() else ():
+            click.echo(f"warning: {self.method.name}: {shortcoming}", err=True)
         return self.rows
-
-    def _say_what_was_idle(self) -> None:
-        moved, updates = count_updates(self.rows)
-        if moved < updates and parallel.is_main():
-            click.echo(f"warning: {self.method.name}: {moved} of {updates} updates moved the weights", err=True)
-        late = [step for step in self.config.keep_rollouts if step >= len(self.rows)]
-        if late and parallel.is_main():
-            last = len(self.rows) - 1
-            click.echo(f"warning: {self.method.name}: no rollouts of step {late[0]}: the last was {last}", err=True)
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is due, by the main rank's clock for all ranks."""
         if len(self.rows) % self.config.checkpoint_every:
             return False
         return parallel.gather([time.monotonic() - self._saved >= 60 * self.config.checkpoint_minutes])[0]
-
-    def _start(self, log: Path | None) -> None:
-        if log is not None and parallel.is_main():
-            with whole_file(log) as partial:
-                partial.write_text("".join(map(_line, self.rows)))
-        if self.rollouts is not None and parallel.is_main():
-            drop_rollouts(self.rollouts, after=len(self.rows) - 1)
-
-    def _add(self, log: Path | None, row: dict[str, Any]) -> None:
-        """Write a row in one call, so that a concurrent reader never sees half of it."""
-        if log is not None and parallel.is_main():
-            with log.open("ab", buffering=0) as file:
-                file.write(_line(row).encode())
 
     def step(self) -> dict[str, Any]:
         """Run one rollout and its updates; return its row of `train.jsonl`."""
@@ -280,34 +205,11 @@ class Trainer:
         row["tokens"] = sum(draw.lengths)
         row["tokens_trained"] = sum(len(completion.token_ids) for completion in draw.completions)
         row["tokens_per_second"] = round(row["tokens"] / seconds, 3)
-        row |= self._validate(step)
+        looked, every = self.task.validation, self.config.validate_every
+        if looked and every and ((step + 1) % every == 0 or self.finished):
+            row |= validate(looked, self.task, self.engine, self.config, self.seed)
         self.rows.append(row)
         return row
-
-    def _validate(self, step: int) -> dict[str, Any]:
-        """Accuracy and mean length (tokens) on the validation problems, if due, with the weights after this step. The
-        random numbers are the same each time, so two validations differ by the weights alone."""
-        looked, every = self.task.validation, self.config.validate_every
-        if looked is None or every is None or ((step + 1) % every and not self.finished):
-            return {}
-        started = time.perf_counter()
-        own = parallel.share(len(looked.prompts))
-        sampling = Sampling(
-            max_tokens=self.config.max_tokens,
-            eos_ids=self.task.eos_ids,
-            temperature=self.config.temperature,
-            seed=stream_seed(self.seed, "validation"),
-            first_index=own.start,
-        )
-        drawn = self.engine.generate(looked.prompts[own], sampling)
-        outcomes = parallel.gather(looked.grade(self.task.texts(drawn), looked.golds[own]))
-        lengths = parallel.gather([len(completion.token_ids) for completion in drawn])
-        return {
-            "validation_correct": outcomes.count(Outcome.CORRECT) / len(outcomes),
-            "validation_length": sum(lengths) / len(lengths),
-            # Not part of the step's phases: validation is no cost of the method.
-            "validation_seconds": round(time.perf_counter() - started, 6),
-        }
 
     def _pace(self) -> float:
         """Set and return the learning rate of the step: constant by default, or decaying linearly with generated
@@ -383,45 +285,12 @@ class Trainer:
         )
         return replace(batch, rewards_B=torch.tensor(draw.rewards, device=batch.rewards_B.device))
 
-    def _signals(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with its signals; each rank computes those of its share of the groups."""
-        needs = self.method.needs
-        if self.config.updates_per_rollout > 1:
-            needs = needs | {Signal.OLD_LOGP}
-        device = batch.rewards_B.device
-        rows = torch.arange(len(batch.rewards_B), device=device)[parallel.share(len(batch.rewards_B), batch.group_size)]
-        widths_B2 = part_widths(batch, self.method.reading)
-        names = [wanted.value for wanted in needs]
-        reference = self.reference if self.method.loss.kl_coef else None
-        if reference is not None:
-            names.append("ref_logp_BT")
-        own = []
-        # Every rank takes part in the all-gather, even without rows of its own.
-        with sharding.whole(self.model) as model, sharding.whole(reference) as base:
-            if len(rows):
-                part = compute_signals(
-                    model,
-                    batch.rows(rows),
-                    needs,
-                    temperature=self.config.temperature,
-                    micro_batch_tokens=self.config.micro_batch_tokens,
-                    postfix_ids=self.task.postfix_ids,
-                    reading=self.task.reading,
-                    entropies=self.method.reading,
-                    widths_B2=widths_B2[rows],
-                    reference=base,
-                )
-                own.append({name: getattr(part, name).cpu() for name in names})
-        parts = parallel.gather(own)
-        filled: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
-        return replace(batch, signal_noise=signal_noise(self.model), **filled)
-
     def _learn(self, draw: _Draw, step: int) -> dict[str, Any]:
         """Signals, credit and update. If one fails, saves the batch as computed so far and raises UserError."""
         batch, credit = self._collate(draw), None
         try:
             with self._phase("signals"):
-                batch = self._signals(batch)
+                batch = with_signals(batch, self.method, self.config, self.task, self.model, self.reference)
             shaped = shaped_batch(self.method, batch).validate()
             credit = checked_credit(self.method, shaped, torch_stream(self.seed, "method", step))
             if not any(row["updates_moved"] for row in self.rows):
@@ -439,7 +308,11 @@ class Trainer:
                     generator=torch_stream(self.seed, "local rows", step),
                 )
         except (UserError, ValueError) as error:
-            raise UserError(f"step {step}: {error}{self._keep(batch, credit, step)}") from error
+            kept = ""
+            if self.broken is not None and parallel.is_main():
+                path = write_broken(self.broken, step, batch, credit, self.task.tokenizer, method=self.method.name)
+                kept = f"; its batch is in {path}, for torch.load"
+            raise UserError(f"step {step}: {error}{kept}") from error
         with self._phase("update"):
             gaps = parallel.gather([self.engine.sync(self.model)])
         rewards_NG = batch.rewards_B.view(-1, batch.group_size)
@@ -454,19 +327,6 @@ class Trainer:
             # The largest gap over the ranks.
             **({} if gaps[0] is None else {"sync_gap": max(gaps)}),
         }
-
-    def _keep(self, batch: RolloutBatch, credit: Credit | None, step: int) -> str:
-        """Save the batch that broke a step; return the end of the message, which names the file."""
-        if self.broken is None or not parallel.is_main():
-            return ""
-        path = self.broken / f"step{step}.pt"
-        ids = [row[mask].tolist() for row, mask in zip(batch.completion_ids_BT, batch.completion_mask_BT, strict=True)]
-        held = {**vars(batch), **(vars(credit) if credit else {})}
-        kept: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, torch.Tensor | int)}
-        kept |= {"method": self.method.name, "texts": self.task.tokenizer.batch_decode(ids)}
-        with whole_file(path) as partial:
-            torch.save(kept, partial)
-        return f"; its batch is in {path}, for torch.load"
 
     def _keep_rollout(self, draw: _Draw, batch: RolloutBatch, credit: Credit, step: int) -> None:
         if self.rollouts is None or step not in self.config.keep_rollouts or not parallel.is_main():
@@ -510,7 +370,3 @@ class Trainer:
         self.cursor, self.generated = state["cursor"], state["generated"]
         self.rows = json.loads(state["rows"])
         self.engine.sync(self.model)
-
-
-def _line(row: dict[str, Any]) -> str:
-    return to_json(row) + "\n"

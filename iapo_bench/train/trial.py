@@ -11,9 +11,11 @@ import torch
 from torch.nn.functional import pad
 
 from iapo_bench.batch import RolloutBatch
+from iapo_bench.credit import Credit
 from iapo_bench.errors import UserError
-from iapo_bench.method import Credit, Method, blaming, shaped_batch, visible
+from iapo_bench.method import Method, blaming
 from iapo_bench.seeds import torch_stream
+from iapo_bench.train.hooks import shaped_batch, visible
 
 EXTRA_COLUMNS = 3
 JUNK = 9.0  # value written into signals at padding

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.config.train import TrainConfig
+from iapo_bench.credit import Credit
 from iapo_bench.errors import UserError
 from iapo_bench.machine import parallel
-from iapo_bench.method import Credit, LossSpec
+from iapo_bench.method import LossSpec
 from iapo_bench.models import sharding
 from iapo_bench.signals.statistics import micro_batches, token_statistics
 

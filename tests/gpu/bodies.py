@@ -26,7 +26,8 @@ from iapo_bench.signals import packed
 from iapo_bench.signals.informativeness import PASS_TOKENS, Implementation, answer_entropies
 from iapo_bench.signals.statistics import compute_signals, token_statistics
 from iapo_bench.train.optimizer import make_optimizer
-from iapo_bench.train.trainer import Task, Trainer
+from iapo_bench.train.task import Task
+from iapo_bench.train.trainer import Trainer
 from iapo_bench.train.update import backward, update
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
