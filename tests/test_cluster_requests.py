@@ -124,7 +124,7 @@ def test_every_job_asks_for_what_its_kind_gets(tmp_path, name):
             assert call["alone"] == (rule == "time"), rule
     assert calls, "tables and figures are jobs too"
     for rule, others in calls.items():
-        assert [(c.get("gpus"), c["mem"], c["time"], c["nodes"]) for c in others] == [
+        assert [(c.get("gpus"), c["mem"], c["time"], c["ntasks"]) for c in others] == [
             (None, "4000", "60", "1") for _ in others
         ], rule
 
