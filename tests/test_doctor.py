@@ -1,4 +1,4 @@
-"""What `iapo-bench doctor` says of this machine, and how a missing engine is reported."""
+"""What `iapo-bench doctor` says of this machine and of a model, and how a missing engine is reported."""
 
 import os
 import re
@@ -8,11 +8,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from builders import open_world
+from chat_templates import CARRIED, REFUSED, save, tokenizer_with
 
 from iapo_bench import cli, doctor
 from iapo_bench.errors import UserError
+from iapo_bench.models.checkpoints import load_tokenizer
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
+from iapo_bench.worlds import TAGS
 
 ENGINE = {"width": 64, "batch_size": 7, "gpu_memory": 0.5}
 
@@ -112,3 +116,60 @@ def test_the_default_engine_generates_with_the_model_itself(model, tmp_path):
     assert isinstance(engine, TransformersEngine)
     assert engine.model is model
     assert engine.batch_size == 7
+
+
+# A model.
+
+
+def examined(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `iapo-bench doctor`."""
+    monkeypatch.setattr(sys, "argv", ["iapo-bench", "doctor", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["drops reasoning and opens it", "refuses a system message"])
+def test_doctor_shows_prompt_stops_and_verdict(tmp_path, monkeypatch, capsys, kind):
+    path = save(tokenizer_with(CARRIED[kind], *TAGS), tmp_path / "model")
+    code, out, _ = examined(monkeypatch, capsys, "--model", path, "--dataset", "gsm8k")
+    assert code == 0
+    dialogue = open_world("gsm8k").dialogue(load_tokenizer(path))
+    assert len(dialogue.notes) == 1
+    question = re.search(r"A shelf holds .*\?", out)[0]
+    assert dialogue.render(question) in out
+    assert all(note in out for note in dialogue.notes)
+    assert "258 <|im_end|>" in out
+    assert re.search(r"graded +CORRECT", out)
+    assert re.search(r"well formed +yes", out)
+
+
+def test_doctor_refuses_what_a_run_refuses(tmp_path, monkeypatch, capsys):
+    path = save(tokenizer_with(REFUSED["closes the reasoning"][0]), tmp_path / "model")
+    code, out, err = examined(monkeypatch, capsys, "--model", path, "--dataset", "gsm8k")
+    assert (code, out) == (2, "")
+    assert err.count("iapo-bench: ") == 1
+    assert re.search(r"iapo-bench: [^\n]*closes the reasoning[^\n]*\n$", err)
+    assert examined(monkeypatch, capsys, "--model", path, "--dataset", "gms8k")[0] == 2
+    assert examined(monkeypatch, capsys, "--dataset", "gsm8k")[0] == 2
+
+
+def test_doctor_fails_where_a_perfect_completion_would_not_be_right(tmp_path, monkeypatch, capsys, tokenizer):
+    """The micro vocabulary has no word for 42."""
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} <eos> {% endfor %}"
+    path = save(tokenizer, tmp_path / "model")
+    tokenizer.chat_template = None
+    code, out, _ = examined(monkeypatch, capsys, "--model", path, "--dataset", "gsm8k")
+    assert code == 1
+    assert not re.search(r"graded +CORRECT", out)
+
+
+def test_doctor_knows_micro(tmp_path, monkeypatch, capsys, tokenizer):
+    path = save(tokenizer, tmp_path / "model")
+    code, out, _ = examined(monkeypatch, capsys, "--model", path)
+    assert code == 0
+    assert re.search(r"stops +1 <eos>", out)
+    assert "the bare question: no chat template is used" in out

@@ -4,10 +4,8 @@ The truth is always the plainest computation, in float32 on the CPU.
 """
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,21 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 from iapo_bench.batch import RolloutBatch
 from iapo_bench.bench.informativeness import with_extra_memory
 from iapo_bench.config.train import TrainConfig
-from iapo_bench.method import Credit, LossSpec, Signal, load_method
-from iapo_bench.models.checkpoints import build_micro, eos_ids
+from iapo_bench.method import Credit, LossSpec, Signal
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
-from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals import packed
 from iapo_bench.signals.informativeness import PASS_TOKENS, Implementation, answer_entropies
 from iapo_bench.signals.statistics import compute_signals, token_statistics
 from iapo_bench.train.optimizer import make_optimizer
-from iapo_bench.train.task import Task
-from iapo_bench.train.trainer import Trainer
 from iapo_bench.train.update import backward, update
-from iapo_bench.worlds import POSTFIX
-from iapo_bench.worlds.datasets.micro import MicroWorld, build_tokenizer
-from iapo_bench.worlds.grading import make_grader
 
 VOCABULARY = 500
 POSTFIX_IDS = [4, 5, 6]
@@ -365,38 +356,3 @@ def check_logit_memory(device: str, tokens: int, vocabulary: int, chunk_tokens: 
     _, extra = with_extra_memory(run, model.device)
     logits = 4 * tokens * vocabulary
     assert 4 * chunk_tokens * vocabulary / 2 < extra < logits / 2, f"{extra / 2**20:.0f} of {logits / 2**20:.0f} MiB"
-
-
-def train_twice(device: str, folder: Path) -> None:
-    """Write `first.jsonl` and `second.jsonl`: the rows, but for the times, and weights of two runs of one seed."""
-    tokenizer = build_tokenizer()
-    world = MicroWorld(n_train=40, n_validation=12, n_test=12)
-    problems = world.load("train")
-    config = TrainConfig(
-        completions=96, prompts_per_step=4, group_size=8, max_tokens=48, lr=1e-3, micro_batch_tokens=512
-    )
-    for name in ("first", "second"):
-        model = build_micro(tokenizer, hidden=64, layers=2, heads=2, seed=1).to(device)
-        task = Task(
-            prompts=[world.encode_prompt(problem, tokenizer) for problem in problems],
-            golds=[problem.answer for problem in problems],
-            grade=make_grader(world.grader).grade,
-            tokenizer=tokenizer,
-            eos_ids=eos_ids(model, tokenizer),
-            postfix_ids=tokenizer(POSTFIX, add_special_tokens=False).input_ids,
-        )
-        method = load_method("iapo", loss={"entropy_coef": 0.01, "kl_coef": 0.001})
-        reference = copy.deepcopy(model)
-        trainer = Trainer(method, config, 0, task, model, TransformersEngine(model), reference)
-        rows = trainer.run()
-        lines = [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per"))} for row in rows]
-        lines.append({n: [float(p.double().sum()), float(p.double().norm())] for n, p in model.named_parameters()})
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-if __name__ == "__main__":  # a process of its own: the setting is for all of a process
-    import sys
-
-    # Only a warning for cumulative sums, of which torch does not promise it: the two runs show whether it holds.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    train_twice(sys.argv[1], Path(sys.argv[2]))
