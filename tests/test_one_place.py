@@ -15,8 +15,9 @@ READS = re.compile(
 )
 # Outside of `with damaged(...)`, and why that is no way for a user's file to end in a traceback.
 ELSEWHERE = {
-    "files.py": (4, "the place itself"),
+    "files.py": (5, "the place itself"),
     "config/reading.py": (1, "the same for YAML"),
+    "machine/gpu_lease.py": (1, "locks without content"),
     "machine/resume.py": (6, "files that carry a checksum"),
     "train/state.py": (3, "files that carry a checksum"),
     "train/trial.py": (1, "a buffer in memory"),

@@ -261,7 +261,12 @@ class TierConfig(TierSections):
         return CostsJob(trials=trials, completions=self.train.completions)
 
     def timing_job(self) -> TimingJob:
-        """The settings of `time`: two samples of a problem, and five steps of training."""
+        """The settings of `time`: two samples of a problem, and five steps of training.
+
+        Raises UserError for a tier that trains on several GPUs.
+        """
+        if self.gpus > 1:
+            raise UserError(f"time trains in one process, but tier {self.tier} on {self.gpus} GPUs: set 'gpus' to 1")
         evaluate = self.evaluate.model_copy(update={"seeds": self.evaluate.seeds[:1], "n_samples": 2, "ks": [1]})
         jobs = {name: self.train_job(name, self.train.seeds[0]) for name in self.trained}
         steps = 5 * self.train.prompts_per_step * self.train.group_size
