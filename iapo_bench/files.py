@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Age in seconds from which an unlocked temporary folder counts as left by a killed writer.
 _ABANDONED = 60
+_LOCK = ".lock"  # in a claimed directory: NFS shares the locks of files among machines, not those of directories
 
 
 @contextmanager
@@ -91,10 +92,14 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def is_claimed(folder: Path) -> bool:
     """Whether a process has claimed the directory; False on a file system without locks."""
-    lock = _lock(folder)
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+    try:
+        with (folder / _LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 @contextmanager
@@ -123,7 +128,7 @@ def _linked(path: Path) -> Path:
 def _lock(folder: Path) -> int | None:
     """A descriptor that locks a directory until it is closed, or None if another process holds the lock. On a file
     system without locks it locks nothing."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from iapo_bench.config.asked import read_workflow_tier
-from iapo_bench.config.tier import BASE
+from iapo_bench.config.report import BASE
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_csv

@@ -240,9 +240,11 @@ rule time:
         **table_files("time", "Wall-clock"),
         rounds=f"{OUT}/time.rounds.csv",
         provenance=f"{OUT}/time.provenance.json",
-    threads: 1024  # all cores, so that no other job runs beside it
+    threads: 1024  # all cores of this machine, so that no other job runs beside it
     resources:
         **REQUESTS["train"].resources,
+        cpus_per_task=REQUESTS["train"].cpus,  # instead of `threads`, on a cluster
+        slurm_extra="--exclusive",
     params:
         runs=named(RUNS),
         base=lambda wildcards: f"{WORK}/base/model",

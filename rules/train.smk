@@ -30,11 +30,24 @@ rule base:
         )
 
 
+rule lm_eval_data:
+    """Put the datasets of lm-eval's own tasks into the hub's cache."""
+    output:
+        touch(f"{WORK}/lm_eval_data"),
+    params:
+        tasks=[task for task in TIER.lm_eval.tasks if task != f"iapo_{TIER.world.name}"],
+    shell:
+        "python -m lm_eval run --model dummy --limit 1 --tasks {params.tasks} > {log} 2>&1"
+
+
 rule fetch:
     """Everything that needs the hub: run it where the hub can be reached, such as a cluster's login node."""
     input:
         rules.prepare.output,
         rules.base.output,
+        [f"{WORK}/also/{name}/data" for name in TIER.also],
+        [f"{WORK}/{name}/seed0/model" for name in TIER.measured],
+        rules.lm_eval_data.output if TIER.lm_eval.tasks else [],
 
 
 # A row with a checkpoint is measured and not trained.
@@ -53,6 +66,7 @@ rule checkpoint:
     resources:
         mem_mb=REQUESTS["base"].mem_mb,
         runtime=REQUESTS["base"].runtime,
+        nodes=1,
     shell:
         run("checkpoint --settings {input.settings} --out {output}")
 

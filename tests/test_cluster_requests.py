@@ -54,7 +54,7 @@ print("\\n".join(f"{{i + 1}}|COMPLETED" for i in range(len(lines))))
 
 def planned(folder: Path, *options: str) -> list[dict]:
     """Rule, wildcards and outputs of every job of a dry run."""
-    done = snakemake(folder, *options, "--dry-run")
+    done = snakemake(folder, "--dry-run", *options)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     jobs = []
     for block in re.split(r"(?m)^(?=(?:local)?rule )", done.stdout):
@@ -90,6 +90,7 @@ def submitted(folder: Path, *options: str) -> dict[str, list[dict[str, str]]]:
         text = shlex.join(words)
         found = dict(re.findall(r"--(gpus|cpus-per-task|nodes|ntasks|mem|comment)[= ]('[^']*'|\S+)", text))
         found["time"] = words[words.index("-t") + 1]
+        found["alone"] = "--exclusive" in words
         rule = re.match(r"'?rule_([a-z_]+?)(?:_wildcards|'|$)", found["comment"])
         calls.setdefault(rule[1] if rule else found["comment"], []).append(found)
     assert sum(map(len, calls.values())) == len(jobs)
@@ -101,11 +102,14 @@ def test_every_job_asks_for_what_its_kind_gets(tmp_path, name):
     tier = read_tier(name)
     folder = copy_project(tmp_path)
     method = next(iter(tier.methods))
-    calls = submitted(folder, "--config", f"tier={name}", f"methods=[{method}]", "train={seeds: [0]}")
+    targets = ["all"] if tier.gpus > 1 else ["all", "time"]
+    calls = submitted(folder, "--config", f"tier={name}", f"methods=[{method}]", "train={seeds: [0]}", "--", *targets)
     kinds = {"prepare": "prepare", "base": "base", "train": "train", "sample": "sample", "grade": "grade"}
     kinds |= {"lm_eval": "lm_eval"} | (
         {"token_roles": "sample", "calibration": "sample"} if "token_roles" in calls else {}
     )
+    if "time" in targets:
+        kinds["time"] = "train"
     if not tier.trained:
         kinds = {**kinds, "checkpoint": "base"}
         del kinds["train"]
@@ -117,9 +121,10 @@ def test_every_job_asks_for_what_its_kind_gets(tmp_path, name):
             assert call["mem"] == str(wanted.mem_mb), rule
             assert call["time"] == str(wanted.runtime), rule
             assert call["nodes"] == "1", rule
+            assert call["alone"] == (rule == "time"), rule
     assert calls, "tables and figures are jobs too"
     for rule, others in calls.items():
-        assert [(c.get("gpus"), c["mem"], c["time"], c["nodes"]) for c in others] == [
+        assert [(c.get("gpus"), c["mem"], c["time"], c["ntasks"]) for c in others] == [
             (None, "4000", "60", "1") for _ in others
         ], rule
 

@@ -87,6 +87,23 @@ def test_jobs_share_a_device_when_told_to_and_not_before_all_are_taken(tmp_path)
     assert set(taken[:2]) == set(taken[2:]) == {"fake-0", "fake-1"}
 
 
+@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
+def test_an_exclusive_lease_is_exclusive_beside_shared_ones(tmp_path, first, second):
+    """Whatever came first; a third job that shares is let in only beside one that shares."""
+    holder = start(tmp_path, "holder", count=2, share=first, seconds=600)
+    wait_for(tmp_path / "holder.started")
+    other = start(tmp_path, "other", share=second, seconds=0)
+    third = start(tmp_path, "third", share=2, seconds=0)
+    if first == 2:
+        assert third.wait(timeout=60) == 0
+    time.sleep(1)
+    assert not (tmp_path / "other.started").exists()
+    assert (tmp_path / "third.started").exists() == (first == 2)
+    holder.kill()
+    holder.wait()
+    assert other.wait(timeout=60) == third.wait(timeout=60) == 0
+
+
 def test_slurm_jobs_do_not_wait_for_each_others_number_0(tmp_path):
     """Slurm shows each job its own devices, numbered from 0; within a job they are leased as ever."""
     first = start(tmp_path, "first", seconds=600, CUDA_VISIBLE_DEVICES="0", SLURM_JOB_ID="7")

@@ -272,6 +272,19 @@ def test_passes_stay_within_the_automatic_size(monkeypatch):
     torch.testing.assert_close(ours, separate_forwards(model, batch, [4, 5]), atol=1e-4, rtol=0)
 
 
+def test_memory_that_torch_has_cached_on_a_gpu_is_free(monkeypatch):
+    model = build("llama")
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    free, cached, used = 2**27, 2**26, 2**30
+    sizes = []
+    for left, reserved in ((free, used), (free - cached, used + cached)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, left=left: (left, 2**32))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, reserved=reserved: reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
+        sizes.append(pass_tokens(model))
+    assert sizes == [free // 16 // (4 * (8 * 32 + 3 * 64))] * 2
+
+
 def test_the_cache_holds_each_token_once_and_is_never_written_to():
     model, batch = build("llama"), ragged_batch(groups=2)
     (block,) = packed_blocks(*rows_of(batch), 10**6)

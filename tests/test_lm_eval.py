@@ -223,6 +223,21 @@ def test_standard_tasks(tier, made, tmp_path):
     assert not (tmp_path / "no" / "scores.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("datasets_copied")
+def test_what_needs_the_hub_is_fetched_where_it_can_be_reached(tmp_path):
+    """The problems and the base, those of other datasets, and what lm-eval's own tasks read."""
+    write_rows(tmp_path / "own.jsonl", [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(10)])
+    tasks, also = "lm_eval={tasks: [arc_easy, gsm8k_cot]}", "evaluate={also: [own.jsonl]}"
+    done = snakemake(copy_project(tmp_path), "--config", "tier=smoke", tasks, also, "--", "fetch")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "results" / "smoke"
+    assert (made / "base" / "model").is_dir()
+    assert (made / "data").is_dir()
+    assert (made / "also" / "own" / "data").is_dir()
+    assert {path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()} >= {"ai2_arc", "gsm8k"}
+
+
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here")
 @pytest.mark.usefixtures("datasets_copied")

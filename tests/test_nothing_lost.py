@@ -1,10 +1,12 @@
 """What is left after a kill and a damaged file, and what a command says as it is stopped."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from iapo_bench.errors import explain as explain_error
 from iapo_bench.evaluate import grade as grading
 from iapo_bench.evaluate import lm_evaluation as measuring
 from iapo_bench.evaluate import sample as sampling
-from iapo_bench.files import claimed
+from iapo_bench.files import claimed, is_claimed
 from iapo_bench.machine.resume import is_sound, kept, resuming, seal
 from iapo_bench.train.state import devices, put_back
 
@@ -244,7 +246,7 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
         stopped()
     assert capsys.readouterr().err == f"goes on with what an earlier call finished, in {folder}\n"
     with resuming(folder, {"settings": {"lr": 2}}):
-        assert [path.name for path in folder.iterdir()] == ["run.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
     assert "starts anew" in capsys.readouterr().err
     (aside,) = tmp_path.iterdir()
     assert (aside / "part").exists()
@@ -266,10 +268,30 @@ def test_a_kill_while_the_finished_work_is_removed_leaves_it_this_runs(tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         work(patch)
-    assert sorted(path.name for path in folder.iterdir()) == ["b", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "b", "run.json"]
     with resuming(folder, {"settings": {}}):
         assert "goes on with what an earlier call finished" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_a_claim_is_a_lock_that_nfs_shares_among_machines(tmp_path, monkeypatch):
+    """NFS locks files that are open for writing at the server, but a directory at its client alone."""
+    seen = []
+
+    def flock(file, kind):
+        descriptor = file if isinstance(file, int) else file.fileno()
+        seen.append((os.fstat(descriptor).st_mode, fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE, kind))
+        real(descriptor, kind)
+
+    real = fcntl.flock
+    assert not is_claimed(tmp_path)
+    assert not list(tmp_path.iterdir())  # to look writes nothing
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(tmp_path):
+        assert is_claimed(tmp_path)
+    assert not is_claimed(tmp_path)
+    assert all(stat.S_ISREG(mode) for mode, _, _ in seen)
+    assert [mode for _, mode, kind in seen if kind & fcntl.LOCK_EX] == [os.O_RDWR]
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_leaves_nothing_to_set_aside(tmp_path, capsys):

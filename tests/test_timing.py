@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from iapo_bench.config.tier_file import read_tier
+from iapo_bench.errors import UserError
 from iapo_bench.report import timing
 
 
@@ -35,3 +36,8 @@ def test_what_is_timed_is_short():
     job = read_tier("micro").timing_job()
     assert (job.sample.evaluate.n_samples, len(job.sample.evaluate.seeds)) == (2, 1)
     assert {train.train.completions for train in job.train.values()} == {5 * 16 * 8}
+
+
+def test_a_tier_that_trains_in_several_processes_is_refused():
+    with pytest.raises(UserError, match="time trains in one process, but tier qwen-7b on 8 GPUs"):
+        read_tier("qwen-7b").timing_job()

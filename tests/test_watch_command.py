@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ def test_watch_follows_a_run_until_it_ends(tmp_path):
         (tmp_path / "seed0" / "train.jsonl").open("a").write('{"step": 7')
         wait_for(ours, " 112 ")
         assert process.poll() is None
-    resume.rmdir()
+    shutil.rmtree(resume)
     with suppress(OSError):  # the terminal closes with the process
         while os.read(ours, 65536):
             pass

@@ -54,8 +54,8 @@ class Request(Section):
     @property
     def resources(self) -> dict[str, int]:
         """Snakemake's resources, without cores. Snakemake caps `gpu` at what is available; `lease` keeps the number of
-        GPUs that the job takes."""
-        return {"gpu": self.gpus, "lease": self.gpus, "mem_mb": self.mem_mb, "runtime": self.runtime}
+        GPUs that the job takes. `nodes`: Slurm would spread several GPUs over several."""
+        return {"gpu": self.gpus, "lease": self.gpus, "mem_mb": self.mem_mb, "runtime": self.runtime, "nodes": 1}
 
 
 # Jobs that do not load the model. Tables and figures get the default resources of the Snakemake profile.

@@ -1,9 +1,10 @@
 """Leases of one machine's GPUs: Snakemake counts GPUs, but does not tell a job which ones it may use.
 
-A lease is a lock file for each device in a directory that all jobs of a user share. The kernel releases it when its
-process ends, however it ends.
+A lease is two locks for each device in a directory that all jobs of a user share: of the device, shared by jobs that
+share it, and of one of its slots. The kernel releases them when their process ends, however it ends.
 """
 
+import fcntl
 import os
 import re
 import subprocess
@@ -11,11 +12,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from iapo_bench.errors import UserError
 
@@ -30,7 +29,8 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def lease_gpus(count: int, *, jobs_per_gpu: int = 1, folder: Path | None = None) -> Iterator[list[str]]:
-    """Wait for `count` GPUs that fewer than `jobs_per_gpu` jobs hold, and make them the only ones this process sees.
+    """Wait for `count` GPUs that no other job holds or, with `jobs_per_gpu` above 1, fewer than that many, all of which
+    share; make them the only ones this process sees.
 
     Call this before CUDA starts. Yields their ids. Candidates are the devices of `CUDA_VISIBLE_DEVICES`, which a
     scheduler assigns, or else all of the machine. Raises UserError when there are fewer than `count`.
@@ -118,6 +118,7 @@ def _lock_names(devices: Sequence[str]) -> dict[str, str]:
 
 def _try(names: Mapping[str, str], count: int, jobs_per_gpu: int, folder: Path, held: ExitStack) -> list[str] | None:
     """Lock `count` devices, all or none: jobs that each held some while waiting for more would deadlock."""
+    kind = fcntl.LOCK_EX if jobs_per_gpu == 1 else fcntl.LOCK_SH
     with ExitStack() as stack:
         leased: list[str] = []
         # Empty slots first, so that jobs that share do so only when no device is free.
@@ -127,12 +128,20 @@ def _try(names: Mapping[str, str], count: int, jobs_per_gpu: int, folder: Path, 
                     break
                 if device in leased:
                     continue
-                try:
-                    stack.enter_context(FileLock(folder / f"{name}.{slot}.lock", timeout=0))
-                except Timeout:
-                    continue
-                leased.append(device)
+                with ExitStack() as both, suppress(BlockingIOError):
+                    both.enter_context(_locked(folder / f"{name}.lock", kind))
+                    both.enter_context(_locked(folder / f"{name}.{slot}.lock", fcntl.LOCK_EX))
+                    stack.push(both.pop_all())
+                    leased.append(device)
         if len(leased) < count:
             return None
         held.push(stack.pop_all())
         return leased
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[None]:
+    """Hold a lock on a file, exclusive or shared. Raises BlockingIOError while another lock excludes it."""
+    with path.open("w") as file:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        yield

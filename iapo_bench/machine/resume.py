@@ -57,12 +57,15 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
                 folder.mkdir()
                 claims.enter_context(claimed(folder))
                 click.echo(f"starts anew, {why}; the old checkpoint is set aside in {aside}", err=True)
-            elif any(not path.name.startswith((".", "run.json")) for path in folder.iterdir()):
+            elif _has_work(folder):
                 click.echo(f"goes on with what an earlier call finished, in {folder}", err=True)
             write_json(folder / "run.json", run)
         yield folder
         if main:
             _remove(folder)
+    if main:
+        with suppress(OSError):
+            folder.rmdir()  # NFS keeps a directory while one of its files, here the lock, is open
 
 
 def _remove(folder: Path) -> None:
@@ -71,14 +74,14 @@ def _remove(folder: Path) -> None:
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != "run.json":
+            elif not path.name.startswith((".", "run.json")):
                 path.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_work(folder: Path) -> bool:
-    """Whether `folder` holds more than run.json, all that a run leaves if it fails before its first checkpoint."""
-    return any(path.name != "run.json" and path.suffix != ".partial" for path in folder.iterdir())
+    """Whether `folder` holds more than what a run leaves if it fails before its first checkpoint."""
+    return any(not path.name.startswith((".", "run.json")) for path in folder.iterdir())
 
 
 def _foreign(folder: Path, run: dict[str, Any]) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError
 from iapo_bench.files import read_csv, read_text, whole_file
 from iapo_bench.report.comparisons import NOT_KNOWN, UNDECIDED, label
 from iapo_bench.report.document import CSS, Block, fragment
-from iapo_bench.report.rows import BASE, caution
+from iapo_bench.report.rows import caution
 
 CAPTIONS = {
     "paired": "What each method changed in the base, in Pass@1 and in length, with 95% intervals. All answer the same "

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import pandas as pd
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError, damaged, unknown
 from iapo_bench.evaluate.metrics import COLUMNS, Samples
 from iapo_bench.files import read_csv, read_parquet, whole_file
-from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
+from iapo_bench.report.rows import LABELS, Row, read_rows
 from iapo_bench.report.steps import read_json
 from iapo_bench.worlds import read_problems
 

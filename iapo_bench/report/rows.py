@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from iapo_bench.config.report import Labels, RowJob
+from iapo_bench.config.report import BASE, Labels, RowJob
 from iapo_bench.errors import UserError, damaged
 from iapo_bench.evaluate.intervals import Estimate, estimate
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
 from iapo_bench.files import whole_file, write_json
 from iapo_bench.report.steps import read_json, read_steps
 
-BASE = "base"
 # Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
 CONTROLS = ("base_cut", "base_shortest")
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import MEASURES, Cell
 from iapo_bench.files import read_csv
@@ -14,7 +15,7 @@ from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.report.accuracy_length import accuracy_length
 from iapo_bench.report.comparisons import KINDS, compare, detectable_sentence, undecided_with, worse_than
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, CONTROLS, ENVIRONMENT, LABELS, Row, caution, read_rows
+from iapo_bench.report.rows import CONTROLS, ENVIRONMENT, LABELS, Row, caution, read_rows
 from iapo_bench.report.style import save_figure
 from iapo_bench.worlds.grading import Outcome
 

@@ -192,10 +192,10 @@ def pass_tokens(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     width = 8 * config.hidden_size + 3 * (max(inner) if isinstance(inner, list) else inner)
-    if model.device.type == "cuda":
-        return max(
-            1, min(PASS_TOKENS, torch.cuda.mem_get_info(model.device)[0] // 16 // (width * model.dtype.itemsize))
-        )
+    if (device := model.device).type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+        free = torch.cuda.mem_get_info(device)[0] + cached
+        return max(1, min(PASS_TOKENS, free // 16 // (width * model.dtype.itemsize)))
     return max(1, PASS_BYTES // (width * model.dtype.itemsize))
 
 
