@@ -2,6 +2,7 @@
 
 import pytest
 
+from iapo_bench.config.asked import check_methods
 from iapo_bench.config.tier import read_candidates
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
@@ -56,3 +57,12 @@ def test_an_entry_that_the_choice_cannot_change_is_told(capsys, monkeypatch, tmp
 def test_clipping_can_act_where_the_published_gains_came_through_it():
     for trial in range(3):
         assert MICRO.train_job("random_reward", 0, trial=trial).train.updates_per_rollout > 1
+
+
+def test_a_grid_over_whole_numbers_trains_with_whole_numbers():
+    """A float would be refused or, as a count, mean something else."""
+    grid = {"a": [1, 2], "p": [0, 0.5]}
+    tier = check_methods(read_tier("micro", {"sensitivity": {"method": "sgrpo", "grid": grid}}))
+    assert [repr(point) for point in tier.sensitivity.points()][:2] == ["{'a': 1, 'p': 0}", "{'a': 1, 'p': 0.5}"]
+    with pytest.raises(UserError, match=r"a of sgrpo must be int, is 1\.5"):
+        check_methods(read_tier("micro", {"sensitivity": {"method": "sgrpo", "grid": grid | {"a": [1.5]}}}))
