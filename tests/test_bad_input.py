@@ -28,11 +28,12 @@ from iapo_bench.files import read_csv, read_json, read_jsonl, read_parquet, writ
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model
 from iapo_bench.plan.calibration import COLUMNS, read_runs
+from iapo_bench.report.claims import make_claims
 from iapo_bench.report.comparisons import make_comparisons
 from iapo_bench.report.explain import explain
 from iapo_bench.report.lm_eval import make_lm_eval_table
 from iapo_bench.report.page import make_page
-from iapo_bench.report.rows import read_rows
+from iapo_bench.report.rows import read_published, read_rows
 from iapo_bench.report.side_by_side import compare
 from iapo_bench.report.verify import Margins, verify
 from iapo_bench.seeds import stream_seed
@@ -115,7 +116,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "problems.jsonl": read_problems,
     "tier.yaml": read_tier,
     "object.json": read_json,
-    "table.csv": read_csv,
+    "table.csv": lambda path: read_csv(path, {"method": str, "value": float}),
     "job.yaml": lambda path: read_job(path, SampleJob),
     "grades.parquet": read_grades,
     "counts.parquet": Tally.from_parquet,
@@ -349,6 +350,55 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
     for text in (laughs, "a: &a {b: *a}"):
         with pytest.raises(UserError, match="settings"):
             parse_yaml(text, "settings")
+
+
+PUBLISHED = CONFIG_DIR.parent / "results" / "published"
+REPORTED = ("published.csv", "second_hand.csv", "wallclock.csv", "bench.csv")
+
+
+@pytest.fixture(scope="module")
+def reported(results, tmp_path_factory) -> Path:
+    """One whole file of each that the ledger of claims reads, of a model that is published."""
+    folder = tmp_path_factory.mktemp("reported")
+    shutil.copy(PUBLISHED / "table1.csv", folder / "published.csv")
+    shutil.copy(PUBLISHED / "second_hand.csv", folder)
+    shutil.copy(PUBLISHED.parent / "reference" / "bench" / "informativeness_micro.csv", folder / "bench.csv")
+    (row,) = read_rows([results / "micro" / "summaries" / "iapo.json"])
+    times = {"model": row.model, "dataset": row.dataset, "inference_seconds": 2.5, "inference_completions": 8}
+    pd.DataFrame([{"method": name} | times for name in ("iapo", "dapo")]).to_csv(folder / "wallclock.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("change", ["left out", "text", "empty"])
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_column_of_a_table_that_is_missing_or_of_another_kind_is_named(results, reported, tmp_path, name, change):
+    paths = {each: reported / each for each in REPORTED} | {name: tmp_path / name}
+
+    def claims() -> None:
+        make_claims(
+            CONFIG_DIR / "claims.yaml",
+            published=paths["published.csv"],
+            second_hand=paths["second_hand.csv"],
+            summaries=[results / "micro" / "summaries" / "iapo.json"],
+            wallclocks=[paths["wallclock.csv"]],
+            bench=paths["bench.csv"],
+            out=tmp_path / "claims.csv",
+        )
+
+    whole = pd.read_csv(reported / name)
+    for column in whole:
+        other = (
+            whole.drop(columns=column) if change == "left out" else whole.assign(**{column: "x" * (change == "text")})
+        )
+        other.to_csv(paths[name], index=False)
+        assert str(paths[name]) in complaint(claims, otherwise=f"{paths[name]}: it is read"), column
+
+
+def test_published_numbers_without_their_deviation_are_refused(tmp_path):
+    path = tmp_path / "published.csv"
+    pd.read_csv(PUBLISHED / "table1.csv").drop(columns="length@32_std").to_csv(path, index=False)
+    with pytest.raises(UserError, match=f"{path} has no column 'length@32_std'"):
+        read_published(path)
 
 
 def _settings(section: type[BaseModel], depth: int = 3) -> Iterator[str]:
