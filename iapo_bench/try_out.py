@@ -89,7 +89,7 @@ def _compare(flow: Workflow, rows: list[str], out: Path) -> pd.DataFrame:
             summaries.append(Path(folder) / f"{row}.json")
             measure(flow.tier.row_job(row), grades, summaries[-1], logs)
         make_comparisons(summaries, out=out, figure=out.with_suffix(".png"))
-    return read_csv(out)
+    return read_csv(out, {})
 
 
 def _verdict(table: pd.DataFrame, name: str, seeds: list[int]) -> str:

@@ -90,7 +90,7 @@ def _lay_given(given: dict[str, Any], laid: dict[str, Any], chosen: str) -> dict
 def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The rows that a list of `methods` on the command line chooses, with their entries, and all other settings."""
     names = given.get("methods")
-    if names is None or isinstance(names, dict):
+    if not isinstance(names, str | list):
         return None, given
     entries = {**(laid.get("ablations") or {}), **(laid.get("methods") or {})}
     rows = {str(name): entries.get(str(name)) for name in ([names] if isinstance(names, str) else names)}

@@ -35,7 +35,7 @@ def _behind(path: Path) -> str:
 def _verdict(frontier: Path) -> str:
     """Whether any method beats early stopping of the base, as reStructuredText."""
     try:
-        rows = read_csv(frontier, ("row", "kind", "verdict"))
+        rows = read_csv(frontier, dict.fromkeys(("row", "kind", "verdict"), str))
     except UserError:
         return f"There is no verdict yet: ``snakemake --cores all {frontier}`` makes it."
     methods = rows[rows["kind"] == "method"]

@@ -53,8 +53,7 @@ def make_page(table: Path, out: Path) -> None:
     compared = folder / "comparisons.csv"
     if not compared.is_file():
         raise UserError(f"{compared} does not exist: make the comparisons first")
-    words = dict.fromkeys(_COLUMNS, str)
-    pairs = read_csv(compared, _COLUMNS, "make the comparisons again", dtype=words).fillna(dict.fromkeys(_COLUMNS, ""))
+    pairs = read_csv(compared, dict.fromkeys(_COLUMNS, str), "make the comparisons again")
     if pairs.empty:
         raise UserError(f"{compared} is empty: make the comparisons again")
     first = pairs.iloc[0]

@@ -64,7 +64,7 @@ def _kept(out: Path, job: TuneJob) -> tuple[dict[str, Any], pd.DataFrame]:
     if not kept:
         return {}, pd.DataFrame()
     path = out.with_suffix(".csv")
-    frame = read_csv(path, ("method", "settings"))
+    frame = read_csv(path, {"method": str, "settings": str})
     if lost := sorted(kept.keys() - set(frame["method"])):
         raise UserError(f"{path} has no evidence for {', '.join(lost)} of {out.name}: tune all methods, or remove both")
     return kept, frame[frame["method"].isin(kept)]
