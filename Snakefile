@@ -22,6 +22,7 @@ from iapo_bench import workflow as suite
 from iapo_bench.cli import terminal
 from iapo_bench.config import asked
 from iapo_bench.errors import UserError
+from iapo_bench.report import captions
 
 try:
     asked.check_arguments(sys.argv)
@@ -84,8 +85,8 @@ ALL = [
 # The report holds the artefacts that exist; its captions count the problems and seeds behind them.
 if any(argument.partition("=")[0] == "--report" for argument in sys.argv):
     if "--report-after-run" not in sys.argv:
-        ALL = [path for path in ALL if suite.is_whole(Path(path))]
-    config.update(suite.report_texts(OUT))
+        ALL = [path for path in ALL if captions.is_whole(Path(path))]
+    config.update(captions.report_texts(OUT))
 
 
 report: "rules/captions/overview.rst"

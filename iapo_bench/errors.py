@@ -32,7 +32,9 @@ _MEMORY = re.compile(
     re.IGNORECASE,
 )
 # File-system errors of libraries written in other languages, which carry no errno.
-_SYSTEM = re.compile(r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system")
+_SYSTEM = re.compile(
+    r"\(os error \d+\)|file write failed|No space left|File too large|Read-only file system|inline_container"
+)
 GOES_ON = "the same command goes on where it stopped"
 _ADDRESS_SPACE = 1.25  # GiB; loading torch, transformers and scipy takes 1.1
 
@@ -109,7 +111,9 @@ def written(file: Path, unfinished: str) -> Iterator[None]:
     except Exception as error:
         if not _SYSTEM.search(str(error)):
             raise
-        raise OSError(errno.EIO, first_line(error), str(file)) from error
+        unclear = "inline_container" in str(error)  # torch's: it names neither the file nor the cause
+        reason = "cannot be written whole (is the disk full?)" if unclear else first_line(error)
+        raise OSError(errno.EIO, reason, str(file)) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

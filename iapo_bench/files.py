@@ -255,19 +255,20 @@ def require_columns(table: "pa.Table", columns: Mapping[str, Any], path: Path, h
             raise UserError(f"{path}: the column '{name}' is not {words} in every row: {hint}")
 
 
-def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "make it again", **options: Any) -> "pd.DataFrame":
-    """Read a CSV file that has at least `columns`; `options` go to pandas. Raises UserError for a file that is missing,
-    broken or lacks a column."""
+def read_csv(path: Path, columns: Mapping[str, type], hint: str = "make it again", **options: Any) -> "pd.DataFrame":
+    """Read a CSV file that has at least `columns`, each of its kind: `str` (an empty cell is ""), `int` or `float`;
+    `options` go to pandas. Raises UserError for a file that is missing, broken, lacks a column or holds other values.
+    """
     import io
 
     import pandas as pd
 
-    text = read_text(path)
+    text, words = read_text(path), {column: kind for column, kind in columns.items() if kind is str}
     with damaged(path, hint):
-        frame = pd.read_csv(io.StringIO(text), **options)
-    if missing := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} has no column '{missing[0]}': {hint}")
-    return frame
+        frame = pd.read_csv(io.StringIO(text), dtype=words, **options)
+        if missing := [column for column in columns if column not in frame]:
+            raise UserError(f"{path} has no column '{missing[0]}': {hint}")
+        return frame.fillna(dict.fromkeys(words, "")).astype(dict(columns))
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from iapo_bench.config.asked import read_workflow_tier
-from iapo_bench.config.tier import BASE
+from iapo_bench.config.report import BASE
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.files import read_csv
@@ -89,7 +89,7 @@ def _compare(flow: Workflow, rows: list[str], out: Path) -> pd.DataFrame:
             summaries.append(Path(folder) / f"{row}.json")
             measure(flow.tier.row_job(row), grades, summaries[-1], logs)
         make_comparisons(summaries, out=out, figure=out.with_suffix(".png"))
-    return read_csv(out)
+    return read_csv(out, {})
 
 
 def _verdict(table: pd.DataFrame, name: str, seeds: list[int]) -> str:

@@ -1,6 +1,5 @@
-"""The package's interface to the Snakefile: the settings of a tier's jobs, and what makes a job stale."""
+"""The package's interface to the Snakefile: a tier's runs, and the settings of their jobs."""
 
-import json
 import os
 import re
 import sys
@@ -12,22 +11,23 @@ from typing import Any, get_args
 
 import click
 import psutil
-from pydantic import BaseModel
 
 from iapo_bench.config.job import Kind
 from iapo_bench.config.method import MethodConfig
-from iapo_bench.config.reading import dump_yaml, read_yaml
-from iapo_bench.config.section import digest, identity
-from iapo_bench.config.tier import BASE, TierConfig
+from iapo_bench.config.model import MICRO_SOURCES
+from iapo_bench.config.reading import read_yaml
+from iapo_bench.config.report import BASE
+from iapo_bench.config.section import ByContent, digest, identity
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.world import PrepareJob
-from iapo_bench.errors import UserError, damaged, explain
-from iapo_bench.files import read_csv, read_json, whole_file, write_json
-from iapo_bench.machine.code import code_digest, differences
+from iapo_bench.errors import UserError, explain
+from iapo_bench.files import read_json, write_json
+from iapo_bench.machine.code import code_digest
 from iapo_bench.machine.gpu_lease import visible_devices
-from iapo_bench.machine.provenance import checksum, checksums
+from iapo_bench.machine.provenance import checksums
 from iapo_bench.plugins import list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
-from iapo_bench.report.results import TABLE, open_results
+from iapo_bench.staleness import SettingsFiles
 from iapo_bench.worlds.load import source_files, stated
 from iapo_bench.worlds.prepare import split_digests
 
@@ -77,13 +77,12 @@ class Workflow:
     """
 
     def __init__(self, tier: TierConfig) -> None:
-        evaluate = tier.evaluate.model_copy(update={"also": [stated(world) for world in tier.evaluate.also]})
-        self.tier = tier = tier.model_copy(update={"world": stated(tier.world), "evaluate": evaluate})
         self.work = f"results/{tier.folder}"  # what jobs make
+        self.files = SettingsFiles(Path(self.work) / "settings")
+        self.tier = tier = self._stated(tier)
         self.out = "results" if tier.tier == "micro" else f"results/{tier.shown}"  # what people read
         self.methods = list(tier.methods)
         self.seeds = tier.train.seeds
-        self._told: set[str] = set()
 
     @property
     def runs(self) -> dict[str, str]:
@@ -104,7 +103,7 @@ class Workflow:
     @property
     def trials(self) -> list[str]:
         """Runs of the search."""
-        return self.trials_of(self.tier.trained if self.tier.tune else [])
+        return self.trials_of(self.tier.searched if self.tier.tune else [])
 
     def trials_of(self, names: Iterable[str]) -> list[str]:
         """Runs of the search among the settings of some methods."""
@@ -166,24 +165,21 @@ class Workflow:
         """Settings file of `prepare`, for the tier's problems or for those of another measured dataset."""
         job = self._prepare_job(dataset)
         name = f"prepare {dataset}" if dataset else "prepare"
-        return self._write(name, job, "iapo_bench.worlds.prepare", source_files(job.world))
+        return self.files.write(name, job, "iapo_bench.worlds.prepare", source_files(job.world))
 
     def base(self) -> str:
         """Settings file of `base`."""
         job = self.tier.base_job()
         if folder := self.tier.model.directory:
-            job = job.model_copy(update={"files": checksums(folder, _checksum)})
+            job = job.model_copy(update={"files": checksums(folder, self.files.checksum)})
         read = ("questions", "golds", "solutions")
         problems = {split: self._problems(split, read) for split in ("train", "validation")} if job.model.sft else {}
-        return self._write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
+        return self.files.write("base", job, "iapo_bench.train.base", self._dataset_code, problems=problems)
 
     def checkpoint(self, row: str) -> str:
         """Settings file for fetching a row that is measured and not trained."""
         job = self.tier.checkpoint_job(row)
-        folder = Path(job.source) / (job.subfolder or "")
-        if folder.is_dir():
-            job = job.model_copy(update={"files": checksums(folder, _checksum)})
-        return self._write(f"checkpoint {row}", job, "iapo_bench.train.base", self._dataset)
+        return self.files.write(f"checkpoint {row}", job, "iapo_bench.train.base", self._dataset)
 
     def train(self, run: str) -> str:
         """Settings file for training a run. Raises UserError for the name of any other run."""
@@ -198,35 +194,37 @@ class Workflow:
         else:
             raise UserError(f"'{run}' is not a training run: name METHOD/seedN")
         plugins = [*job.plugins, *self._dataset]
-        return self._write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
+        return self.files.write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 
     def sample(self, run: str, split: str) -> str:
         """Settings file for sampling a run."""
         job, questions = self.tier.sample_job(split), self._problems(split)["questions"]
         name = f"sample {run} {split}"
         plugins = source_files(job.world)[:1]
-        return self._write(name, job, "iapo_bench.evaluate.sample", plugins, problems=questions)
+        return self.files.write(name, job, "iapo_bench.evaluate.sample", plugins, problems=questions)
 
     def grade(self, run: str, split: str) -> str:
         """Settings file for grading a run."""
         job, golds = self.tier.grade_job(split), self._problems(split)["golds"]
         plugins = source_files(job.world)[:1]
-        return self._write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", plugins, problems=golds)
+        return self.files.write(f"grade {run} {split}", job, "iapo_bench.evaluate.grade", plugins, problems=golds)
 
     def lm_eval(self, run: str) -> str:
         """Settings file of lm-eval on a run."""
         job, problems = self.tier.lm_eval_job(), self._problems("test")
-        return self._write(f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", self._dataset, problems=problems)
+        return self.files.write(
+            f"lm_eval {run}", job, "iapo_bench.evaluate.lm_evaluation", self._dataset, problems=problems
+        )
 
     def metrics(self, row: str, dataset: str = "") -> str:
         """Settings file of the summary of a row, on the tier's problems or on another dataset's."""
         name = f"metrics {row} {dataset}" if dataset else f"metrics {row}"
         job = self._tier_for(row).row_job(row, dataset)
-        return self._write(name, job, "iapo_bench.report.rows", runs=self.folders(row))
+        return self.files.write(name, job, "iapo_bench.report.rows", runs=self.folders(row))
 
     def controls(self) -> str:
         """Settings file of the controls, which are made from the base's samples."""
-        return self._write("controls", self.tier.row_job(BASE), "iapo_bench.report.controls")
+        return self.files.write("controls", self.tier.row_job(BASE), "iapo_bench.report.controls")
 
     @property
     def control_rows(self) -> list[str]:
@@ -237,23 +235,25 @@ class Workflow:
         """Settings file for timing every row with the machine to itself."""
         job = self.tier.timing_job()
         plugins = dict.fromkeys(path for each in job.train.values() for path in each.plugins)
-        return self._write("time", job, "iapo_bench.report.timing", [*plugins, *self._dataset], runs=list(self.runs))
+        return self.files.write(
+            "time", job, "iapo_bench.report.timing", [*plugins, *self._dataset], runs=list(self.runs)
+        )
 
     def costs(self) -> str:
         """Settings file of the costs."""
-        return self._write("costs", self.tier.costs_job(), "iapo_bench.report.costs", runs=list(self.runs))
+        return self.files.write("costs", self.tier.costs_job(), "iapo_bench.report.costs", runs=list(self.runs))
 
     def wallclock(self) -> str:
         """Settings file of the wall-clock table."""
-        return self._write("wallclock", self.tier.labels, "iapo_bench.report.wallclock", runs=list(self.runs))
+        return self.files.write("wallclock", self.tier.labels, "iapo_bench.report.wallclock", runs=list(self.runs))
 
     def curves(self) -> str:
         """Settings file of the training curves."""
-        return self._write("curves", self.tier.labels, "iapo_bench.report.curves", runs=list(self.runs))
+        return self.files.write("curves", self.tier.labels, "iapo_bench.report.curves", runs=list(self.runs))
 
     def lm_eval_table(self) -> str:
         """Settings file of the table of lm-eval's scores."""
-        return self._write("lm_eval_table", self.tier.labels, "iapo_bench.report.lm_eval", runs=list(self.runs))
+        return self.files.write("lm_eval_table", self.tier.labels, "iapo_bench.report.lm_eval", runs=list(self.runs))
 
     @cached_property
     def departed(self) -> dict[str, str]:
@@ -268,42 +268,69 @@ class Workflow:
 
         job = fidelity_job(self.tier)
         plugins = [*self._dataset, *(list_methods()[name] for name in job.methods)]
-        return self._write("fidelity", job, "iapo_bench.report.fidelity", plugins, problems=self._problems("train"))
+        return self.files.write(
+            "fidelity", job, "iapo_bench.report.fidelity", plugins, problems=self._problems("train")
+        )
 
     def protocol(self) -> str:
         """Settings file of the comparison of protocols."""
         job, runs = self.tier.protocol_job(), list(self.runs)
-        return self._write("protocol", job, "iapo_bench.report.protocol", self._dataset, runs=runs)
+        return self.files.write("protocol", job, "iapo_bench.report.protocol", self._dataset, runs=runs)
 
     def token_roles(self, run: str) -> str:
         """Settings file of the scores of a run's tokens."""
-        return self._write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", self._dataset)
+        return self.files.write(f"token_roles {run}", self.tier.tokens_job(), "iapo_bench.tokens.scores", self._dataset)
 
     def calibration(self) -> str:
         """Settings file of the base's calibration."""
-        return self._write("calibration", self.tier.calibration_job(), "iapo_bench.tokens.calibration", self._dataset)
+        return self.files.write(
+            "calibration", self.tier.calibration_job(), "iapo_bench.tokens.calibration", self._dataset
+        )
 
     def role_tables(self) -> str:
         """Settings file of the tables of token roles."""
         job, runs = self.tier.roles_job(), list(self.runs)
-        return self._write("role_tables", job, "iapo_bench.tokens.roles", self._dataset, runs=runs)
+        return self.files.write("role_tables", job, "iapo_bench.tokens.roles", self._dataset, runs=runs)
 
     def tune(self) -> str:
-        """Settings file of the choice on validation."""
-        return self._write("tune", self.tier.tune_job(), "iapo_bench.report.tuning")
+        """Settings file of the choice on validation. Prints which searched settings an entry of the tier overrides."""
+        for name in self.tier.searched:
+            if names := self.tier.overruled(name):
+                place = f"{self.tier.place('methods', name)} sets {', '.join(names)} of {name}"
+                click.echo(f"warning: {place}, so tables will keep that and not the search's choice", err=True)
+        return self.files.write("tune", self.tier.tune_job(), "iapo_bench.report.tuning")
 
     def tune_zoo(self) -> str:
         """Settings file of the choice for the methods beyond the table."""
-        return self._write("tune zoo", self.tier.tune_job(self.untuned), "iapo_bench.report.tuning")
+        return self.files.write("tune zoo", self.tier.tune_job(self.untuned), "iapo_bench.report.tuning")
 
     def sensitivity(self) -> str:
         """Settings file of the sensitivity table."""
-        return self._write("sensitivity", self.tier.sensitivity_job(), "iapo_bench.report.sensitivity")
+        return self.files.write("sensitivity", self.tier.sensitivity_job(), "iapo_bench.report.sensitivity")
 
     def artefact(self, name: str) -> str:
         """File that identifies the code and the rows of a table or figure without settings."""
         rows = [*self.runs, *self.tier.ablations, *self.tier.also]
-        return self._write(name, None, ARTEFACTS[name], rows=rows)
+        return self.files.write(name, None, ARTEFACTS[name], rows=rows)
+
+    def _stated(self, tier: TierConfig) -> TierConfig:
+        """The tier with what identifies its local inputs: the content of models' directories, and the kind of golds in
+        files of problems."""
+        evaluate = tier.evaluate.model_copy(update={"also": [stated(world) for world in tier.evaluate.also]})
+        changes: dict[str, Any] = {"world": stated(tier.world), "evaluate": evaluate}
+        if tier.model.source not in MICRO_SOURCES and tier.model.directory:
+            changes["model"] = tier.model.model_copy(update={"source": self._by_content(tier.model.directory)})
+        for section in ("methods", "ablations"):
+            entries = dict(getattr(tier, section))
+            for name, entry in entries.items():
+                if entry and entry.checkpoint and (folder := Path(entry.checkpoint, entry.subfolder or "")).is_dir():
+                    found = {"checkpoint": self._by_content(folder), "subfolder": None}
+                    entries[name] = entry.model_copy(update=found)
+            changes[section] = entries
+        return tier.model_copy(update=changes)
+
+    def _by_content(self, folder: Path) -> ByContent:
+        return ByContent(folder, digest(checksums(folder, self.files.checksum)))
 
     @property
     def _dataset(self) -> list[Path]:
@@ -318,9 +345,9 @@ class Workflow:
     def _prepare_job(self, dataset: str = "") -> PrepareJob:
         job = self.tier.prepare_job(dataset)
         if job.world.file:
-            job = job.model_copy(update={"files": {job.world.name: _checksum(Path(job.world.file))}})
+            job = job.model_copy(update={"files": {job.world.name: self.files.checksum(Path(job.world.file))}})
         elif job.world.data_dir:
-            job = job.model_copy(update={"files": checksums(Path(job.world.data_dir), _checksum)})
+            job = job.model_copy(update={"files": checksums(Path(job.world.data_dir), self.files.checksum)})
         return job
 
     def _problems(self, split: str, parts: Iterable[str] = ("questions", "golds")) -> dict[str, str]:
@@ -336,23 +363,6 @@ class Workflow:
         digests = read_json(known)[split]
         return {part: digests[part] for part in parts}
 
-    def _write(
-        self, name: str, job: BaseModel | None, module: str, plugins: Iterable[Path] = (), **contents: Any
-    ) -> str:
-        """Write a job's settings file, unless it exists, and print why the job is stale if its last run had others."""
-        told = {"settings": identity(job) if job else {}, "code": code_digest(module, plugins), **contents}
-        name = name.replace("/", "-").replace(" ", "--")
-        path = Path(self.work) / "settings" / f"{name}-{digest(told)}.yaml"
-        content = {"name": name, "job": job.model_dump(mode="json") if job else {}, "identity": told}
-        text = dump_yaml(content)
-        if not path.is_file():
-            with whole_file(path) as partial:
-                partial.write_text(text)
-        elif path.read_bytes() != text.encode():
-            _rewrite(path, text)
-        self._tell(name, told, path)
-        return str(path)
-
     def is_current(self, row: str) -> bool:
         """Whether a row's test grades exist for every training seed, and every job behind them ran with the current
         settings, inputs and code. Prints why for jobs that did not."""
@@ -366,87 +376,10 @@ class Workflow:
             start = [] if row == BASE or row in self.tier.measured else [f"{self.work}/{BASE}"]
             models = [Path(place) / "model" for place in [*start, folder]]
             made.append([*models, *(Path(folder) / "test" / f"{name}.parquet" for name in ("samples", "grades"))])
-        return all(map(_in_order, made)) and all(map(self.ran, jobs))
-
-    def ran(self, settings: str) -> bool:
-        """Whether the last run of a job had these settings, or others with the same identity."""
-        content, _ = read_yaml(Path(settings))
-        ran = Path(self.work) / "settings" / "ran" / f"{content['name']}.yaml"
-        return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]
-
-    def _tell(self, name: str, told: dict[str, Any], path: Path) -> None:
-        ran = Path(self.work) / "settings" / "ran" / f"{name}.yaml"
-        if name in self._told or not ran.is_file():
-            return
-        self._told.add(name)
-        before = read_yaml(ran)[0].get("identity")
-        if before != json.loads(json.dumps(told)):
-            click.echo(f"stale: {name}, {differences(before, told)}", err=True)
-            if path.stat().st_mtime_ns < ran.stat().st_mtime_ns:
-                # Where Snakemake goes by times alone, a settings file of an earlier call would make nothing stale.
-                os.utime(path)
+        return all(map(_in_order, made)) and all(map(self.files.ran, jobs))
 
 
 def _in_order(paths: Sequence[Path]) -> bool:
     """Whether files are all there, none older than the one before it."""
     times = [path.stat().st_mtime_ns for path in paths if path.exists()]
     return len(times) == len(paths) and times == sorted(times)
-
-
-def _rewrite(path: Path, text: str) -> None:
-    """Rewrite settings that cannot change a result; keep the file's mtime, as a newer one would make the job stale."""
-    stat = path.stat()
-    with whole_file(path) as partial:
-        partial.write_text(text)
-        os.utime(partial, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-_SUMS: dict[tuple[str, int, int], str] = {}
-
-
-def _checksum(path: Path) -> str:
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-    if key not in _SUMS:
-        _SUMS[key] = checksum(path)
-    return _SUMS[key]
-
-
-def is_whole(made: Path) -> bool:
-    """Whether an artefact exists; a table needs its Markdown form too, which older versions did not write."""
-    return made.exists() and (made.suffix != ".csv" or made.with_suffix(".md").exists())
-
-
-def report_texts(out: str) -> dict[str, str]:
-    """Texts that the report's captions insert: what was measured (`behind`) and the `verdict`."""
-    return {"behind": _behind(Path(out) / TABLE), "verdict": _verdict(Path(out) / "frontier.csv")}
-
-
-def _behind(path: Path) -> str:
-    """What stands behind a finished table, which other settings than the current ones may have made; empty without
-    one."""
-    try:
-        with open_results(path) as results, damaged(results.record, "make the table again"):
-            first, told = results.table.iloc[0], list(results.provenance["seeds"].values())
-            sampling, trained = (sorted({len(seeds[kind]) for seeds in told}) for kind in ("sampling", "train"))
-    except UserError:
-        return ""
-    return (
-        f"{first['model']} on {first['dataset']}: {first['n_problems']} test problems, {first['n_samples']} samples "
-        f"each for {sampling[-1]} sampling seeds, {trained[-1]} training seeds."
-    )
-
-
-def _verdict(frontier: Path) -> str:
-    """Whether any method beats early stopping of the base, as reStructuredText."""
-    try:
-        rows = read_csv(frontier, ("row", "kind", "verdict"))
-    except UserError:
-        return f"There is no verdict yet: ``snakemake --cores all {frontier}`` makes it."
-    methods = rows[rows["kind"] == "method"]
-    found = dict(zip(methods["row"], methods["verdict"], strict=True))
-    best = [name for name, verdict in found.items() if verdict == "beats early stopping"]
-    headline = (
-        f"{', '.join(best)} beat early stopping of the base" if best else "No method beats early stopping of the base"
-    )
-    return f"**{headline}.**\n\n" + "\n".join(f"* {name}: {verdict}" for name, verdict in found.items())

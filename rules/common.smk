@@ -23,7 +23,7 @@ def with_problems(job, *names):
 
     def problems(wildcards):
         place = Path(WORK, getattr(wildcards, "split", "test")).parent / "data"
-        return ancient(str(place)) if FLOW.ran(path(wildcards)) else str(place)
+        return ancient(str(place)) if FLOW.files.ran(path(wildcards)) else str(place)
 
     return {"settings": path, "data": problems}
 

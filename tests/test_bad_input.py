@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from test_verify import make_results
 
 from iapo_bench.cli.options import read_job
 from iapo_bench.config.evaluate import SampleJob
-from iapo_bench.config.reading import CONFIG_DIR, parse_yaml
+from iapo_bench.config.reading import CONFIG_DIR, nest, parse_yaml, section_of
 from iapo_bench.config.report import Labels
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Tally, read_grades, summarise
@@ -26,11 +28,12 @@ from iapo_bench.files import read_csv, read_json, read_jsonl, read_parquet, writ
 from iapo_bench.method import load_method
 from iapo_bench.models.checkpoints import build_micro, load_model, load_tokenizer, save_model
 from iapo_bench.plan.calibration import COLUMNS, read_runs
+from iapo_bench.report.claims import make_claims
 from iapo_bench.report.comparisons import make_comparisons
 from iapo_bench.report.explain import explain
 from iapo_bench.report.lm_eval import make_lm_eval_table
 from iapo_bench.report.page import make_page
-from iapo_bench.report.rows import read_rows
+from iapo_bench.report.rows import read_published, read_rows
 from iapo_bench.report.side_by_side import compare
 from iapo_bench.report.verify import Margins, verify
 from iapo_bench.seeds import stream_seed
@@ -113,7 +116,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "problems.jsonl": read_problems,
     "tier.yaml": read_tier,
     "object.json": read_json,
-    "table.csv": read_csv,
+    "table.csv": lambda path: read_csv(path, {"method": str, "value": float}),
     "job.yaml": lambda path: read_job(path, SampleJob),
     "grades.parquet": read_grades,
     "counts.parquet": Tally.from_parquet,
@@ -349,6 +352,73 @@ def test_a_short_file_that_means_an_endless_one_is_refused():
             parse_yaml(text, "settings")
 
 
+PUBLISHED = CONFIG_DIR.parent / "results" / "published"
+REPORTED = ("published.csv", "second_hand.csv", "wallclock.csv", "bench.csv")
+
+
+@pytest.fixture(scope="module")
+def reported(results, tmp_path_factory) -> Path:
+    """One whole file of each that the ledger of claims reads, of a model that is published."""
+    folder = tmp_path_factory.mktemp("reported")
+    shutil.copy(PUBLISHED / "table1.csv", folder / "published.csv")
+    shutil.copy(PUBLISHED / "second_hand.csv", folder)
+    shutil.copy(PUBLISHED.parent / "reference" / "bench" / "informativeness_micro.csv", folder / "bench.csv")
+    (row,) = read_rows([results / "micro" / "summaries" / "iapo.json"])
+    times = {"model": row.model, "dataset": row.dataset, "inference_seconds": 2.5, "inference_completions": 8}
+    pd.DataFrame([{"method": name} | times for name in ("iapo", "dapo")]).to_csv(folder / "wallclock.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("change", ["left out", "text", "empty"])
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_column_of_a_table_that_is_missing_or_of_another_kind_is_named(results, reported, tmp_path, name, change):
+    paths = {each: reported / each for each in REPORTED} | {name: tmp_path / name}
+
+    def claims() -> None:
+        make_claims(
+            CONFIG_DIR / "claims.yaml",
+            published=paths["published.csv"],
+            second_hand=paths["second_hand.csv"],
+            summaries=[results / "micro" / "summaries" / "iapo.json"],
+            wallclocks=[paths["wallclock.csv"]],
+            bench=paths["bench.csv"],
+            out=tmp_path / "claims.csv",
+        )
+
+    whole = pd.read_csv(reported / name)
+    for column in whole:
+        other = (
+            whole.drop(columns=column) if change == "left out" else whole.assign(**{column: "x" * (change == "text")})
+        )
+        other.to_csv(paths[name], index=False)
+        assert str(paths[name]) in complaint(claims, otherwise=f"{paths[name]}: it is read"), column
+
+
+def test_published_numbers_without_their_deviation_are_refused(tmp_path):
+    path = tmp_path / "published.csv"
+    pd.read_csv(PUBLISHED / "table1.csv").drop(columns="length@32_std").to_csv(path, index=False)
+    with pytest.raises(UserError, match=f"{path} has no column 'length@32_std'"):
+        read_published(path)
+
+
+def _settings(section: type[BaseModel], depth: int = 3) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield name
+        if (below := section_of(field.annotation)) and depth > 1:
+            yield from (f"{name}.{key}" for key in _settings(below, depth - 1))
+
+
+@pytest.mark.parametrize("value", ["-1", "9" * 22, "[[1]]", '"\\0"', '"\\ud800"', "2020-01-01", "{a: {b: [1]}}"])
+def test_every_setting_takes_any_value_or_refuses_it_in_one_line(value):
+    def jobs(key: str) -> None:
+        tier = read_tier("smoke", nest(key, parse_yaml(value, "--set")[0]), where="--set")
+        tier.prepare_job(), tier.base_job(), tier.sample_job("test"), tier.lm_eval_job()
+        tier.train_job(next(iter(tier.methods)), 0)
+
+    for key in _settings(TierConfig):
+        assert "\n" not in complaint(lambda key=key: jobs(key), otherwise="it is taken")
+
+
 def test_a_job_without_its_name_is_refused_before_it_runs(tmp_path):
     path = tmp_path / "job.yaml"
     write_json(path, {"job": read_tier("smoke").sample_job("test").model_dump(mode="json")})
@@ -376,6 +446,7 @@ def test_a_column_that_is_missing_is_named(whole):
         (lambda: load_method("iapo", alpha=math.inf), "option alpha of iapo is not a finite number"),
         (lambda: load_method("grpo", loss={"kl_coef": math.nan}), "option loss.kl_coef of grpo is not a finite number"),
         (lambda: read_tier("smoke", {"train": {"lr": math.inf}}), "train.lr"),
+        (lambda: parse_yaml('a: 1\nfile: "a\\0b.jsonl"', "tier.yaml"), "tier.yaml:2 is not YAML: no text can hold"),
         (lambda: read_tier("smoke", {"train": {"completions": -8}}), "train.completions"),
     ],
 )

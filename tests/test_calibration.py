@@ -39,6 +39,12 @@ def test_the_early_entropy_is_the_signals(run):
         assert torch.isclose(read[0].double(), torch.tensor(found["early_entropy"]).double(), atol=1e-4).any()
 
 
+def test_the_model_is_measured_in_the_dtype_that_it_is_trained_in(run):
+    half, whole = (measure(settings(dtype=dtype), **run, prefixes=8) for dtype in ("bfloat16", "float32"))
+    gaps = (half["early_entropy"] - whole["early_entropy"]).abs()
+    assert 1e-5 < gaps.max() < 0.2
+
+
 def test_a_sure_model_continues_to_one_answer(run, monkeypatch):
     opening = load_tokenizer(run["model"]).convert_tokens_to_ids("<answer>")
     answers = []

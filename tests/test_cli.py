@@ -196,6 +196,24 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
             ),
             "training seeds must be distinct, are [3, 3]",
         ),
+        "sampling seed twice": (
+            (*sample, "--model", made / "base", "--data", made / "data", *2 * ("--seed", 42)),
+            "evaluate: sampling seeds must differ, are [42, 42]",
+        ),
+        "settings and options": (
+            ("sample", "--settings", tmp / "no", "--seed", 1, *rest[2:], "--model", tmp, "--out", tmp / "out"),
+            "--settings holds all settings: leave out --seed",
+        ),
+        "settings and a tier": (
+            ("prepare", "--settings", tmp / "no", "--set", "seed=1", "--out", tmp / "out"),
+            "--settings holds all settings: leave out --set",
+        ),
+        "unknown row": (
+            ("metrics", "--config", "smoke", "--method", "ipao", "--grades", tmp / "no", "--out", tmp / "out"),
+            "unknown row 'ipao': did you mean 'iapo'",
+        ),
+        "a tier without a model": (("doctor", "--config", "smoke"), "--model is not given: leave out --config"),
+        "a dataset without a model": (("doctor", "--dataset", "gsm8k"), "--model is not given: leave out --dataset"),
         "workflow never ran": (("bench", "table", "--work", tmp), "run the workflow first"),
     }
 
@@ -207,7 +225,9 @@ def mistakes(made: Path, tmp: Path) -> dict[str, tuple[tuple, str]]:
         *("unknown dataset", "no data", "missing data directory", "unknown method", "unknown trial", "no base"),
         *("no problems", "empty JSONL", "truncated JSONL", "wrong checkpoint", "prompt beyond the context"),
         *("unknown split", "n < k", "nothing sampled", "nothing graded", "nothing measured"),
-        *("run without a directory", "run twice", "seed twice", "workflow never ran"),
+        *("run without a directory", "run twice", "seed twice", "workflow never ran", "sampling seed twice"),
+        *("settings and options", "settings and a tier", "unknown row", "a tier without a model"),
+        "a dataset without a model",
     ],
 )
 def test_a_mistake_is_one_line_exit_two_and_nothing_written(run, made, tmp_path, name):

@@ -283,6 +283,28 @@ def test_every_row_says_how_its_settings_were_chosen():
     assert (smollm2.selection_of("dapo"), smollm2.selection_of("iapo")) == ("published", "by hand")
 
 
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({"train": {"temperature": 0.7}}, "by hand"),
+        ({"train": {"rewards": {"correct": 2.0}}}, "by hand"),
+        ({"world": {"options": {"train": 64}}}, "by hand"),
+        ({"train": {"completions": 64, "problems": 8, "seeds": 2}}, "validation"),
+        ({"train": {"micro_batch_tokens": 512, "checkpoint_minutes": 5}}, "validation"),
+        ({"evaluate": {"temperature": 0.7}}, "validation"),
+        ({"selection": "published"}, "validation"),
+    ],
+)
+def test_a_choice_holds_for_what_it_was_made_with(given, chosen):
+    assert read_tier("micro", given).selection_of("iapo") == chosen
+
+
+@pytest.mark.parametrize("selection", ["validation", "published", "defaults"])
+def test_a_tier_says_how_its_settings_were_chosen(selection):
+    tier = read_tier("smoke", {"selection": selection, "tuned": None, "methods": {"iapo": {"selection": "by hand"}}})
+    assert {name: tier.selection_of(name) for name in ("iapo", "dapo")} == {"iapo": "by hand", "dapo": selection}
+
+
 @pytest.mark.parametrize("name", [name for name in TIERS if read_tier(name).tune])
 def test_on_every_tier_the_trials_of_a_method_differ_in_what_is_trained(name):
     tier = read_tier(name)

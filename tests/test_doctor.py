@@ -173,3 +173,17 @@ def test_doctor_knows_micro(tmp_path, monkeypatch, capsys, tokenizer):
     assert code == 0
     assert re.search(r"stops +1 <eos>", out)
     assert "the bare question: no chat template is used" in out
+
+
+def test_doctor_knows_a_file_of_problems(tmp_path, monkeypatch, capsys, tokenizer):
+    """Although the default tier's model answers only the micro world."""
+    path = save(tokenizer_with(CARRIED["drops reasoning and opens it"], *TAGS), tmp_path / "model")
+    rows = [{"question": f"What is {i} + 1?", "answer": i + 1} for i in range(12)]
+    (tmp_path / "mine.csv").write_text(
+        "\n".join(["question,answer", *(f"{r['question']},{r['answer']}" for r in rows)])
+    )
+    code, out, err = examined(monkeypatch, capsys, "--model", path, "--set", f"world.file={tmp_path / 'mine.csv'}")
+    assert code == 0, err
+    assert f"{path} on mine" in out
+    assert re.search(r"What is \d+ \+ 1\?", out)
+    assert re.search(r"graded +CORRECT", out)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from iapo_bench.config.job import LARGE, BaseRequest, JobConfig, JobRequest
 from iapo_bench.config.reading import merge, nest, read_yaml, section_of
-from iapo_bench.config.section import _free, identity
+from iapo_bench.config.section import identity, is_free
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import parse_tier
 from iapo_bench.workflow import KINDS
@@ -18,9 +18,9 @@ from iapo_bench.workflow import KINDS
 TRIALS = [{"lr_times": 2.0, "updates_per_rollout": 3, "options": {"loss": {"kl_coef": 0.1}}}]
 CONTENT = read_yaml(Path(__file__).parent / "golden" / "tier.yaml")[0] | {
     "model": {"source": "folder", "name": "golden"},
-    "methods": {"grpo": {"method": "gfpo", "options": {"k": 2}}, "iapo": {}, "authors": {"checkpoint": "they/models"}},
+    "methods": {"gfpo": {"options": {"k": 2}}, "iapo": {}, "authors": {"checkpoint": "they/models"}},
     "ablations": {},
-    "tune": {"candidates": {"grpo": TRIALS, "iapo": TRIALS, "dapo": TRIALS}},
+    "tune": {"candidates": {"gfpo": TRIALS, "iapo": TRIALS, "dapo": TRIALS}},
     "sensitivity": {"method": "iapo", "grid": {"alpha": [0.1, 0.2], "beta": [0.3]}},
     "lm_eval": {"tasks": ["arc"]},
     "prompt": {"example": {"question": "1 + 1?", "reply": "2"}},
@@ -30,15 +30,15 @@ JOBS = {
     "prepare": lambda tier: tier.prepare_job(),
     "base": lambda tier: tier.base_job(),
     "checkpoint": lambda tier: tier.checkpoint_job("authors"),
-    "train": lambda tier: tier.train_job("grpo", 0),
+    "train": lambda tier: tier.train_job("gfpo", 0),
     "train another": lambda tier: tier.train_job("iapo", 0),
-    "train trial": lambda tier: tier.train_job("grpo", tier.tune.seed, trial=0),
+    "train trial": lambda tier: tier.train_job("gfpo", tier.tune.seed, trial=0),
     "train trial of another": lambda tier: tier.train_job("iapo", tier.tune.seed, trial=0),
     "sample": lambda tier: tier.sample_job("test"),
     "sample validation": lambda tier: tier.sample_job("validation"),
     "grade": lambda tier: tier.grade_job("test"),
     "lm_eval": lambda tier: tier.lm_eval_job(),
-    "row": lambda tier: tier.row_job("grpo"),
+    "row": lambda tier: tier.row_job("gfpo"),
     "row of another": lambda tier: tier.row_job("iapo"),
     "row of the base": lambda tier: tier.row_job("base"),
     "row of a checkpoint": lambda tier: tier.row_job("authors"),
@@ -175,11 +175,11 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
             "k": (4, {"tune", "sensitivity", "sample validation"}, "ks"),
             "seed": (4, {"train trial", "train trial of another", "sample validation", "tune"}, "seeds"),
             "tolerance": 0.3,
-            "candidates": ({"grpo": [TRIALS[0] | {"lr_times": 3.0}]}, {"train trial", "tune"}, "lr"),
+            "candidates": ({"gfpo": [TRIALS[0] | {"lr_times": 3.0}]}, {"train trial", "tune"}, "lr"),
         },
     ),
     "Candidate": (
-        "tune.candidates.grpo.0",
+        "tune.candidates.gfpo.0",
         {"train trial", "tune"},
         {
             "lr_times": (3.0, {"train trial", "tune"}, "lr"),
@@ -188,10 +188,10 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         },
     ),
     "MethodConfig": (
-        "methods.grpo",
+        "methods.gfpo",
         {*OWN, "row"},  # a trial wins over an entry
         {
-            "method": ("dapo", {*OWN, "row", "costs"}, "name", "parent", "trials"),
+            "method": ("dapo", {*OWN, "row", "costs", "tune"}, "name", "parent", "selection", "trials"),
             "checkpoint": ("they/others", {"checkpoint", "row of a checkpoint"}, "source"),
             "subfolder": ("deep", {"checkpoint", "row of a checkpoint"}),
             "profile": ("released", {*OWN, "row"}, "lr_schedule", "grader", "format_rule", "updates_per_rollout"),
@@ -237,7 +237,7 @@ def sections(section: type[BaseModel]) -> Iterator[tuple[str, dict[str, bool]]]:
         if not below or re.search(
             "dict|list|Literal", str(field.annotation)
         ):  # one of several, or one thing among others
-            own[name] = not _free(field)
+            own[name] = not is_free(field)
     yield section.__name__, own
 
 
@@ -258,7 +258,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> set[tuple[str, ..
 def changed(section: str, key: str, value: Any) -> dict[str, Any]:
     place = PLACES.get(key, CASES[section][0]) if section == "MethodConfig" else CASES[section][0]
     if section == "Candidate":  # stands in a list
-        return {"tune": {"candidates": {"grpo": [TRIALS[0] | {key: value}]}}}
+        return {"tune": {"candidates": {"gfpo": [TRIALS[0] | {key: value}]}}}
     return nest(f"{place}.{key}".removeprefix("."), value)
 
 

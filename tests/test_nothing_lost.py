@@ -1,5 +1,6 @@
 """What is left after a kill and a damaged file, and what a command says as it is stopped."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 from stages import RUN, SMALL, iapo_bench, lines
 from test_trainer import make_trainer, untimed  # noqa: F401
 
+from iapo_bench import files
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
 from iapo_bench.errors import explain as explain_error
@@ -24,6 +26,7 @@ from iapo_bench.evaluate import lm_evaluation as measuring
 from iapo_bench.evaluate import sample as sampling
 from iapo_bench.files import claimed, is_claimed
 from iapo_bench.machine.resume import is_sound, kept, resuming, seal
+from iapo_bench.train.state import devices, put_back
 
 DAMAGES = {
     "empty": lambda content: b"",
@@ -84,6 +87,57 @@ def test_with_both_damaged_the_run_starts_anew(make_trainer, checkpoints, capsys
     assert line.startswith(f"warning: {state} and ")
     assert line.endswith("damaged, the run starts anew")
     assert untimed(resumed.rows) == rows
+
+
+def test_a_save_that_fails_after_a_fall_back_costs_no_sound_checkpoint(make_trainer, checkpoints, monkeypatch):  # noqa: F811
+    state, rows, _ = checkpoints
+    state.write_bytes(b"")
+    for _ in range(2):
+        resumed = make_trainer("gfpo")
+        resumed._resume(state)
+        assert len(resumed.rows) == 1
+        resumed.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_flush", _no_space)
+            with pytest.raises(OSError, match="No space left"):
+                resumed._save(state)
+    resumed.run(state)
+    assert untimed(resumed.rows) == rows
+
+
+def _no_space(path):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_what_a_method_keeps_on_an_accelerator_comes_back_there(make_trainer, tmp_path, monkeypatch):  # noqa: F811
+    """A "meta" device stands for the accelerator."""
+    kept = {"here": torch.ones(1), "there": [(torch.ones(2, device="meta"), 3)], "too": torch.ones(1, device="meta")}
+    loaded = {"here": torch.ones(1), "there": [(torch.ones(2), 3)], "too": torch.ones(1)}
+    assert devices(put_back(loaded, devices(kept), torch.device("meta"))) == ["cpu", "meta", "meta"]
+
+    trainer, state = make_trainer("grpo"), tmp_path / "state.pt"
+    trainer.method.state_dict = lambda: {"mean": torch.ones(3), "count": torch.ones(1)}
+    trainer._save(state)
+    content = torch.load(state, weights_only=True)
+    assert content["devices"] == ["cpu", "cpu"]
+    torch.save({**content, "devices": ["cuda", "cpu"]}, state)
+    seal(state)
+    monkeypatch.setattr(type(trainer.model), "device", torch.device("meta"))
+    trainer._resume(state)
+    assert devices([trainer.method.mean, trainer.method.count]) == ["meta", "cpu"]
+
+
+def test_a_log_that_is_lost_while_training_runs_is_whole_in_the_end(make_trainer, tmp_path):  # noqa: F811
+    log, trainer = tmp_path / "train.jsonl", make_trainer()
+    step = trainer.step
+
+    def lose():
+        log.unlink()
+        return step()
+
+    trainer.step = lose
+    rows = trainer.run(log=log)
+    assert [json.loads(line) for line in log.read_text().splitlines()] == rows
 
 
 def test_the_log_can_be_read_while_training_runs(make_trainer, tmp_path):  # noqa: F811
@@ -196,6 +250,28 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
     assert "starts anew" in capsys.readouterr().err
     (aside,) = tmp_path.iterdir()
     assert (aside / "part").exists()
+
+
+def test_a_kill_while_the_finished_work_is_removed_leaves_it_this_runs(tmp_path, monkeypatch, capsys):
+    folder, unlink = tmp_path / "resume", Path.unlink
+
+    def killed(path, *arguments, **options):
+        unlink(path, *arguments, **options)
+        raise KeyboardInterrupt
+
+    def work(patch):
+        with resuming(folder, {"settings": {}}):
+            for name in ("a", "b"):
+                (folder / name).touch()
+            patch.setattr(Path, "iterdir", lambda path: iter([path / "run.json", path / "a", path / "b"]))
+            patch.setattr(Path, "unlink", killed)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        work(patch)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "b", "run.json"]
+    with resuming(folder, {"settings": {}}):
+        assert "goes on with what an earlier call finished" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_a_claim_is_a_lock_that_nfs_shares_among_machines(tmp_path, monkeypatch):

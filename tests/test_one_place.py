@@ -34,7 +34,7 @@ ELSEWHERE = {
     "worlds/load.py": (2, "a dataset is opened there, no file"),
     "worlds/own.py": (1, "csv.Error is one line there, with the line of the file"),
     "worlds/grading/processes.py": (1, "the kernel's file"),
-    "workflow.py": (2, "bytes that are compared, and a round trip through JSON"),
+    "staleness.py": (2, "bytes that are compared, and a round trip through JSON"),
     "report/results.py": (3, "bytes that are packed, and their checksum, whose caller names the file"),
     "bench/core.py": (1, "what its own workers answer"),
     "bench/core_worker.py": (2, "what the benchmark wrote"),

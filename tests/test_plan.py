@@ -274,6 +274,8 @@ def test_problems_of_ones_own_are_planned_once(tmp_path):
     [
         (("--device", "h1000"), "unknown device 'h1000': did you mean 'h100'"),
         (("--every-tier", "--device", "cpu"), "--every-tier plans each tier as it is: leave out --device"),
+        (("--every-tier", "--config", "micro"), "--every-tier plans each tier as it is: leave out --config"),
+        (("--every-tier", "--gpus", "4"), "--every-tier plans each tier as it is: leave out --gpus"),
         (("--calibrate", "nowhere"), "nowhere holds no METHOD/seed*/train.jsonl of micro"),
     ],
 )

@@ -93,6 +93,11 @@ def test_a_search_of_one_method_keeps_the_choices_of_the_others(search):
     other = tier.model_copy(update={"tune": tier.tune.model_copy(update={"k": 1})})
     with pytest.raises(UserError, match="grpo were chosen by another k"):
         choose(other.tune_job(["iapo"]), folder / "tune", base, out)
+    before = out.read_text()
+    whole[whole["method"] == "iapo"].to_csv(out.with_suffix(".csv"), index=False)
+    with pytest.raises(UserError, match=r"smoke\.csv has no evidence for grpo of smoke\.yaml: tune all methods"):
+        choose(tier.tune_job(["iapo"]), folder / "tune", base, out)
+    assert out.read_text() == before
 
 
 def test_unequal_budgets_are_refused(search):

@@ -39,10 +39,10 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-def score(made: Path, name: str, out: Path, **changes) -> pd.DataFrame:
+def score(made: Path, name: str, out: Path, dtype: str = "float32", **changes) -> pd.DataFrame:
     run = made / name
     arguments = {"model": run / "model", "samples": run / "test" / "samples.parquet", "data": made / "data"} | changes
-    score_tokens(read_tier("smoke").tokens_job(), **arguments, out=out)
+    score_tokens(read_tier("smoke", {"model": {"dtype": dtype}}).tokens_job(), **arguments, out=out)
     return pd.read_parquet(out)
 
 
@@ -88,6 +88,15 @@ def test_every_token_is_scored_as_the_model_scores_it(made, tmp_path):
         sums = [sum(information[start:end]) for start, end in pairwise(ends) for _ in range(start, end)]
         np.testing.assert_allclose(mine["statement_information"], sums, atol=1e-5)
         assert mine["relative_position"].iloc[[0, -1]].tolist() == [0, len(mine) > 1]
+
+
+def test_tokens_are_scored_in_the_dtype_that_they_are_trained_in(made, tmp_path):
+    half, whole = (
+        score(made, "base", tmp_path / f"{dtype}.parquet", dtype=dtype, completions=16)
+        for dtype in ("bfloat16", "float32")
+    )
+    gaps = (half["logp"] - whole["logp"]).abs()
+    assert 1e-3 < gaps.max() < 0.2
 
 
 def test_tables_and_figure_are_the_same_each_time(made, tmp_path):

@@ -21,7 +21,7 @@ ROOMS = [
     {"report"},
     {"tokens"},
     {"plan"},
-    {"bench", "new", "cli", "doctor", "watch", "try_out", "workflow", "__main__"},
+    {"bench", "new", "cli", "doctor", "watch", "try_out", "staleness", "workflow", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

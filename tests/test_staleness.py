@@ -1,5 +1,6 @@
 """What makes a job stale: settings that change its result, and contents of files, not their paths; and nothing else."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iapo_bench import workflow
+from iapo_bench import staleness
 from iapo_bench.cli.options import note_ran
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.staleness import SettingsFiles
 from iapo_bench.workflow import Workflow
 
 
@@ -38,7 +40,6 @@ def gsm8k(tmp_path, monkeypatch) -> Path:
 def names(**changes) -> dict[str, str]:
     """The settings file of every job of SmolLM2 on local data and a local model."""
     settings = {"world": {"data_dir": "data"}, "model": {"source": "model", "sft": None}}
-    workflow._SUMS.clear()
     flow = Workflow(read_tier("smollm2", {**settings, **changes}))
     return {
         "prepare": flow.prepare(),
@@ -49,6 +50,8 @@ def names(**changes) -> dict[str, str]:
         "grade": flow.grade("iapo/seed0", "test"),
         "lm_eval": flow.lm_eval("base"),
         "metrics": flow.metrics("iapo"),
+        **({"checkpoint": flow.checkpoint("theirs")} if "theirs" in flow.tier.methods else {}),
+        **({"measured": flow.metrics("theirs")} if "theirs" in flow.tier.methods else {}),
         "table": flow.artefact("table"),
     }
 
@@ -64,7 +67,7 @@ def test_every_job_is_named_by_the_module_that_does_its_work_and_by_files_found_
         seen[module.removeprefix("iapo_bench.")] = [path.name for path in plugins]
         return ""
 
-    monkeypatch.setattr(workflow, "code_digest", digest)
+    monkeypatch.setattr(staleness, "code_digest", digest)
     names()
     dataset = ["gsm8k.py"]
     held_out = [f"{name}.py" for name in read_tier("smollm2").world.held_out]
@@ -125,7 +128,7 @@ def test_other_weights_in_the_same_directory_make_the_base_anew(gsm8k, file):
     (gsm8k / "model" / file).write_bytes(b"weights")
     before = names()
     (gsm8k / "model" / file).write_bytes(b"others!")
-    assert stale(before, names()) == {"base"}
+    assert stale(before, names()) == {"base", "metrics"}
 
 
 def test_other_weights_of_a_row_that_is_measured_fetch_it_anew(tmp_path, monkeypatch):
@@ -139,6 +142,34 @@ def test_other_weights_of_a_row_that_is_measured_fetch_it_anew(tmp_path, monkeyp
     flow = Workflow(read_tier("smoke", {"methods": {"theirs": {"checkpoint": "theirs"}}}))
     assert flow.checkpoint("theirs") != before[0]
     assert flow.train("iapo/seed0") == before[1]
+
+
+def test_a_model_directory_counts_by_its_content_and_not_by_its_place(gsm8k):
+    row = {"theirs": {"checkpoint": "model", "subfolder": None}}
+    before = names(methods=row)
+    moved = gsm8k / "elsewhere" / "model"
+    shutil.copytree(gsm8k / "model", moved / "deep")
+    shutil.copytree(gsm8k / "model", moved, dirs_exist_ok=True)
+    row = {"theirs": {"checkpoint": str(moved), "subfolder": "deep"}}
+    assert names(methods=row, model={"source": str(moved), "sft": None}) == before
+    job = yaml.safe_load(Path(before["base"]).read_text())["job"]
+    assert job["model"]["source"] == str(moved), "the job gets the place"
+    job = yaml.safe_load(Path(before["checkpoint"]).read_text())["job"]
+    assert job["source"] == str(moved / "deep")
+
+
+def test_the_checksum_of_a_large_file_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    file, kept = tmp_path / "weights", tmp_path / "settings" / "checksums.json"
+    file.write_bytes(b"weights")
+    first = SettingsFiles(kept.parent).checksum(file)
+    monkeypatch.setattr(staleness, "checksum", lambda path: pytest.fail("read again"))
+    assert SettingsFiles(kept.parent).checksum(file) == first
+    monkeypatch.undo()
+    file.write_bytes(b"others!")
+    second = SettingsFiles(kept.parent).checksum(file)
+    assert second == hashlib.sha256(b"others!").hexdigest() != first
+    kept.write_text("{")
+    assert SettingsFiles(kept.parent).checksum(file) == second
 
 
 def test_settings_that_cannot_change_a_result_leave_name_and_time_of_the_file(gsm8k):
@@ -196,7 +227,6 @@ def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, c
     assert flow.settings("grade", "iapo/seed0", "test") == flow.grade("iapo/seed0", "test")
     assert flow.settings("table") == flow.artefact("table")
     (gsm8k / "data" / "gsm8k_test.jsonl").write_text('{"question": "What?", "answer": "It is 7"}\n')
-    workflow._SUMS.clear()
     with pytest.raises(SystemExit) as stop:
         flow.settings("grade", "iapo/seed0", "test")
     assert stop.value.code == 2

@@ -12,8 +12,8 @@ from project_copy import copy_project, snakemake
 from test_tables import make_row
 
 from iapo_bench.models.checkpoints import save_model
+from iapo_bench.report.captions import is_whole, report_texts
 from iapo_bench.report.table1 import make_table
-from iapo_bench.workflow import is_whole, report_texts
 
 ROOT = Path(__file__).parent.parent
 DROPPED_IN = '''

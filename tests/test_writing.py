@@ -24,6 +24,7 @@ from iapo_bench.evaluate import grade as grading
 from iapo_bench.evaluate import sample as sampling
 from iapo_bench.files import whole_directory, whole_file
 from iapo_bench.report.rows import measure
+from iapo_bench.train.log import add_row
 from iapo_bench.train.state import _write_tensors
 from iapo_bench.train.trainer import Trainer
 
@@ -115,6 +116,24 @@ def test_whatever_writes_on_a_full_disk_the_line_names_the_file(tmp_path, write)
     assert line is not None
     assert line.startswith(f"{out}: ")
     assert "partial" not in line
+
+
+def test_a_row_of_the_log_that_does_not_fit_is_an_error(tmp_path):
+    """The system takes the part of it that fits, and says nothing."""
+    log = tmp_path / "train.jsonl"
+    add_row(log, {"step": 0})
+    with full(tmp_path), pytest.raises(OSError, match="File too large"):
+        add_row(log, {"step": 1, "reward": 0.123456789})
+
+
+def test_what_broke_a_step_is_said_though_its_batch_cannot_be_kept(make_trainer, tmp_path, monkeypatch):  # noqa: F811
+    trainer = make_trainer()
+    trainer.broken = tmp_path / "broken"
+    monkeypatch.setattr(trainer.method, "credit", lambda batch, generator: None)
+    with full(tmp_path), pytest.raises(UserError) as error:
+        trainer.step()
+    assert "credit: the result must be a Credit, is NoneType" in str(error.value)
+    assert re.search(r"its batch is lost \(.*cannot be written whole.*broken/step0.pt'\)$", str(error.value))
 
 
 @pytest.mark.parametrize("out", [".", "..", "", "a/.."])

@@ -15,7 +15,7 @@ def bench_table(work: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(folder.rglob("*.tsv")):
         rule = path.relative_to(folder).parts[0].removesuffix(".tsv")
-        measured = read_csv(path, ["s"], "remove it", sep="\t", dtype={"s": float})
+        measured = read_csv(path, {"s": float}, "remove it", sep="\t")
         rows.append({"rule": rule, "seconds": measured["s"].sum()})
     if not rows:
         raise UserError(f"{folder} holds no measurements: run the workflow first")

@@ -2,19 +2,19 @@
 
 import functools
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from pydantic import BaseModel, ValidationError
 
 from iapo_bench.config.reading import merge, nest, parse_yaml, read_yaml
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_file
+from iapo_bench.staleness import note_ran
 
 
 class _Path(click.Path):
@@ -79,7 +79,11 @@ def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str)
         @functools.wraps(function)
         def command(*args: Any, settings: Path | None, config: str, overrides: tuple[str, ...], **given: Any) -> Any:
             own = {name: given.pop(name) for name in names}
-            job = read_job(settings, kind) if settings else make(read_options(config, overrides), **own)
+            if settings:
+                refuse_given("--settings holds all settings", "config", "overrides", *names)
+                job = read_job(settings, kind)
+            else:
+                job = _made(make, read_options(config, overrides), own)
             result = function(*args, job, **given)
             if settings:
                 note_ran(settings)
@@ -96,6 +100,27 @@ def with_job(kind: type[BaseModel], make: Callable[..., BaseModel], *names: str)
     return decorate
 
 
+def refuse_given(reason: str, *names: str) -> None:
+    """Raise UserError if the user gave one of these parameters to the command that runs."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            (option,) = (each.opts[0] for each in context.command.params if each.name == name)
+            raise UserError(f"{reason}: leave out {option}")
+
+
+def _made(make: Callable[..., BaseModel], tier: TierConfig, options: dict[str, Any]) -> BaseModel:
+    try:
+        return make(tier, **options)
+    except ValidationError as error:
+        raise UserError(_first(error)) from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+
+
 def read_job(path: Path, kind: type[BaseModel]) -> Any:
     """The settings of a job, from a file of the workflow. Raises UserError when they are not those of `kind`."""
     content, _ = read_yaml(path)
@@ -104,15 +129,7 @@ def read_job(path: Path, kind: type[BaseModel]) -> Any:
     try:
         return kind.model_validate(content.get("job"))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: job.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def note_ran(settings: Path) -> None:
-    """Record the settings of a finished job, so that the workflow can say why it runs again."""
-    content, _ = read_yaml(settings)
-    with whole_file(settings.parent / "ran" / f"{content['name']}.yaml") as ran:
-        shutil.copy(settings, ran)
+        raise UserError(f"{path}: job.{_first(error)}") from None
 
 
 def named(runs: tuple[str, ...]) -> dict[str, Path]:

@@ -6,8 +6,8 @@ import click
 
 from iapo_bench.cli.options import ANY_RUNS, FILE, OUT, RUNS, named, with_job
 from iapo_bench.config.fidelity import FidelityJob
-from iapo_bench.config.report import CostsJob, Labels, ProtocolJob, RolesJob, RowJob
-from iapo_bench.config.tier import BASE, TierConfig
+from iapo_bench.config.report import BASE, CostsJob, Labels, ProtocolJob, RolesJob, RowJob
+from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tune import SensitivityJob, TuneJob
 from iapo_bench.errors import UserError
 

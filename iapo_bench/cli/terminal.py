@@ -94,7 +94,7 @@ def estimate(jobs: list[Any], work: str, cores: int) -> str:
 def _benchmark(path: Path) -> float | None:
     """The seconds in a benchmark file of Snakemake; None if a kill left the file unfinished."""
     try:
-        return float(read_csv(path, ["s"], sep="\t", dtype={"s": float})["s"].iloc[0])
+        return float(read_csv(path, {"s": float}, sep="\t")["s"].iloc[0])
     except (UserError, IndexError):
         return None
 

@@ -1,15 +1,15 @@
 """Tools outside the workflow."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import click
 
-from iapo_bench.cli.options import FILE, OUT, read_options, tier_options
+from iapo_bench.cli.options import FILE, OUT, read_options, refuse_given, tier_options
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import list_tiers
-from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.new import KINDS, Kind
 from iapo_bench.worlds import POSTFIX
@@ -96,11 +96,13 @@ def doctor(config: str, overrides: tuple[str, ...], model: Path | None, dataset:
     from iapo_bench import doctor
 
     if model is not None:
-        text, works = doctor.examine_model(read_options(config, overrides), model, dataset)
+        tier = read_options(config, (f"model.source={json.dumps(str(model))}", *overrides))
+        text, works = doctor.examine_model(tier, model, dataset)
         click.echo(text)
     else:
-        if dataset:
-            raise UserError("--dataset needs --model DIR: give the model to check")
+        refuse_given(
+            "only a model is checked by a tier's settings, and --model is not given", "config", "overrides", "dataset"
+        )
         rows, works = doctor.examine()
         click.echo(doctor.show(rows))
     if not works:
@@ -180,8 +182,8 @@ def plan(
     from iapo_bench.plan.show import plan as make_plan
 
     if every_tier:
-        if device or length or calibrate:
-            raise UserError("--every-tier plans each tier as it is: leave out --device, --length and --calibrate")
+        others = ("config", "device", "gpus", "length", "calibrate")
+        refuse_given("--every-tier plans each tier as it is", *others)
         click.echo(overview([tier for name in list_tiers() for tier in _by_dataset(name, overrides)]))
         return
     tiers = _by_dataset(config, overrides)

@@ -83,4 +83,3 @@ class CheckpointJob(Section):
     world: WorldConfig = Field(description="the problems that the model will be asked")
     prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to the model")
     world_seed: int = Field(description="seed of the world")
-    files: dict[str, str] = Field(default={}, description="SHA-256 of each file of a directory")

@@ -13,6 +13,7 @@ from iapo_bench.files import read_text
 
 CONFIG_DIR = Path(__file__).parent.parent.parent / "configs"
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # neither a path nor UTF-8
 _DEEPEST, _LARGEST = 50, 100_000  # nesting and number of settings in a file
 
 Path_ = tuple[str, ...]
@@ -37,6 +38,12 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen[key] = line
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if _NO_TEXT.search(text):
+            raise yaml.constructor.ConstructorError(None, None, "no text can hold this character", node.start_mark)
+        return text
 
 
 class _Dumper(yaml.SafeDumper):

@@ -8,6 +8,13 @@ from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.section import FREE, Options, Positive, Section
 from iapo_bench.config.world import WorldConfig
 
+BASE = "base"
+
+
+def is_base(name: str) -> bool:
+    """Whether a row is the untrained model, or made of its samples."""
+    return name == BASE or name.startswith(f"{BASE}_")
+
 
 class Labels(Section):
     """Labels that all rows of a table share."""

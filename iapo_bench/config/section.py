@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from iapo_bench.files import first_infinite
 
@@ -22,6 +24,17 @@ def _require_finite(value: Any) -> Any:
 
 # Settings that a section cannot name, such as a method's options.
 Options = dict[str, Annotated[Any, AfterValidator(_require_finite)]]
+
+
+class ByContent(str):
+    """The path of a local input that counts by its content: `identity` gives `content`, a digest of it."""
+
+    content: str
+
+    def __new__(cls, path: str | Path, content: str) -> Self:
+        self = super().__new__(cls, path)
+        self.content = f"directory {content}"
+        return self
 
 
 class Misplaced(ValueError):
@@ -41,16 +54,19 @@ class Section(BaseModel):
 def identity(section: BaseModel) -> dict[str, Any]:
     """A section as plain values, without the settings that cannot change a result."""
     return {
-        name: _plain(getattr(section, name)) for name, field in type(section).model_fields.items() if not _free(field)
+        name: _plain(getattr(section, name)) for name, field in type(section).model_fields.items() if not is_free(field)
     }
 
 
-def _free(field: Any) -> bool:
+def is_free(field: FieldInfo) -> bool:
+    """Whether a setting cannot change a result."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and extra.get("changes_result") is False
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, ByContent):
+        return value.content
     if isinstance(value, BaseModel):
         return identity(value)
     if isinstance(value, dict):

@@ -1,176 +1,39 @@
-"""A whole tier: its sections, the precedence of settings, and the settings of each job.
+"""A whole tier: which of its settings win, and the settings of each job.
 
 A tier is a file `configs/<tier>.yaml`. Later sources override earlier ones: defaults, the tier's sections, the choice
 made on validation (`configs/tuned/<tier>[/<dataset>].yaml`), the tier's entry for a method, the command line.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import ValidationError
 
 from iapo_bench.config.evaluate import EvalConfig, SampleJob
 from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.grade import GradeJob
-from iapo_bench.config.job import LARGE, SMALL, JobConfig, JobRequest, Kind, Request
-from iapo_bench.config.lm_eval import LmEvalConfig, LmEvalJob
-from iapo_bench.config.method import Candidate, MethodConfig, Selection
-from iapo_bench.config.model import MICRO_SOURCES, BaseJob, CheckpointJob, ModelConfig
+from iapo_bench.config.lm_eval import LmEvalJob
+from iapo_bench.config.method import Candidate, MethodConfig
+from iapo_bench.config.model import BaseJob, CheckpointJob
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
-from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.reading import CONFIG_DIR, first_problem, merge, read_yaml
-from iapo_bench.config.report import CalibrationJob, CostsJob, Labels, ProtocolJob, RolesJob, RowJob, TokensJob
-from iapo_bench.config.section import FREE, Misplaced, Options, Section, identity, slug
+from iapo_bench.config.report import BASE, CalibrationJob, CostsJob, ProtocolJob, RolesJob, RowJob, TokensJob
+from iapo_bench.config.section import identity, is_free
+from iapo_bench.config.sections import TierSections
 from iapo_bench.config.timing import TimingJob
 from iapo_bench.config.train import UNWATCHED, MethodChoice, TrainConfig, TrainJob
-from iapo_bench.config.tune import SensitivityConfig, SensitivityJob, TuneConfig, TuneJob
-from iapo_bench.config.world import PrepareJob, WorldConfig
+from iapo_bench.config.tune import SensitivityJob, TuneConfig, TuneJob
+from iapo_bench.config.world import PrepareJob
 from iapo_bench.errors import UserError, unknown
 from iapo_bench.plugins import list_methods
 
-BASE = "base"
 # Keys of the `train` section that a method's entry may change.
 TRAIN_KEYS = ("lr", "updates_per_rollout", "lr_schedule", "grader", "format_rule")
+# Settings of training that leave a choice made on validation what it is: a budget, and what it is spent on.
+_BUDGET = ("completions", "problems", "seeds")
 
 
-class TierConfig(Section):
+class TierConfig(TierSections):
     """A whole tier."""
-
-    tier: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = Field(description="name of the tier and its file")
-    seed: int = Field(default=0, description="seed of data, splits and initialisation")
-    gpus: Annotated[int, Field(ge=0)] = Field(
-        default=0,
-        description="GPUs of a training job, one process each; other jobs that can use a GPU take one",
-        json_schema_extra=FREE,
-    )
-    job: JobConfig = Field(default=JobConfig(), description="resources that jobs request from a cluster")
-    model: ModelConfig = Field(description="where the base model comes from")
-    world: WorldConfig = Field(description="where the problems come from")
-    datasets: dict[str, Options] = Field(
-        default={},
-        description="settings for one choice of world.name, which override the file; results are then kept by dataset",
-    )
-    prompt: PromptConfig = Field(default=PromptConfig(), description="how problems are put to a chat model")
-    train: TrainConfig = Field(description="how every method is trained")
-    evaluate: EvalConfig = Field(description="how checkpoints are sampled and measured")
-    lm_eval: LmEvalConfig = Field(default=LmEvalConfig(), description="measurements through lm-eval")
-    tune: TuneConfig | None = Field(default=None, description="the search on the validation split")
-    selection: Selection = Field(
-        default="by hand",
-        description="how the settings in this file were chosen, where an entry does not say otherwise",
-    )
-    methods: dict[str, MethodConfig | None] = Field(description="the rows of the table")
-    ablations: dict[str, MethodConfig] = Field(default={}, description="variants of methods, for a table of their own")
-    sensitivity: SensitivityConfig | None = Field(default=None, description="a grid over two options of a method")
-    tuned: dict[str, MethodConfig] = Field(
-        default={}, description="choices made on validation; read from configs/tuned, not set by hand"
-    )
-    given: Options = Field(default={}, description="settings from the command line; not set by hand")
-    _places: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _methods_exist(self) -> "TierConfig":
-        methods = {
-            ("methods" if name in self.methods else "ablations", name): entry.method or name
-            for name, entry in self._entries().items()
-            if not entry.checkpoint
-        }
-        if self.sensitivity:
-            methods["sensitivity", "method"] = self.parent(self.sensitivity.method)
-        for path, name in methods.items():
-            if name not in list_methods():
-                raise Misplaced(str(unknown("method", name, list_methods())), *path)
-        if twice := set(self.methods) & set(self.ablations):
-            raise Misplaced("is also in methods: give the ablation another name", "ablations", min(twice))
-        if self.model.source in MICRO_SOURCES and self.world.name != "micro":
-            raise Misplaced(
-                f"the model '{self.model.source}' answers only the micro world, not {self.world.name}: choose another, "
-                "model: {source: DIR}",
-                *("world", "name"),
-            )
-        others = [self.world.name, *(world.name for world in self.evaluate.also)]
-        if twice := {name for name in others if others.count(name) > 1}:
-            raise Misplaced(f"'{min(twice)}' is repeated, or is the tier's own dataset: remove it", "evaluate", "also")
-        for section in ("methods", "ablations"):
-            if own := [name for name in getattr(self, section) if name == BASE or name.startswith(f"{BASE}_")]:
-                raise Misplaced("is reserved for the untrained model: give the method another name", section, own[0])
-        return self
-
-    @property
-    def measured(self) -> list[str]:
-        """The rows that are measured and not trained."""
-        return [name for name, entry in self._entries().items() if entry.checkpoint]
-
-    @property
-    def trained(self) -> list[str]:
-        """The rows of the table that are trained."""
-        return [name for name in self.methods if name not in self.measured]
-
-    def train_seeds(self, name: str) -> list[int]:
-        """The training seeds of a row; [0] for a row that is measured and not trained."""
-        return [0] if name in self.measured else self.train.seeds
-
-    @property
-    def shown(self) -> str:
-        """Folder of this tier's tables and figures, below `results`, by dataset if the tier has several."""
-        return f"{self.tier}/{self.world.name}" if self.datasets else self.tier
-
-    @property
-    def folder(self) -> str:
-        """Folder of this tier's jobs, below `results`. A user's own problems get a separate folder, so that results for
-        the tier's problems stay."""
-        own = bool((self.given.get("world") or {}).get("file")) and not self.datasets
-        return f"{self.shown}/own/{self.world.name}" if own else self.shown
-
-    @property
-    def choices(self) -> str:
-        """Path of the choices of `tune`, below `configs/tuned`; a user's own model does not get the tier's choices."""
-        own = (self.given.get("model") or {}).get("source") not in (None, *MICRO_SOURCES)
-        return f"{self.folder}/{slug(self.model.name)}" if own else self.folder
-
-    def request(self, kind: Kind) -> Request:
-        """The resources that a kind of job requests: its own settings, or the defaults for jobs of its size."""
-        gpus = self.gpus if kind == "train" else min(self.gpus, 1) if kind in LARGE else 0
-        if kind == "base" and not self.model.sft:
-            gpus = 0  # the base is only fetched
-        of_size: JobConfig | Request = self.job if kind in LARGE else SMALL
-        own: JobRequest = getattr(self.job, kind)
-        wishes = {name: getattr(own, name) or getattr(of_size, name) for name in ("cpus", "mem_mb", "runtime")}
-        return Request(gpus=gpus, **wishes)
-
-    def place(self, *path: str) -> str:
-        """Where a setting was set: "FILE:LINE" or the command line; the tier's name if it was not set."""
-        return next((self._places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._places), self.tier)
-
-    @property
-    def labels(self) -> Labels:
-        """The labels of this tier's tables."""
-        return Labels(tier=self.tier, model=self.model.name, dataset=self.world.name)
-
-    @property
-    def also(self) -> dict[str, WorldConfig]:
-        """The other datasets that the models are measured on, by name; the tier's `data_dir` is their default."""
-        place = {"data_dir": self.world.data_dir}
-        return {
-            world.name: world if world.file or world.data_dir else world.model_copy(update=place)
-            for world in self.evaluate.also
-        }
-
-    def world_of(self, split: str) -> tuple[WorldConfig, str]:
-        """The world and split that a path such as `test`, or `also/math500/test` for another dataset, means. Raises
-        UserError for a dataset that is not measured."""
-        place, _, part = split.rpartition("/")
-        dataset = place.removeprefix("also/")
-        if dataset and dataset not in self.also:
-            raise unknown("dataset of evaluate.also", dataset, self.also)
-        return (self.also[dataset] if dataset else self.world), part
-
-    def _entries(self) -> dict[str, MethodConfig]:
-        return {name: entry or MethodConfig() for name, entry in {**self.methods, **self.ablations}.items()}
-
-    def parent(self, name: str) -> str:
-        """The method that an entry of `methods` or `ablations` trains: its own name, unless it is a variant."""
-        entry = self._entries().get(name)
-        return (entry.method if entry else None) or name
 
     def method(self, name: str, trial: int | None = None) -> MethodConfig:
         """The settings of one method: the tuned choice and then the tier's entry, or a trial of the search on top of
@@ -207,6 +70,13 @@ class TierConfig(Section):
             given |= (entries.get(name) or {}) if isinstance(entries, dict) else {}
         return given
 
+    def _trains_otherwise(self) -> bool:
+        """Whether the command line makes every method train in another way than the tier, budget and seeds apart."""
+        train, world = (self.given.get(section) or {} for section in ("train", "world"))
+        fields = TrainConfig.model_fields
+        changed = [key for key in train if key not in _BUDGET and not is_free(fields[key])]
+        return bool(changed or self.given.get("prompt") or not {"options", "splits"}.isdisjoint(world))
+
     def selection_of(self, name: str) -> str:
         """How the settings of a row were chosen; for a variant, how its method's were, followed by "varied"."""
         parent = self.parent(name)
@@ -214,13 +84,19 @@ class TierConfig(Section):
             return f"{self.selection_of(parent)}, varied"
         entry = self._entries().get(name, MethodConfig())
         own = entry.model_dump(exclude_unset=True, exclude={"selection", "method"})
-        if self._given_for_all() or {key: value for key, value in self._given(name).items() if key != "selection"}:
+        if self._trains_otherwise() or self._given(name).keys() - {"selection"}:
             return "by hand"
         if name in self.tuned:
             return "by hand" if own else "validation"
-        if entry.selection or self.selection == "published":
+        if entry.selection or self.selection != "by hand":
             return entry.selection or self.selection
         return "by hand" if own else "defaults"
+
+    def overruled(self, name: str) -> list[str]:
+        """Settings that the trials of a method vary although its entry, which wins over the choice, sets them."""
+        own = _flat(self._entries().get(name, MethodConfig()).model_dump(exclude_unset=True))
+        trials = [_flat(self._trial(name, number)) for number in range(len(self.trials(name)))]
+        return sorted(key for key in own if len({str(trial.get(key)) for trial in trials}) > 1)
 
     def trials(self, name: str) -> list[Candidate]:
         """The trials of a method: the tier's own, or those of `configs/methods/<method>.yaml`, by number."""
@@ -250,13 +126,14 @@ class TierConfig(Section):
         entry = self._entries().get(name)
         if entry is None or entry.checkpoint is None:
             raise UserError(f"'{name}' has no checkpoint in tier {self.tier}: name an entry that has one")
-        return CheckpointJob(
+        job = CheckpointJob(
             source=entry.checkpoint,
             subfolder=entry.subfolder,
             world=self.world,
             prompt=self.prompt,
             world_seed=self.seed,
         )
+        return job.model_copy(update={"source": entry.checkpoint})  # with its content, which validation drops
 
     def prepare_job(self, dataset: str = "") -> PrepareJob:
         """The settings of `prepare`, for the tier's problems or for those of another measured dataset."""
@@ -319,7 +196,8 @@ class TierConfig(Section):
         )
 
     def row_job(self, name: str, dataset: str = "") -> RowJob:
-        """The settings of the summary of a row, an entry or the base; `dataset`: another one, of `evaluate.also`."""
+        """The settings of the summary of a row, an entry or the base; `dataset`: another one, of `evaluate.also`.
+        Raises UserError for any other name."""
         labels = self.labels.model_copy(update={"dataset": dataset}) if dataset else self.labels
         if name == BASE:
             return RowJob(labels=labels, method=BASE, parent=BASE, settings=self._asked, ks=self.evaluate.ks)
@@ -334,6 +212,8 @@ class TierConfig(Section):
                 settings={**settings, **self._asked},
                 ks=self.evaluate.ks,
             )
+        if self.parent(name) not in list_methods():
+            raise unknown("row", name, {BASE, *self._entries(), *list_methods()})
         settings = identity(self.train_job(name, self.train.seeds[0]))
         return RowJob(
             labels=labels,
@@ -420,7 +300,7 @@ class TierConfig(Section):
         tier without `tune`, and for unequal numbers of trials."""
         if self.tune is None:
             raise UserError(f"tier {self.tier} has no 'tune' section: add one, or choose another tier")
-        names = self.trained if names is None else names
+        names = self.searched if names is None else names
         trials = {name: [self._tried(name, i) for i in range(len(self.trials(name)))] for name in names}
         if len({len(each) for each in trials.values()}) > 1:
             sizes = ", ".join(f"{name} {len(each)}" for name, each in trials.items())
@@ -441,6 +321,11 @@ class TierConfig(Section):
         return SensitivityJob(
             k=self.tune.k, tolerance=self.tune.tolerance, sensitivity=self.sensitivity, labels=self.labels
         )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an entry or a trial, with the method's options on the same level."""
+    return {key: value for key, value in settings.items() if key != "options"} | settings.get("options", {})
 
 
 def round_lr(lr: float) -> float:

@@ -90,7 +90,7 @@ def _lay_given(given: dict[str, Any], laid: dict[str, Any], chosen: str) -> dict
 def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The rows that a list of `methods` on the command line chooses, with their entries, and all other settings."""
     names = given.get("methods")
-    if names is None or isinstance(names, dict):
+    if not isinstance(names, str | list):
         return None, given
     entries = {**(laid.get("ablations") or {}), **(laid.get("methods") or {})}
     rows = {str(name): entries.get(str(name)) for name in ([names] if isinstance(names, str) else names)}
@@ -101,16 +101,20 @@ def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] |
 
 
 def _make_room(content: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The content without what does not fit the user's own model or problems on the command line: the tier's model name
-    and fine-tuning, and its `world` section."""
-    world, model = (given.get(section) for section in ("world", "model"))
+    """The content without what does not fit the command line: where that names a user's own model or problems, the
+    tier's model name, fine-tuning and `world` section; where it names a grid over other options, the tier's grid."""
     kept = dict(content)
+    world, model, sensitivity = (given.get(section) for section in ("world", "model", "sensitivity"))
     if isinstance(world, dict) and world.get("file"):
         kept["world"] = {}
     own = content.get("model")
     theirs = (None, *MICRO_SOURCES, own.get("source") if isinstance(own, dict) else None)
     if isinstance(model, dict) and isinstance(own, dict) and model.get("source") not in theirs:
         kept["model"] = {key: value for key, value in own.items() if key not in ("name", "sft")}
+    parts = (content.get("sensitivity"), sensitivity)
+    grid, asked = (part.get("grid") if isinstance(part, dict) else None for part in parts)
+    if isinstance(grid, dict) and isinstance(asked, dict) and not asked.keys() <= grid.keys():
+        kept["sensitivity"] = {key: value for key, value in content["sensitivity"].items() if key != "grid"}
     return kept
 
 

@@ -18,6 +18,7 @@ LrSchedule = Literal["constant", "linear"]
 TrainGrader = Literal["world", "exact"]
 FormatRule = Literal["tags", "one_line"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
+_MOST_SEEDS = 10_000
 # Monitoring switched off, for runs that are not results.
 UNWATCHED: dict[str, Any] = {"report_to": [], "validate_every": None, "keep_rollouts": []}
 
@@ -127,6 +128,8 @@ class TrainConfig(Section):
     @classmethod
     def _count_is_a_range(cls, value: Any) -> Any:
         if type(value) is int and value > 0:
+            if value > _MOST_SEEDS:
+                raise ValueError(f"at most {_MOST_SEEDS} seeds, not {value}")
             return list(range(value))
         if not isinstance(value, list):
             raise ValueError(f"must be a number of seeds (3 means 0, 1 and 2) or a list of seeds, not '{value}'")

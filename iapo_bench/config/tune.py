@@ -44,11 +44,11 @@ class SensitivityConfig(Section):
     """A grid over two options of a method, every point trained with the table's budget and measured as in tuning."""
 
     method: str = Field(description="the method, an entry of `methods`")
-    grid: Annotated[dict[str, Annotated[list[float], Field(min_length=1)]], Field(min_length=2, max_length=2)] = Field(
-        description="two options and their values; the second varies fastest"
+    grid: Annotated[dict[str, Annotated[list[int | float], Field(min_length=1)]], Field(min_length=2, max_length=2)] = (
+        Field(description="two options and their values; the second varies fastest")
     )
 
-    def points(self) -> list[dict[str, float]]:
+    def points(self) -> list[dict[str, int | float]]:
         """The options of every point; the second option varies fastest."""
         (first, xs), (second, ys) = self.grid.items()
         return [{first: x, second: y} for x in xs for y in ys]

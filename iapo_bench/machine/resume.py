@@ -62,10 +62,21 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
             write_json(folder / "run.json", run)
         yield folder
         if main:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     if main:
         with suppress(OSError):
             folder.rmdir()  # NFS keeps a directory while one of its files, here the lock, is open
+
+
+def _remove(folder: Path) -> None:
+    """Remove `folder`, run.json last: what a kill leaves without it would be taken for the work of another run."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif not path.name.startswith((".", "run.json")):
+                path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_work(folder: Path) -> bool:

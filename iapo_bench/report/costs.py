@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iapo_bench.config.report import CostsJob
+from iapo_bench.config.report import BASE, CostsJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import estimate
 from iapo_bench.report.document import Block, Table, ranged, write_document
-from iapo_bench.report.rows import BASE, Row, opening, read_rows, split_run
+from iapo_bench.report.rows import Row, opening, read_rows, split_run
 from iapo_bench.report.steps import read_steps
 from iapo_bench.report.wallclock import PHASES
 from iapo_bench.worlds.grading import Outcome

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from iapo_bench.config.reading import read_yaml
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError, damaged, unknown
 from iapo_bench.machine.provenance import checksum
 from iapo_bench.report.results import Results, open_results
-from iapo_bench.report.rows import BASE
 from iapo_bench.report.steps import read_json
 
 WIDTH = 110

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import ALPHA, estimate, holm
 from iapo_bench.evaluate.metrics import Samples, read_grades
@@ -16,7 +17,7 @@ from iapo_bench.report.accuracy_length import Cross, bar, draw_crosses, label_cr
 from iapo_bench.report.comparisons import NOT_KNOWN
 from iapo_bench.report.controls import cut_values, shortest_values
 from iapo_bench.report.document import Block, Table, ranged, write_document
-from iapo_bench.report.rows import BASE, Row, caution, opening, parents, read_rows
+from iapo_bench.report.rows import Row, caution, opening, parents, read_rows
 from iapo_bench.report.style import GREY, MANY, STYLE, method_styles, new_figure, save_figure
 
 CUTS = 40  # points of the curve

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError
 from iapo_bench.files import read_csv, read_text, whole_file
 from iapo_bench.report.comparisons import NOT_KNOWN, UNDECIDED, label
 from iapo_bench.report.document import CSS, Block, fragment
-from iapo_bench.report.rows import BASE, caution
+from iapo_bench.report.rows import caution
 
 CAPTIONS = {
     "paired": "What each method changed in the base, in Pass@1 and in length, with 95% intervals. All answer the same "
@@ -52,8 +53,7 @@ def make_page(table: Path, out: Path) -> None:
     compared = folder / "comparisons.csv"
     if not compared.is_file():
         raise UserError(f"{compared} does not exist: make the comparisons first")
-    words = dict.fromkeys(_COLUMNS, str)
-    pairs = read_csv(compared, _COLUMNS, "make the comparisons again", dtype=words).fillna(dict.fromkeys(_COLUMNS, ""))
+    pairs = read_csv(compared, dict.fromkeys(_COLUMNS, str), "make the comparisons again")
     if pairs.empty:
         raise UserError(f"{compared} is empty: make the comparisons again")
     first = pairs.iloc[0]

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.intervals import Estimate
-from iapo_bench.report.rows import BASE, Row, caution, change, parents, read_rows
+from iapo_bench.report.rows import Row, caution, change, parents, read_rows
 from iapo_bench.report.style import GREY, STYLE, Style, method_styles, new_figure, plot_point, save_figure
 
 

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import pandas as pd
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError, damaged, unknown
 from iapo_bench.evaluate.metrics import COLUMNS, Samples
 from iapo_bench.files import read_csv, read_parquet, whole_file
-from iapo_bench.report.rows import BASE, LABELS, Row, read_rows
+from iapo_bench.report.rows import LABELS, Row, read_rows
 from iapo_bench.report.steps import read_json
 from iapo_bench.worlds import read_problems
 
@@ -131,12 +132,12 @@ def _read(root: Path, where: str, name: str = TABLE) -> Results:
         raise UserError(f"{where} does not exist: `snakemake --cores all results/{TABLE}` makes a table")
     if not table.is_file():
         raise UserError(f"{where} holds no {name}: name a folder or a bundle of results")
-    frame = read_csv(table, _COLUMNS, dtype=dict.fromkeys(_COLUMNS, str)).fillna(dict.fromkeys(_COLUMNS, ""))
+    frame = read_csv(table, {**dict.fromkeys(_COLUMNS, str), "n_problems": int})
     if frame.empty:
         raise UserError(f"{table} is empty: make it again")
     numbers = [column for column in frame if _NUMBER.fullmatch(str(column))]
     with damaged(table, "make it again"):
-        frame = frame.astype({"n_problems": int, **dict.fromkeys(numbers, float)})
+        frame = frame.astype(dict.fromkeys(numbers, float))
     tier, dataset = str(frame["tier"].iloc[0]), str(frame["dataset"].iloc[0])
     if (twice := frame[["dataset", "method"]].duplicated()).any():
         raise UserError(f"{table} has more than one row '{frame['method'][twice].iloc[0]}': make it again")

@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from iapo_bench.config.report import Labels, RowJob
+from iapo_bench.config.report import BASE, Labels, RowJob
 from iapo_bench.errors import UserError, damaged
 from iapo_bench.evaluate.intervals import Estimate, estimate
 from iapo_bench.evaluate.metrics import Samples, Summary, Tally, read_grades
-from iapo_bench.files import whole_file, write_json
+from iapo_bench.files import read_csv, whole_file, write_json
 from iapo_bench.report.steps import read_json, read_steps
 
-BASE = "base"
 # Ways to shorten the base without training it, made of its own samples by `iapo_bench.report.controls`.
 CONTROLS = ("base_cut", "base_shortest")
 
@@ -145,6 +144,23 @@ def measure(job: RowJob, grades: dict[int, Path], out: Path, logs: Iterable[Path
         updates_moved=moved,
     )
     row.write(out)
+
+
+def read_published(path: Path) -> pd.DataFrame:
+    """Published cells, a row for each model, dataset and method. Raises UserError for a repeated row, a cell that is no
+    number, and a mean without its deviation."""
+    hint = "a row for each model, dataset and method, with numbers"
+    keys = dict.fromkeys(("model", "dataset", "method"), str)
+    cells = [str(column) for column in read_csv(path, keys, hint) if "@" in str(column)]
+    needed = list(cells)
+    for cell in cells:
+        measure, _, k = cell.partition("@")
+        # The deviation of a ratio follows from those of its parts.
+        needed += [f"pass@{k}", f"length@{k}"] if measure == "ratio" else [f"{cell.removesuffix('_std')}_std"]
+    frame = read_csv(path, {**keys, **dict.fromkeys(needed, float)}, hint)
+    if (twice := frame.duplicated([*keys])).any():
+        raise UserError(f"{path}: '{frame['method'][twice].iloc[0]}' is repeated for the same model: {hint}")
+    return frame
 
 
 def _environment(timings: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from iapo_bench.config.report import BASE
 from iapo_bench.config.tune import SensitivityJob
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import read_grades, summarise
 from iapo_bench.report.comparisons import KINDS
 from iapo_bench.report.document import Block, Table, ranged, write_document
-from iapo_bench.report.rows import BASE, caution, opening
+from iapo_bench.report.rows import caution, opening
 from iapo_bench.report.style import GREY, INK, STYLE, new_figure, save_figure
 from iapo_bench.report.tuning import pick
 

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from iapo_bench.config.report import BASE
 from iapo_bench.files import whole_file
-from iapo_bench.report.rows import BASE
 
 # Widths of one and of two printed columns, in inches (8.5 and 17.5 cm).
 COLUMN, PAGE = 8.5 / 2.54, 17.5 / 2.54

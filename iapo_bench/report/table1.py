@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iapo_bench.config.report import BASE
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import MEASURES, Cell
-from iapo_bench.files import read_csv
 from iapo_bench.machine.provenance import write_provenance
 from iapo_bench.report.accuracy_length import accuracy_length
 from iapo_bench.report.comparisons import KINDS, compare, detectable_sentence, undecided_with, worse_than
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, CONTROLS, ENVIRONMENT, LABELS, Row, caution, read_rows
+from iapo_bench.report.rows import CONTROLS, ENVIRONMENT, LABELS, Row, caution, read_published, read_rows
 from iapo_bench.report.style import save_figure
 from iapo_bench.worlds.grading import Outcome
 
@@ -24,7 +24,8 @@ _PUBLISHED_KS = (16, 32)
 def make_table(summaries: Sequence[Path], *, published: Path | None, out: Path, figure: Path) -> None:
     """Write the table (`out`, CSV; .md, .tex and .html beside it), its figure, and where its cells come from."""
     rows = read_rows(summaries)
-    write_table(rows, summaries, out, table_frame(rows), table_blocks(rows, read_csv(published) if published else None))
+    theirs = read_published(published) if published else None
+    write_table(rows, summaries, out, table_frame(rows), table_blocks(rows, theirs))
     own = [row for row in rows if row.dataset == rows[0].dataset]  # the figure shows one dataset
     save_figure(accuracy_length([row for row in own if row.trained or row.method == BASE] or own), figure)
 

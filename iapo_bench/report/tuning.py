@@ -56,12 +56,17 @@ def choose(job: TuneJob, trials: Path, base: Path, out: Path) -> None:
 
 
 def _kept(out: Path, job: TuneJob) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The choices in `out` of methods that this search leaves out, and the evidence for them."""
+    """The choices in `out` of methods that this search leaves out, and the evidence for them. Raises UserError if there
+    is none."""
     if not out.is_file():
         return {}, pd.DataFrame()
     kept = {name: choice for name, choice in (read_yaml(out)[0] or {}).items() if name not in job.trials}
+    if not kept:
+        return {}, pd.DataFrame()
     path = out.with_suffix(".csv")
-    frame = read_csv(path, ("method", "settings")) if kept and path.is_file() else pd.DataFrame({"method": []})
+    frame = read_csv(path, {"method": str, "settings": str})
+    if lost := sorted(kept.keys() - set(frame["method"])):
+        raise UserError(f"{path} has no evidence for {', '.join(lost)} of {out.name}: tune all methods, or remove both")
     return kept, frame[frame["method"].isin(kept)]
 
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from iapo_bench.config.evaluate import EvalConfig
 from iapo_bench.config.model import ModelConfig
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.section import FREE, Section
+from iapo_bench.config.section import Section, is_free
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.config.world import WorldConfig
 from iapo_bench.errors import UserError
@@ -129,7 +129,7 @@ def _default(key: str) -> Any:
 def _free(key: str) -> bool:
     """Whether a setting cannot change a result; older results may still record it."""
     field = _field(key)
-    return field is not None and field.json_schema_extra == FREE
+    return field is not None and is_free(field)
 
 
 def _field(key: str) -> FieldInfo | None:

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from iapo_bench.config.report import Labels
+from iapo_bench.config.report import BASE, Labels
 from iapo_bench.errors import damaged
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import BASE, caution, opening, run_names, split_run
+from iapo_bench.report.rows import caution, opening, run_names, split_run
 from iapo_bench.report.steps import read_json, read_steps
 from iapo_bench.report.style import INK, NEUTRAL, STYLE, new_figure, save_figure
 

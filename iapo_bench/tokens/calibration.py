@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch.nn.functional import log_softmax
 
 from iapo_bench.config.report import CalibrationJob, Labels, TokensJob
-from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids
+from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, stop_ids, torch_dtype
 from iapo_bench.report.document import Block, Table, ranged, write_document
 from iapo_bench.report.rows import caution, opening
 from iapo_bench.report.style import GREY, STYLE, new_figure, save_figure
@@ -57,7 +57,7 @@ def measure(job: TokensJob, *, model: Path, samples: Path, data: Path, prefixes:
     """
     world = micro_world(job)
     frame = select(read_samples(samples), prefixes).groupby("problem_id").head(1)
-    tokenizer, network = load_tokenizer(model), load_model(model).to(accelerator())
+    tokenizer, network = load_tokenizer(model), load_model(model, dtype=torch_dtype(job.dtype)).to(accelerator())
     dialogue = world.dialogue(tokenizer)
     prompts = encode(problems_asked(frame, samples, data), dialogue, model, MAX_TOKENS)
     rng = numpy_stream(0, "calibration-prefixes")

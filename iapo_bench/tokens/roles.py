@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from iapo_bench.batch import SIGNAL_NOISE
-from iapo_bench.config.report import Labels, RolesJob, TokensJob
+from iapo_bench.config.report import BASE, Labels, RolesJob, TokensJob
 from iapo_bench.errors import UserError, damaged
 from iapo_bench.files import read_parquet
 from iapo_bench.report.document import Block, Table, ranged, write_document
-from iapo_bench.report.rows import BASE, opening, run_names, split_run
+from iapo_bench.report.rows import opening, run_names, split_run
 from iapo_bench.report.style import save_figure
 from iapo_bench.seeds import numpy_stream
 from iapo_bench.tokens.roles_figure import informativeness_roles

@@ -10,7 +10,7 @@ from iapo_bench.config.report import TokensJob
 from iapo_bench.errors import UserError
 from iapo_bench.files import whole_file
 from iapo_bench.method import Signal
-from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer
+from iapo_bench.models.checkpoints import accelerator, load_model, load_tokenizer, torch_dtype
 from iapo_bench.rollout import Completion
 from iapo_bench.rollout.collate import collate
 from iapo_bench.rollout.prompts import encode
@@ -55,7 +55,7 @@ def score_tokens(
     correct = [outcome is Outcome.CORRECT for outcome in outcomes]
     device = accelerator()
     batch = compute_signals(
-        load_model(model).to(device),
+        load_model(model, dtype=torch_dtype(job.dtype)).to(device),
         collate(
             prompts,
             [Completion(tuple(ids), (0.0,) * len(ids), "stop") for ids in frame["token_ids"]],

@@ -12,15 +12,16 @@ from iapo_bench.files import to_json, whole_file
 Tracking = Callable[[list[dict[str, Any]]], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 
 
-def start_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of a checkpoint, or none, in place of what the file holds."""
+def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write these rows in place of what the file holds, flushed to the disk."""
     with whole_file(path) as partial:
         partial.write_text("".join(map(_line, rows)))
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row in one call, so that a concurrent reader never sees half of it."""
-    with path.open("ab", buffering=0) as file:
+    """Append a row in one call, so that a concurrent reader never sees half of it. Raises OSError on a full disk, where
+    an unbuffered file would take half of the row and say nothing."""
+    with path.open("ab") as file:
         file.write(_line(row).encode())
 
 

@@ -5,7 +5,6 @@ A checkpoint is written whole or not at all, each of its files ends with a check
 beside it.
 """
 
-import errno
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
 from iapo_bench.errors import UserError
@@ -47,7 +47,8 @@ def save_state(state: dict[str, Any], path: Path, what: str) -> None:
 def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, list[Path]]:
     """The newest sound checkpoint of weights of these shapes, `path` or the previous one, and the damaged ones.
 
-    Every rank must call this. Raises UserError if only some ranks see a checkpoint.
+    A damaged `path` is removed if the previous one is sound. Every rank must call this. Raises UserError if only some
+    ranks see a checkpoint.
     """
     damaged: list[Path] = []
     for candidate in (path, _before(path)):
@@ -56,6 +57,8 @@ def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, 
         files = [candidate] if candidate.is_file() else sorted(candidate.iterdir())
         own = files[parallel.rank() :: parallel.size()]
         if all(parallel.gather([all(map(is_sound, own))])) and all(parallel.gather([_shapes(candidate) == shapes])):
+            if damaged and parallel.is_main():
+                _remove(path)  # or the next save would put it in the place of the sound one
             return candidate, damaged
         damaged.append(candidate)
     return None, damaged
@@ -73,6 +76,17 @@ def load_state(path: Path, model: PreTrainedModel) -> dict[str, Any]:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process can read too
         dcp.load(parts, storage_reader=dcp.FileSystemReader(path), no_dist=parallel.size() == 1)
     return sharding.join(torch.load(path / _REST, weights_only=True, map_location="cpu"), parts)
+
+
+def devices(state: Any) -> list[str]:
+    """The type of device of each tensor in nested values."""
+    return [tensor.device.type for tensor in tree_leaves(state) if isinstance(tensor, torch.Tensor)]
+
+
+def put_back(state: Any, devices: list[str], device: torch.device) -> Any:
+    """Nested values as loaded, with the tensors on `device` that were not on the CPU when `devices` was asked."""
+    types = iter(devices)
+    return tree_map_only(torch.Tensor, lambda each: each if next(types) == "cpu" else each.to(device), state)
 
 
 def _save_directory(rest: dict[str, Any], parts: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -126,21 +140,17 @@ def _set_aside(path: Path) -> None:
     if not path.exists():
         return
     before = _before(path)
-    if before.is_dir():
-        shutil.rmtree(before)
-    elif path.is_dir():
-        before.unlink(missing_ok=True)
+    if before.exists() and (before.is_dir() or path.is_dir()):  # a file replaces a file
+        _remove(before)
     path.replace(before)
 
 
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _write_tensors(state: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
-            raise
-        # torch's message names neither the file nor the cause.
-        raise OSError(errno.EIO, "cannot be written whole (is the disk full?)", str(path)) from error
+    torch.save(state, path)
     seal(path)
 
 

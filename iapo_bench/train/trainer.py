@@ -36,12 +36,12 @@ from iapo_bench.rollout import Completion, RolloutEngine, Sampling
 from iapo_bench.rollout.collate import collate
 from iapo_bench.seeds import numpy_stream, stream_seed, torch_stream
 from iapo_bench.train.hooks import accepts, checked_credit, shaped_batch
-from iapo_bench.train.log import Tracking, add_row, complaints, shortcomings, start_log
+from iapo_bench.train.log import Tracking, add_row, complaints, shortcomings, write_log
 from iapo_bench.train.optimizer import make_optimizer
 from iapo_bench.train.rewards import CORRECT, Rewards
 from iapo_bench.train.rollouts import drop_rollouts, rollout_table, write_broken, write_rollout
 from iapo_bench.train.signals import with_signals
-from iapo_bench.train.state import find_state, load_state, save_state
+from iapo_bench.train.state import devices, find_state, load_state, put_back, save_state
 from iapo_bench.train.task import Task
 from iapo_bench.train.trial import try_method
 from iapo_bench.train.update import update
@@ -134,7 +134,7 @@ class Trainer:
         if state is not None:
             self._resume(state)
         if log is not None and parallel.is_main():
-            start_log(log, self.rows)
+            write_log(log, self.rows)
         if rollouts is not None and parallel.is_main():
             drop_rollouts(rollouts, after=len(self.rows) - 1)
         with (
@@ -160,6 +160,8 @@ class Trainer:
                 if state is not None and self._is_due():
                     self._save(state)
                     self._saved = time.monotonic()
+        if log is not None and parallel.is_main():
+            write_log(log, self.rows)  # what was appended may not be on the disk yet
         for shortcoming in shortcomings(self.rows, self.config) if parallel.is_main() else ():
             click.echo(f"warning: {self.method.name}: {shortcoming}", err=True)
         return self.rows
@@ -310,8 +312,11 @@ class Trainer:
         except (UserError, ValueError) as error:
             kept = ""
             if self.broken is not None and parallel.is_main():
-                path = write_broken(self.broken, step, batch, credit, self.task.tokenizer, method=self.method.name)
-                kept = f"; its batch is in {path}, for torch.load"
+                try:
+                    path = write_broken(self.broken, step, batch, credit, self.task.tokenizer, method=self.method.name)
+                    kept = f"; its batch is in {path}, for torch.load"
+                except OSError as lost:
+                    kept = f"; its batch is lost ({lost})"
             raise UserError(f"step {step}: {error}{kept}") from error
         with self._phase("update"):
             gaps = parallel.gather([self.engine.sync(self.model)])
@@ -342,10 +347,12 @@ class Trainer:
         self._clock[name] += time.perf_counter() - started
 
     def _save(self, path: Path) -> None:
+        method = self.method.state_dict()
         state = {
             "model": trainable_state(self.model),
             "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state_dict(),
+            "method": method,
+            "devices": devices(method),
             "cursor": self.cursor,
             "generated": self.generated,
             "rows": to_json(self.rows),
@@ -366,7 +373,7 @@ class Trainer:
         state = load_state(path, self.model)
         load_trainable_state(self.model, sharding.distribute(state["model"], trainable_state(self.model)))
         self.optimizer.load_state_dict(state["optimizer"])
-        self.method.load_state_dict(state["method"])
+        self.method.load_state_dict(put_back(state["method"], state["devices"], self.model.device))
         self.cursor, self.generated = state["cursor"], state["generated"]
         self.rows = json.loads(state["rows"])
         self.engine.sync(self.model)

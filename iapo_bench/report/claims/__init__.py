@@ -9,7 +9,6 @@ import pandas as pd
 
 from iapo_bench.config.section import digest
 from iapo_bench.config.tier_file import list_tiers, read_tier
-from iapo_bench.errors import damaged
 from iapo_bench.files import read_csv
 from iapo_bench.report.claims.checks import (
     Finding,
@@ -22,7 +21,7 @@ from iapo_bench.report.claims.checks import (
 from iapo_bench.report.claims.ledger import Anchor, Claim, Growth, Time, Units, read_claims
 from iapo_bench.report.claims.numbers import Measured, Published
 from iapo_bench.report.document import Block, Table, write_document
-from iapo_bench.report.rows import Row, caution, read_rows
+from iapo_bench.report.rows import Row, caution, read_published, read_rows
 
 COLUMNS = ("claim", "numbers", "model", "dataset", "tier", "verdict", "evidence", "command")
 # Verdicts on published and on measured numbers. A measurement on another model never counts as a reproduction.
@@ -36,6 +35,11 @@ NO_NUMBERS = "no numbers"
 JUDGE = "snakemake --cores all claims"
 # Settings that all comparable rows share, however they were trained.
 _ASKED = ("model", "world", "world_seed", "prompt", "evaluate")
+_SECOND_HAND = {**dict.fromkeys(("model", "method", "measure", "protocol", "source"), str), "value": float}
+_WALLCLOCK = {
+    **dict.fromkeys(("model", "dataset", "method"), str),
+    **dict.fromkeys(("inference_seconds", "inference_completions"), float),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def judge(claims: Sequence[Claim], evidence: Evidence) -> pd.DataFrame:
 def _on_published(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     rows = []
     for model in claim.published:
-        own = evidence.published[evidence.published["model"] == model]
+        there = evidence.published
+        own = there[(there["model"] == model) & (there["dataset"] == "gsm8k")]
         found: Finding | None = None
         if isinstance(claim.check, Units):
             found = check_units(claim.check)
@@ -141,24 +146,16 @@ def make_claims(
 ) -> None:
     """Write the ledger's verdicts (`out`, CSV; .md, .tex and .html beside it)."""
     claims = read_claims(ledger)
+    timed = [claim.check.column for claim in claims if isinstance(claim.check, Growth)]
     evidence = Evidence(
-        _read_published(published),
-        read_csv(second_hand, ("model",)),
+        read_published(published),
+        read_csv(second_hand, _SECOND_HAND),
         read_rows(summaries),
-        [read_csv(path, ("model", "dataset", "inference_seconds", "inference_completions")) for path in wallclocks],
-        read_csv(bench) if bench else None,
+        [read_csv(path, _WALLCLOCK) for path in wallclocks],
+        read_csv(bench, {"batch": int, "T": int, **dict.fromkeys(timed, float)}) if bench else None,
     )
     table = judge(claims, evidence)
     write_document(out, table, claim_blocks(claims, table))
-
-
-def _read_published(path: Path) -> pd.DataFrame:
-    """Published cells, one row per model and method. Raises UserError for a duplicate row and a non-numeric cell."""
-    frame = read_csv(path, ("model", "method"))
-    with damaged(path, "a row for each model and method, with numbers"):
-        if frame.duplicated(["model", "method"]).any():
-            raise ValueError("a method is repeated for the same model")
-        return frame.astype({column: float for column in frame if "@" in str(column)})
 
 
 def claim_blocks(claims: Sequence[Claim], table: pd.DataFrame) -> list[Block]:

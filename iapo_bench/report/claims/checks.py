@@ -81,10 +81,12 @@ def check_units(check: Units) -> Finding:
     return len({quantity.unit for quantity in check.values}) == 1, text
 
 
-def check_growth(check: Growth, bench: pd.DataFrame) -> Finding:
+def check_growth(check: Growth, bench: pd.DataFrame) -> Finding | None:
     """Whether time grows with length no faster than the claimed power (+0.2), between the two longest lengths of the
-    largest batch: fixed costs flatten the growth at shorter ones."""
+    largest batch: fixed costs flatten the growth at shorter ones. None for a single length."""
     alone = bench[bench["batch"] == bench["batch"].max()].sort_values("T").tail(2)
+    if len(alone) < 2:
+        return None
     powers = np.diff(np.log(alone[check.column])) / np.diff(np.log(alone["T"]))
     text = f"{check.column} grows with length to the power {powers[0]:.2f} from {alone['T'].iloc[0]} tokens to "
     return bool(powers[0] <= check.power + 0.2), f"{text}{alone['T'].iloc[1]}"
