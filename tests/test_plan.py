@@ -353,6 +353,9 @@ def test_checkpoints_are_counted_by_steps_and_by_minutes():
     tier = read_tier("qwen-7b")
     assert costs.checkpoints(tier, 871, 18_000) == 10, "one each 30 minutes"
     assert costs.checkpoints(tier, 40, 18_000) == 4, "one each ten steps"
+    short = read_tier("smoke-0.5b-gsm8k")
+    space = costs.disk(show.architecture(short), short, 8, costs.LENGTHS["gsm8k"])
+    assert space["checkpoints of a training job"] == 0, "its two steps end before the first"
 
 
 def test_all_tiers_stand_in_one_table():

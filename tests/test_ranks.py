@@ -23,6 +23,14 @@ from iapo_bench.worlds.prepare import prepare
 
 SMALL_BASE = {"model": {"source": "taught", "sft": {"hidden": 32, "layers": 1, "heads": 2, "steps": 20}}}
 
+# A launcher on a machine whose own name no resolver knows, as in some containers.
+NAMELESS = """
+import socket
+socket.getfqdn = lambda *_: "no-such-host.invalid"
+from iapo_bench.cli import main
+main()
+"""
+
 
 def storm(rank: int, seconds: float, ports: tuple[int]) -> None:
     """Collectives as a sharded model makes them, but 32 at once."""
@@ -96,8 +104,9 @@ def test_fewer_gpus_than_the_tier_trains_on(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_mistake_before_several_processes_start_is_one_line(tmp_path):
-    command = (sys.executable, "-m", "iapo_bench", "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
+@pytest.mark.parametrize("start", [("-m", "iapo_bench"), ("-c", NAMELESS)], ids=["", "machine of no known name"])
+def test_a_mistake_before_several_processes_start_is_one_line(tmp_path, start):
+    command = (sys.executable, *start, "--gpus", "2", "train", "--config", "smoke", "--method", "grpo")
     files = ("--base", tmp_path, "--data", tmp_path / "daat", "--out", tmp_path / "out")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "fake-0,fake-1", PRETEND: "1"}
     wrong = subprocess.run([*command, *files], capture_output=True, text=True, timeout=SECONDS, env=environment)

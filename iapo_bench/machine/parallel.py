@@ -94,6 +94,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # by default the machine's own name, which need not resolve
         max_restarts=0,
     )
     os.environ[LAUNCHER] = str(os.getpid())

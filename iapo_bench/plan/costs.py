@@ -46,7 +46,7 @@ BANDWIDTH_UTILISATION = 0.6  # assumed: share of the peak bandwidth while genera
 LAYER_SECONDS = {"transformers": 1e-4, "vllm": 5e-5}  # assumed: a layer's small kernels, ours and fused, in a graph
 LONGEST = 4.0  # assumed: a batch's longest completion over its mean, up to the limit
 ACTIVATION_BYTES = 34  # a token, layer and channel at 16 bits, without attention maps: Korthikanti et al. 2022
-CHECKPOINTS = 3  # the last two, and one that is being written
+CHECKPOINTS = 3  # at most: the last two, and one that is being written
 PROCESS_GIB = {"cpu": 0.5, "cuda": 4.0}  # of main memory: Python and torch; CUDA's context
 VLLM_START_SECONDS = 180  # measured on a CPU: 35; on a GPU it compiles and captures graphs besides
 SAMPLE_BYTES = 8  # assumed: a sampled token in parquet, id and text
@@ -322,8 +322,10 @@ def disk(size: Architecture, tier: TierConfig, problems: int, lengths: Lengths) 
     models = 1 + sum(len(tier.train_seeds(method)) for method in tier.methods)
     model = size.parameters * bytes_of(tier.model.dtype) / GIB
     tokens = sampling_work(tier, problems, lengths).completions * lengths.completion
+    steps = tier.train.completions // (tier.train.prompts_per_step * tier.train.group_size)
+    kept = min(CHECKPOINTS, steps // tier.train.checkpoint_every)
     return {
         "models": models * model,
-        **({"checkpoints of a training job": CHECKPOINTS * checkpoint(size, tier)} if tier.trained else {}),
+        **({"checkpoints of a training job": kept * checkpoint(size, tier)} if tier.trained else {}),
         "samples": models * tokens * SAMPLE_BYTES / GIB,
     }
