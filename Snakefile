@@ -109,6 +109,10 @@ onsuccess:
     terminal.end(workflow, OUT)
 
 
+onerror:
+    terminal.note(workflow)
+
+
 rule all:
     """Every table and figure of the tier, except those of targets that train or measure more, such as ablations."""
     default_target: True

@@ -52,17 +52,18 @@ class SettingsFiles:
         return ran.is_file() and read_yaml(ran)[0].get("identity") == content["identity"]
 
     def checksum(self, path: Path) -> str:
-        """SHA-256 of a file, in hex. It is kept until the file's size or time changes: models are large."""
+        """SHA-256 of a file, in hex. It is kept until the file is another, or is changed: models are large."""
         kept = self.folder / "checksums.json"
         known: dict[str, Any] = {}
         with suppress(UserError):
             known = read_json(kept)
         stat = path.stat()
-        key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        if key not in known or known[key][:2] != state:
+        # Weights of two checkpoints are equally large, and copying can keep the time of a file's content.
+        key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if key not in known or known[key][:-1] != state:
             known[key] = [*state, checksum(path)]
             write_json(kept, known)
-        return known[key][2]
+        return known[key][-1]
 
     def _tell(self, name: str, told: dict[str, Any], path: Path) -> None:
         ran = _ran(self.folder, name)

@@ -20,7 +20,7 @@ from iapo_bench.config.report import BASE
 from iapo_bench.config.section import ByContent, digest, identity
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.world import PrepareJob
-from iapo_bench.errors import UserError, explain
+from iapo_bench.errors import UserError, explain, unknown
 from iapo_bench.files import read_json, write_json
 from iapo_bench.machine.code import code_digest
 from iapo_bench.machine.gpu_lease import visible_devices
@@ -28,7 +28,7 @@ from iapo_bench.machine.provenance import checksums
 from iapo_bench.plugins import list_methods
 from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.staleness import SettingsFiles
-from iapo_bench.worlds.load import source_files, stated
+from iapo_bench.worlds.load import load_world, source_files, stated
 from iapo_bench.worlds.prepare import split_digests
 
 # Every step allocates and frees large tensors: let malloc keep its heap instead of returning it to the kernel.
@@ -193,6 +193,8 @@ class Workflow:
             job = self._tier_for(found["method"]).train_job(found["method"], int(found["seed"]))
         else:
             raise UserError(f"'{run}' is not a training run: name METHOD/seedN")
+        if job.method.name not in list_methods():
+            raise unknown("method", job.method.name, list_methods())
         plugins = [*job.plugins, *self._dataset]
         return self.files.write(f"train {run}", job, "iapo_bench.train.run", plugins, problems=self._problems("train"))
 
@@ -294,11 +296,12 @@ class Workflow:
 
     def tune(self) -> str:
         """Settings file of the choice on validation. Prints which searched settings an entry of the tier overrides."""
+        job = self.tier.tune_job()
         for name in self.tier.searched:
             if names := self.tier.overruled(name):
                 place = f"{self.tier.place('methods', name)} sets {', '.join(names)} of {name}"
                 click.echo(f"warning: {place}, so tables will keep that and not the search's choice", err=True)
-        return self.files.write("tune", self.tier.tune_job(), "iapo_bench.report.tuning")
+        return self.files.write("tune", job, "iapo_bench.report.tuning")
 
     def tune_zoo(self) -> str:
         """Settings file of the choice for the methods beyond the table."""
@@ -315,7 +318,11 @@ class Workflow:
 
     def _stated(self, tier: TierConfig) -> TierConfig:
         """The tier with what identifies its local inputs: the content of models' directories, and the kind of golds in
-        files of problems."""
+        files of problems. Raises UserError for an option that the dataset does not have."""
+        try:
+            load_world(tier.world, tier.seed)
+        except UserError as error:
+            raise UserError(f"{tier.place('world', 'options')}: {error}") from None
         evaluate = tier.evaluate.model_copy(update={"also": [stated(world) for world in tier.evaluate.also]})
         changes: dict[str, Any] = {"world": stated(tier.world), "evaluate": evaluate}
         if tier.model.source not in MICRO_SOURCES and tier.model.directory:

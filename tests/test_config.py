@@ -61,6 +61,19 @@ def test_every_tier_is_valid(name):
         ({"sensitivity": {"method": "ipo"}}, "--config: sensitivity.method: unknown method 'ipo': did you mean 'iapo'"),
         ({"world": {"name": "gsm8k"}}, "--config: world.name: the model 'shipped' answers only the micro world"),
         ({"tier": "qwen-7b", "world": {"name": "gsm8"}}, "--config: unknown dataset of this tier 'gsm8': did you mean"),
+        (
+            {"methods": {"iapo": {"method": "dapo"}, "dapo": {"method": "iapo"}}},
+            "--config: methods.dapo: is a variant of iapo",
+        ),
+        ({"methods": {"..": {"method": "iapo"}}}, "--config: methods...: cannot name a folder of results"),
+        ({"methods": {"a/b": {"method": "iapo"}}}, "--config: methods.a/b: cannot name a folder of results"),
+        ({"methods": {"a{b}": {"method": "iapo"}}}, "--config: methods.a{b}: cannot name a folder of results"),
+        ({"ablations": {"data": {"method": "iapo"}}}, "--config: ablations.data: cannot name a folder of results"),
+        ({"given": {"train": {"lr": 1e-3}}}, "--config: given: is not set by hand"),
+        ({"sensitivity": {"grid": {"alfa": [1], "beta": [1]}}}, "--config: unknown option of iapo 'alfa'"),
+        ({"sensitivity": {"grid": {"alpha": ["much"]}}}, "Input should be a valid number"),
+        ({"tier": "smoke", "world": {"file": "my.jsonl"}}, "--config: world.name: the model 'taught' answers only"),
+        ({"tier": "qwen-7b", "datasets": {"gsm8k": "x"}}, "--config: datasets.gsm8k: Input should be a valid dict"),
         ({"tier": "mirco"}, "--config: unknown tier 'mirco': did you mean 'micro'"),
     ],
 )
@@ -293,6 +306,10 @@ def test_every_row_says_how_its_settings_were_chosen():
         ({"train": {"micro_batch_tokens": 512, "checkpoint_minutes": 5}}, "validation"),
         ({"evaluate": {"temperature": 0.7}}, "validation"),
         ({"selection": "published"}, "validation"),
+        ({"model": {"source": "taught"}}, "by hand"),
+        ({"model": {"dtype": "bfloat16"}}, "by hand"),
+        ({"model": {"source": "shipped", "name": "mine"}}, "validation"),
+        ({"tuned": {"iapo": {"lr": 1e-3}}}, "by hand"),
     ],
 )
 def test_a_choice_holds_for_what_it_was_made_with(given, chosen):
@@ -324,6 +341,8 @@ def test_on_every_tier_the_trials_of_a_method_differ_in_what_is_trained(name):
 def test_choices_are_kept_by_tier_and_dataset():
     folders = {read_tier("qwen-7b", {"world": {"name": name}}).folder for name in ("gsm8k", "math500", "dapo")}
     assert folders == {"qwen-7b/gsm8k", "qwen-7b/math500", "qwen-7b/dapo"}
+    assert read_tier("smollm2").choices == read_tier("smollm2", {"world": {"name": "gsm8k"}}).choices == "smollm2"
+    assert read_tier("smollm2", {"world": {"name": "math500"}}).choices == "smollm2/math500"
 
 
 def test_a_method_without_a_file_of_trials_has_three_rates_and_one_with_an_empty_file_is_an_error(

@@ -72,7 +72,7 @@ CASES: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         {
             "tier": ("other", LABELLED),
             "seed": (5, WORLD | EVERY_ROW, "world_seed"),
-            "gpus": (3, ALL),
+            "gpus": (1, ALL),
             "datasets": ({"micro": {"train": {"clip_norm": 5.0}}}, TRAINING, "clip_norm"),
             "selection": ("published", ROWS),
             "methods": ({"dapo": {}}, {"timing", "costs", "tune"}, "dapo"),

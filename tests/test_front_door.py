@@ -63,6 +63,24 @@ def test_a_later_run_knows_about_how_long(copy):
     assert "results/smoke/table1" not in again.stderr  # it names what it made, and no more
 
 
+def test_a_table_says_what_made_it_stale(copy):
+    target = ("results/smoke/table1.csv", "--config", "methods=[]")
+    first = snakemake(copy, *target)
+    assert first.returncode == 0, first.stderr
+    assert "stale" not in first.stderr
+    for place, old, new in (
+        ("iapo_bench/report/table1.py", "\nfrom pathlib", "\nCHANGED = True\nfrom pathlib"),
+        ("results/published/table1.csv", ",0.4261,", ",0.4262,"),
+    ):
+        path = copy / place
+        path.write_text(path.read_text().replace(old, new, 1))
+    again = snakemake(copy, *target).stderr.splitlines()
+    told = [line for line in again if line.startswith("stale: ")]
+    assert len(told) == 2
+    assert told[0].startswith("stale: table, since code is ")
+    assert told[1] == "stale: table, since results/published/table1.csv is newer"
+
+
 def test_a_failed_job_shows_its_error_and_where_its_log_is(tmp_path):
     log = tmp_path / "grade.log"
     command = ["-m", "iapo_bench", "--log", str(log), "grade", "--samples", "no", "--data", "no", "--out", "out"]

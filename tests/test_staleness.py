@@ -168,6 +168,14 @@ def test_the_checksum_of_a_large_file_is_kept_until_the_file_changes(tmp_path, m
     file.write_bytes(b"others!")
     second = SettingsFiles(kept.parent).checksum(file)
     assert second == hashlib.sha256(b"others!").hexdigest() != first
+    stat = file.stat()
+    other = tmp_path / "others"
+    other.write_bytes(b"thirds!")
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.rename(file)
+    third = SettingsFiles(kept.parent).checksum(file)
+    assert third == hashlib.sha256(b"thirds!").hexdigest(), "of equal size and time"
+    second = third
     kept.write_text("{")
     assert SettingsFiles(kept.parent).checksum(file) == second
 
@@ -236,5 +244,20 @@ def test_an_error_ends_the_workflow_in_one_line_and_is_no_missing_input(gsm8k, c
 
 
 def test_a_run_that_is_none_is_refused(gsm8k):
+    flow = Workflow(read_tier("micro"))
     with pytest.raises(UserError, match="is not a training run"):
-        Workflow(read_tier("micro")).train("base")
+        flow.train("base")
+    for run in ("iapoo/seed0", "tune/iapoo/trial0"):
+        with pytest.raises(UserError, match="unknown method 'iapoo': did you mean 'iapo'"):
+            flow.train(run)
+
+
+def test_an_option_that_the_dataset_has_not_is_named_before_anything_runs(gsm8k):
+    with pytest.raises(UserError, match="--config: unknown option of the micro world 'n_tset': did you mean 'n_test'"):
+        Workflow(read_tier("smoke", {"world": {"options": {"n_tset": 3}}}))
+
+
+def test_a_tier_without_a_search_says_that_and_warns_of_nothing(gsm8k, capsys):
+    with pytest.raises(SystemExit):
+        Workflow(read_tier("smoke")).settings("tune")
+    assert capsys.readouterr().err == "Error: tier smoke has no 'tune' section: add one, or choose another tier\n"

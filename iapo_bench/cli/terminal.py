@@ -9,8 +9,10 @@ import click
 
 from iapo_bench.errors import UserError
 from iapo_bench.files import read_csv, read_text
+from iapo_bench.staleness import note_ran
 from iapo_bench.workflow import Workflow
 
+_SETTINGS = "/settings/"  # files whose changes are told where they are written
 _QUIET = ("job_info", "job_started", "job_finished", "progress", "group_info", "resources_info")
 
 
@@ -53,8 +55,8 @@ def start(workflow: Any, flow: Workflow) -> None:
         err=True,
     )
     for job in jobs:
-        if changed := _changed_rule(workflow.dag.reason(job)):
-            click.echo(f"stale: {_named(job.rule.name, job.wildcards_dict)}, since its rule has {changed}", err=True)
+        if changed := _changed(workflow.dag.reason(job)):
+            click.echo(f"stale: {_named(job.rule.name, job.wildcards_dict)}, since {changed}", err=True)
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.addFilter(_OneLine())
@@ -64,14 +66,25 @@ def _named(rule: str, wildcards: dict[str, Any] | None) -> str:
     return f"{rule}: {'/'.join(map(str, (wildcards or {}).values()))}".removesuffix(": ")
 
 
-def _changed_rule(reason: Any) -> str:
-    """What changed in a finished job's rule, which its settings file does not hold; empty if nothing did."""
+def _changed(reason: Any) -> str:
+    """What changed for a finished job that its settings file does not hold: its rule, or a file that no job of this run
+    makes; empty if nothing did."""
     kinds = {
-        "another command": reason.code_changed,
-        "other arguments": reason.params_changed,
-        "another environment": reason.software_stack_changed,
+        "its rule has another command": reason.code_changed,
+        "its rule has other arguments": reason.params_changed,
+        "its rule has another environment": reason.software_stack_changed,
     }
-    return " and ".join(kind for kind, is_so in kinds.items() if is_so)
+    paths = [] if reason.missing_output else map(str, reason.updated_input)
+    newer = sorted(path for path in paths if _SETTINGS not in path)
+    told = [*(kind for kind, is_so in kinds.items() if is_so), *(f"{path} is newer" for path in newer[:1])]
+    return " and ".join(told) + (f", like {len(newer) - 1} more" if newer[1:] else "")
+
+
+def note(workflow: Any) -> None:
+    """Record which code finished artefacts ran with: their commands do not get the file that says it."""
+    for job in workflow.dag.finished_jobs:
+        if code := job.input.get("code"):
+            note_ran(Path(code))
 
 
 def estimate(jobs: list[Any], work: str, cores: int) -> str:
@@ -103,6 +116,7 @@ def end(workflow: Any, out: str) -> None:
     """Print the table if this run made it, and name the files for people that this run made."""
     from snakemake.io import is_flagged  # type: ignore[import-untyped]
 
+    note(workflow)
     made = [str(path) for job in workflow.dag.finished_jobs for path in job.output if is_flagged(path, "report")]
     for table in [path for path in made if path == f"{out}/table1.md"]:
         click.echo(f"\n{read_text(Path(table))}", err=True)

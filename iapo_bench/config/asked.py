@@ -82,14 +82,15 @@ def check_methods(tier: TierConfig) -> TierConfig:
         load_function(list_rewards()[name], "reward")
     seed = tier.train.seeds[0]
     for name in [*tier.trained, *tier.ablations]:
+        section = "methods" if name in tier.methods else "ablations"
         points = tier.sensitivity.points() if tier.sensitivity and tier.sensitivity.method == name else []
         for options in [{}, *points]:
             chosen = tier.train_job(name, seed, options=options).method
             try:
                 load_method(chosen.name, chosen.profile, **chosen.options)
             except UserError as error:
-                section = "methods" if name in tier.methods else "ablations"
-                raise UserError(f"{tier.place(section, name, 'options')}: {error}") from None
+                place = tier.place("sensitivity", "grid") if options else tier.place(section, name, "options")
+                raise UserError(f"{place}: {error}") from None
     return tier
 
 

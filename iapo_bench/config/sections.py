@@ -79,9 +79,19 @@ class TierSections(Section):
         if twice := {name for name in others if others.count(name) > 1}:
             raise Misplaced(f"'{min(twice)}' is repeated, or is the tier's own dataset: remove it", "evaluate", "also")
         for section in ("methods", "ablations"):
-            if own := [name for name in getattr(self, section) if is_base(name)]:
-                raise Misplaced("is reserved for the untrained model: give the method another name", section, own[0])
+            for name in getattr(self, section):
+                if reason := self._mistaken(name):
+                    raise Misplaced(reason, section, name)
         return self
+
+    def _mistaken(self, name: str) -> str:
+        """Why there can be no row of this name; empty if there can."""
+        if is_base(name):
+            return "is reserved for the untrained model: give the method another name"
+        if name in ("", ".", "..", "data") or set(name) & set("/{}") or not name.isprintable():
+            return "cannot name a folder of results: give the row another name"
+        parent = self.parent(name)
+        return "" if self.parent(parent) == parent else f"is a variant of {parent}, itself a variant: vary its method"
 
     @property
     def measured(self) -> list[str]:
@@ -116,9 +126,12 @@ class TierSections(Section):
 
     @property
     def choices(self) -> str:
-        """Path of the choices of `tune`, below `configs/tuned`; a user's own model does not get the tier's choices."""
-        own = (self.given.get("model") or {}).get("source") not in (None, *MICRO_SOURCES)
-        return f"{self.folder}/{slug(self.model.name)}" if own else self.folder
+        """Path of the choices of `tune`, below `configs/tuned`; neither another dataset nor a user's own model gets the
+        tier's choices."""
+        world, model = (self.given.get(section) or {} for section in ("world", "model"))
+        dataset = self.world.name if world.get("name") and not (world.get("file") or self.datasets) else ""
+        own = slug(self.model.name) if model.get("source") not in (None, *MICRO_SOURCES) else ""
+        return "/".join(filter(None, (self.folder, dataset, own)))
 
     def request(self, kind: Kind) -> Request:
         """The resources that a kind of job requests: its own settings, or the defaults for jobs of its size."""

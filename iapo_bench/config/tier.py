@@ -13,7 +13,7 @@ from iapo_bench.config.fidelity import FidelityJob
 from iapo_bench.config.grade import GradeJob
 from iapo_bench.config.lm_eval import LmEvalJob
 from iapo_bench.config.method import Candidate, MethodConfig
-from iapo_bench.config.model import BaseJob, CheckpointJob
+from iapo_bench.config.model import MICRO_SOURCES, BaseJob, CheckpointJob
 from iapo_bench.config.profiles import TRAIN_OF_PROFILE
 from iapo_bench.config.reading import CONFIG_DIR, first_problem, merge, read_yaml
 from iapo_bench.config.report import BASE, CalibrationJob, CostsJob, ProtocolJob, RolesJob, RowJob, TokensJob
@@ -77,6 +77,11 @@ class TierConfig(TierSections):
         changed = [key for key in train if key not in _BUDGET and not is_free(fields[key])]
         return bool(changed or self.given.get("prompt") or not {"options", "splits"}.isdisjoint(world))
 
+    def _starts_elsewhere(self) -> bool:
+        """Whether the command line makes another base of the tier's model, or chooses another for the micro world."""
+        model = self.given.get("model") or {}
+        return not {"sft", "dtype"}.isdisjoint(model) or model.get("source") in MICRO_SOURCES
+
     def selection_of(self, name: str) -> str:
         """How the settings of a row were chosen; for a variant, how its method's were, followed by "varied"."""
         parent = self.parent(name)
@@ -87,7 +92,7 @@ class TierConfig(TierSections):
         if self._trains_otherwise() or self._given(name).keys() - {"selection"}:
             return "by hand"
         if name in self.tuned:
-            return "by hand" if own else "validation"
+            return "by hand" if own or self.given.get("tuned") or self._starts_elsewhere() else "validation"
         if entry.selection or self.selection != "by hand":
             return entry.selection or self.selection
         return "by hand" if own else "defaults"

@@ -58,13 +58,18 @@ def parse_tier(
     """
     given = typed(given or {})
     told = placed(given, where) if isinstance(where, str) else where
+    if "given" in given:
+        raise UserError(f"{told[('given',)]}: given: is not set by hand: write its settings without it")
     places = {**(places or {}), **told}
-    laid, chosen = _lay_dataset(_make_room(content, given), given, places.get(("world", "name"), source))
+    content = _make_room(content, given)
+    if not content.get("world"):
+        places = {path: place for path, place in places.items() if path[0] != "world"} | told
+    laid, chosen = _lay_dataset(content, given, places.get(("world", "name"), source))
     places |= {path[2:]: place for path, place in places.items() if path[:2] == ("datasets", chosen)} | told
     given = _lay_given(given, laid, chosen)
     rows, given = _rows(given, laid)
     merged = merge(laid, given) | ({"methods": rows} if rows is not None else {})
-    merged["given"] = merge(content.get("given") or {}, given)
+    merged["given"] = merge(content.get("given") or {}, _news(given, laid))
     merged["tuned"], from_file = _tuned_choices(merged)
     places |= {("tuned", *path): place for path, place in from_file.items()}
     places |= {("methods", name): places[("methods",)] for name in rows or {}}
@@ -81,10 +86,23 @@ def _lay_given(given: dict[str, Any], laid: dict[str, Any], chosen: str) -> dict
     theirs, known = given.get("datasets"), laid.get("datasets")
     if not isinstance(theirs, dict) or not isinstance(known, dict):
         return given
-    own = theirs.get(chosen)
+    own = theirs.get(chosen, {})
+    if not isinstance(own, dict):
+        return given
     new = {name: part for name, part in theirs.items() if name not in known}
     rest = {key: value for key, value in given.items() if key != "datasets"} | ({"datasets": new} if new else {})
-    return merge(own, rest) if isinstance(own, dict) else rest
+    return merge(own, rest)
+
+
+def _news(given: dict[str, Any], laid: dict[str, Any]) -> dict[str, Any]:
+    """The command line without a model or dataset that is the tier's own, for choices are kept by both; where the tier
+    has several datasets, naming one is a choice."""
+    news = dict(given)
+    for section, key in (("model", "source"), *([] if laid.get("datasets") else [("world", "name")])):
+        new, own = given.get(section), laid.get(section)
+        if isinstance(new, dict) and isinstance(own, dict) and key in new and new[key] == own.get(key):
+            news[section] = {name: value for name, value in new.items() if name != key}
+    return news
 
 
 def _rows(given: dict[str, Any], laid: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -44,7 +44,7 @@ class SensitivityConfig(Section):
     """A grid over two options of a method, every point trained with the table's budget and measured as in tuning."""
 
     method: str = Field(description="the method, an entry of `methods`")
-    grid: Annotated[dict[str, Annotated[list[int | float], Field(min_length=1)]], Field(min_length=2, max_length=2)] = (
+    grid: Annotated[dict[str, Annotated[list[float | int], Field(min_length=1)]], Field(min_length=2, max_length=2)] = (
         Field(description="two options and their values; the second varies fastest")
     )
 
