@@ -37,7 +37,7 @@ fi
 stop
 mkdir -p "$conf" "$state/ctld" "$state/d" /run/munge
 host=$(hostname -s)
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc) # which it would obey
 memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.95)}' /proc/meminfo)
 gpus=${GPUS:-0}
 gres=""

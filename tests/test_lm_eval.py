@@ -19,10 +19,11 @@ from test_text_worlds import gsm8k_row, write_rows
 from iapo_bench.config.tier import TierConfig
 from iapo_bench.config.tier_file import parse_tier, read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.evaluate import lm_evaluation
 from iapo_bench.evaluate.lm_evaluation import evaluate as evaluate_job
 from iapo_bench.models.checkpoints import build_micro, eos_ids, load_model, load_tokenizer, save_model
 from iapo_bench.report.lm_eval import COLUMNS
-from iapo_bench.rollout import Sampling
+from iapo_bench.rollout import Sampling, vllm_engine
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.train.sft import TaughtSFT, teach_micro
 from iapo_bench.worlds import read_problems
@@ -241,8 +242,15 @@ def test_what_needs_the_hub_is_fetched_where_it_can_be_reached(tmp_path):
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed here")
 @pytest.mark.usefixtures("datasets_copied")
-def test_vllm_measures_what_hf_does(tier, made, tmp_path):
+def test_vllm_measures_what_hf_does(tier, made, tmp_path, monkeypatch):
     """Greedy responses and likelihoods, problem by problem; a repetition penalty of the checkpoint is not applied."""
+    resumable = []  # when the engine ends
+
+    def end(llm):
+        resumable.append((tmp_path / "vllm" / "results.resume").is_dir())
+        vllm_engine.shut_down(llm)
+
+    monkeypatch.setattr(lm_evaluation, "shut_down", end)
     network, tokenizer = load_model(made / "base" / "model"), load_tokenizer(made / "base" / "model")
     network.generation_config.repetition_penalty = 1.5
     save_model(network, tokenizer, tmp_path / "model")
@@ -252,6 +260,7 @@ def test_vllm_measures_what_hf_does(tier, made, tmp_path):
     hf, vllm = (pd.read_parquet(tmp_path / backend / "results.parquet") for backend in ("hf", "vllm"))
     hf["response"], vllm["response"] = hf["response"].str.strip(), vllm["response"].str.strip()
     pd.testing.assert_frame_equal(vllm, hf)
+    assert resumable == [True]
     assert scores_of(tmp_path / "vllm") == scores_of(tmp_path / "hf")
     _, texts, correct = greedily(tier, made / "base" / "model", made / "data")
     own = vllm[vllm["task"] == "iapo_micro"]

@@ -170,7 +170,9 @@ def test_other_mistakes(run, saved, tmp_path):
     ):
         mistake(run(*arguments, "--out", out), "iapo-bench: ", message)
         assert not out.exists()
-    mistake(run("--model", saved, "--input", path, "--out", path), f"{path} is a file")
+    mistake(run("--model", saved, "--input", path, "--out", path), f"{path} is what this command reads")
+    file = tmp_path / "cut.jsonl"
+    mistake(run("--model", saved, "--input", path, "--out", file), f"{file} is a file")
     (saved / "tokenizer.json").unlink()
     (saved / "tokenizer_config.json").unlink()
     mistake(run("--model", saved, "--input", path, "--out", out), "tokenizer")

@@ -70,6 +70,25 @@ def test_a_directory_of_other_things_is_not_replaced(run, tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
+def test_an_output_that_is_an_input_is_not_replaced(run, done, tmp_path):
+    inputs = {
+        "metrics": ("--grades", done / "base" / "grades.parquet", "--method", "base"),
+        "grade": ("--samples", done / "base" / "samples.parquet", "--data", done.parent / "data"),
+        "train": ("--data", done.parent / "data", "--base", done.parent / "base" / "model", "--method", "grpo"),
+    }
+    for command, (option, path, *given) in inputs.items():
+        copy, out = tmp_path / path.name, tmp_path / "x" / ".." / path.name
+        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+        code, err = run(command, "--config", "smoke", option, copy, *given, "--out", out)
+        assert (code, err) == (2, f"iapo-bench: {copy} is what this command reads: choose another output\n")
+    # Another folder of problems, whose file has the name of the log.
+    given = ("--data", path, *given, "--out", copy)
+    code, err = run("train", "--config", "smoke", *given)
+    assert code == 2
+    assert err == f"iapo-bench: {copy}/train.jsonl holds problems, which the log would replace: choose another output\n"
+    assert (copy / "train.jsonl").read_bytes() == (path / "train.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("kind", ["pipe", "directory"])
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path, kind):
     """`--out /dev/null`, by root, must not cost the machine its /dev/null."""

@@ -6,12 +6,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import click
 
-from iapo_bench.errors import GOES_ON, Stopped, explain, require_address_space
+from iapo_bench.errors import GOES_ON, Stopped, UserError, explain, require_address_space
 
 
 class _Grouped(click.Group):
@@ -24,6 +25,8 @@ class _Grouped(click.Group):
     def add_section(self, title: str, *commands: click.Command) -> None:
         """Add commands under a heading of `--help`."""
         for command in commands:
+            if command.callback is not None:
+                command.callback = _sparing(command.callback)
             self.add_command(command)
             self.sections.setdefault(title, []).append(str(command.name))
 
@@ -32,6 +35,21 @@ class _Grouped(click.Group):
         for title, names in self.sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=86)) for name in names])
+
+
+def _sparing(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that refuses an output which is one of its inputs and would replace it."""
+
+    @wraps(call)
+    def spared(**given: Any) -> Any:
+        outputs = {os.path.realpath(path) for name in ("out", "figure") if (path := given.get(name))}
+        for name, value in given.items():
+            for path in value if isinstance(value, tuple) else (value,):
+                if name not in ("out", "figure") and isinstance(path, Path) and os.path.realpath(path) in outputs:
+                    raise UserError(f"{path} is what this command reads: choose another output")
+        return call(**given)
+
+    return spared
 
 
 @click.group(

@@ -41,7 +41,7 @@ from iapo_bench.models.checkpoints import (
     torch_dtype,
 )
 from iapo_bench.rollout.prompts import encode
-from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, starting
+from iapo_bench.rollout.vllm_engine import import_vllm, installed_build, shut_down, starting
 from iapo_bench.worlds import GraderKind
 from iapo_bench.worlds.dialogue import completion_texts
 from iapo_bench.worlds.grading import Outcome, make_grader, read_gradable
@@ -138,6 +138,8 @@ def evaluate(job: LmEvalJob, *, model: Path, data: Path, out: Path) -> None:
                 lm.batch_size_per_gpu = settings.batch_size
             with _in_parts(lm, folder):
                 results.append(_evaluate_standard(lm, standard, limit, chat=bool(tokenizer.chat_template)))
+        if backend == "vllm":
+            shut_down(lm.model)
         _write(results, backend, limit, out)
 
 

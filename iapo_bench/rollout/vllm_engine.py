@@ -101,6 +101,11 @@ def starting(path: Path) -> Iterator[str]:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it with a no-op
 
 
+def shut_down(llm: Any) -> None:
+    """End a `vllm.LLM` and free its memory."""
+    llm.llm_engine.engine_core.shutdown()
+
+
 class VllmEngine:
     """Generates with a vLLM engine made from the checkpoint directory `path`.
 
@@ -156,7 +161,7 @@ class VllmEngine:
         """Shut the engine down and free its memory, but keep the process group of several ranks, which vLLM would
         destroy."""
         with _kept_group() if parallel.size() > 1 else nullcontext():
-            self.llm.llm_engine.engine_core.shutdown()
+            shut_down(self.llm)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         """`samples_per_prompt` completions for each prompt, adjacent, in order.

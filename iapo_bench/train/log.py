@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from iapo_bench.config.train import TrainConfig
+from iapo_bench.errors import UserError, damaged
 from iapo_bench.files import to_json, whole_file
 
 # Opens the logs: takes the rows of the checkpoint, gives a context that yields a function to log each further row.
 Tracking = Callable[[list[dict[str, Any]]], AbstractContextManager[Callable[[dict[str, Any]], None]]]
+
+
+def require_log(path: Path) -> None:
+    """Raise UserError if `path` holds training problems, whose file has the same name."""
+    with damaged(path, "choose another output"):
+        if path.is_file() and path.read_bytes().startswith(b'{"id"'):
+            raise UserError(f"{path} holds problems, which the log would replace: choose another output")
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:

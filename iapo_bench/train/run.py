@@ -31,6 +31,7 @@ from iapo_bench.models.lora import add_lora
 from iapo_bench.rollout.load import make_engine
 from iapo_bench.rollout.prompts import encode
 from iapo_bench.signals.informativeness import AnswerReading
+from iapo_bench.train.log import require_log
 from iapo_bench.train.rewards import Rewards
 from iapo_bench.train.task import Task, Validation
 from iapo_bench.train.trackers import require_trackers, tracking
@@ -49,6 +50,7 @@ def train(job: TrainJob, *, base: Path, data: Path, out: Path) -> None:
     ended. Raises UserError for bad input and for a run that fails: see `Trainer.run`.
     """
     require_trackers(job.train.report_to)
+    require_log(out / "train.jsonl")
     with ExitStack() as last, parallel.processes():
         _train(job, base, data, out, last)
 
