@@ -316,7 +316,17 @@ def test_a_choice_holds_for_what_it_was_made_with(given, chosen):
     assert read_tier("micro", given).selection_of("iapo") == chosen
 
 
-def test_a_model_of_ones_own_has_choices_of_its_own(tmp_path):
+def test_a_model_of_ones_own_has_choices_of_its_own(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name / "final").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    here, there, same = (
+        read_tier("smollm2", {"model": {"source": source}}).choices
+        for source in ("a/final", "b/final", f"{tmp_path}/a/final")
+    )
+    assert here == same != there
+    assert here.startswith("smollm2/final-")
+    assert read_tier("smollm2", {"model": {"source": "them/final"}}).choices not in (here, there)
     content = yaml.safe_load((ROOT / "configs" / "smollm2.yaml").read_text()) | {"tuned": {"dapo": {"lr": 1e-5}}}
     for given, chosen in ({"source": str(tmp_path), "dtype": "bfloat16"}, "validation"), ({"sft": None}, "by hand"):
         assert parse_tier(content, {"model": given}, source="here").selection_of("dapo") == chosen

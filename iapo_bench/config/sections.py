@@ -1,5 +1,6 @@
 """The sections of a tier, the names of its rows, and its folders."""
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -11,7 +12,7 @@ from iapo_bench.config.method import MethodConfig, Selection
 from iapo_bench.config.model import MICRO_SOURCES, ModelConfig
 from iapo_bench.config.prompt import PromptConfig
 from iapo_bench.config.report import Labels, is_base
-from iapo_bench.config.section import FREE, Misplaced, Options, Section, slug
+from iapo_bench.config.section import FREE, Misplaced, Options, Section, digest, slug
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.config.tune import SensitivityConfig, TuneConfig
 from iapo_bench.config.world import WorldConfig
@@ -129,9 +130,13 @@ class TierSections(Section):
         """Path of the choices of `tune`, below `configs/tuned`; neither another dataset nor a user's own model gets the
         tier's choices."""
         world, model = (self.given.get(section) or {} for section in ("world", "model"))
-        dataset = self.world.name if world.get("name") and not (world.get("file") or self.datasets) else ""
-        own = slug(self.model.name) if model.get("source") not in (None, *MICRO_SOURCES) else ""
-        return "/".join(filter(None, (self.folder, dataset, own)))
+        another = world.get("name") and not (world.get("file") or self.datasets)
+        parts = [self.folder, *([self.world.name] if another else [])]
+        if model.get("source") not in (None, *MICRO_SOURCES):
+            source, folder = self.model.source, self.model.directory
+            # Checkpoints of different models often share the last part of their path.
+            parts.append(f"{slug(Path(source).name)}-{digest(str(folder.resolve()) if folder else source)[:6]}")
+        return "/".join(parts)
 
     def request(self, kind: Kind) -> Request:
         """The resources that a kind of job requests: its own settings, or the defaults for jobs of its size."""
