@@ -245,11 +245,13 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert capsys.readouterr().err == f"goes on with what an earlier call finished, in {folder}\n"
-    with resuming(folder, {"settings": {"lr": 2}}):
-        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
-    assert "starts anew" in capsys.readouterr().err
-    (aside,) = tmp_path.iterdir()
-    assert (aside / "part").exists()
+    for times in (1, 2):
+        with resuming(folder, {"settings": {"lr": 2}}):
+            assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+        assert "starts anew" in capsys.readouterr().err
+        assert [(aside / "part").exists() for aside in tmp_path.iterdir()] == [True] * times
+        with pytest.raises(KeyboardInterrupt):
+            stopped()
 
 
 def test_a_kill_while_the_finished_work_is_removed_leaves_it_this_runs(tmp_path, monkeypatch, capsys):
