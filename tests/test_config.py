@@ -316,6 +316,12 @@ def test_a_choice_holds_for_what_it_was_made_with(given, chosen):
     assert read_tier("micro", given).selection_of("iapo") == chosen
 
 
+def test_a_model_of_ones_own_has_choices_of_its_own(tmp_path):
+    content = yaml.safe_load((ROOT / "configs" / "smollm2.yaml").read_text()) | {"tuned": {"dapo": {"lr": 1e-5}}}
+    for given, chosen in ({"source": str(tmp_path), "dtype": "bfloat16"}, "validation"), ({"sft": None}, "by hand"):
+        assert parse_tier(content, {"model": given}, source="here").selection_of("dapo") == chosen
+
+
 @pytest.mark.parametrize("selection", ["validation", "published", "defaults"])
 def test_a_tier_says_how_its_settings_were_chosen(selection):
     tier = read_tier("smoke", {"selection": selection, "tuned": None, "methods": {"iapo": {"selection": "by hand"}}})

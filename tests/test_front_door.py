@@ -46,7 +46,7 @@ def test_the_terminal_shows_one_line_a_job(copy):
     jobs = [line for line in said.splitlines() if " of 5  rule " in line]
     assert [job.split()[0] for job in jobs] == ["1", "2", "3", "4", "5"]
     assert "first run here" in said
-    for paragraph in ("jobid:", "input:", "\r", "it/s"):
+    for paragraph in ("jobid:", "input:", "Select jobs", "\r", "it/s"):
         assert paragraph not in said
 
 

@@ -274,6 +274,19 @@ def test_a_kill_while_the_finished_work_is_removed_leaves_it_this_runs(tmp_path,
     assert not folder.exists()
 
 
+def test_a_claim_on_a_folder_that_its_holder_removes_is_refused(tmp_path, monkeypatch):
+    """Else a third process could claim the folder that it makes anew, and both would write there."""
+    real = fcntl.flock
+
+    def removed(descriptor, kind):
+        (tmp_path / ".lock").unlink()
+        real(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with pytest.raises(UserError, match="another process is using"), claimed(tmp_path):
+        pass
+
+
 def test_a_claim_is_a_lock_that_nfs_shares_among_machines(tmp_path, monkeypatch):
     """NFS locks files that are open for writing at the server, but a directory at its client alone."""
     seen = []

@@ -28,7 +28,8 @@ class _OneLine(logging.Filter):
         """Whether Snakemake's own message is shown."""
         event = getattr(record, "event", None)
         if event is None:
-            return not record.getMessage().startswith("[")  # the timestamp above a paragraph
+            # The timestamp above a paragraph, and what the scheduler says before each job.
+            return not record.getMessage().startswith(("[", "Select jobs"))
         kind, told = str(getattr(event, "value", event)), vars(record)
         if kind == "job_info":
             self._begun[told["jobid"]] = _named(told["rule_name"], told.get("wildcards")), time.monotonic()

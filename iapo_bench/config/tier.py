@@ -78,9 +78,10 @@ class TierConfig(TierSections):
         return bool(changed or self.given.get("prompt") or not {"options", "splits"}.isdisjoint(world))
 
     def _starts_elsewhere(self) -> bool:
-        """Whether the command line makes another base of the tier's model, or chooses another for the micro world."""
+        """Whether the command line makes another base of the tier's model, or chooses another for the micro world; a
+        user's own model has choices of its own."""
         model = self.given.get("model") or {}
-        return not {"sft", "dtype"}.isdisjoint(model) or model.get("source") in MICRO_SOURCES
+        return model.get("source") in MICRO_SOURCES if "source" in model else not {"sft", "dtype"}.isdisjoint(model)
 
     def selection_of(self, name: str) -> str:
         """How the settings of a row were chosen; for a variant, how its method's were, followed by "varied"."""
