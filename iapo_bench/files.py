@@ -131,12 +131,14 @@ def _lock(folder: Path) -> int | None:
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.fstat(descriptor).st_nlink > 0  # else its holder has just removed the directory
     except BlockingIOError:
-        os.close(descriptor)
-        return None
+        held = False
     except OSError:
-        pass
-    return descriptor
+        held = True
+    if not held:
+        os.close(descriptor)
+    return descriptor if held else None
 
 
 def _flush(path: Path) -> None:

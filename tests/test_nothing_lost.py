@@ -245,11 +245,13 @@ def test_what_another_run_left_is_set_aside_and_a_second_process_is_refused(tmp_
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert capsys.readouterr().err == f"goes on with what an earlier call finished, in {folder}\n"
-    with resuming(folder, {"settings": {"lr": 2}}):
-        assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
-    assert "starts anew" in capsys.readouterr().err
-    (aside,) = tmp_path.iterdir()
-    assert (aside / "part").exists()
+    for times in (1, 2):
+        with resuming(folder, {"settings": {"lr": 2}}):
+            assert sorted(path.name for path in folder.iterdir()) == [".lock", "run.json"]
+        assert "starts anew" in capsys.readouterr().err
+        assert [(aside / "part").exists() for aside in tmp_path.iterdir()] == [True] * times
+        with pytest.raises(KeyboardInterrupt):
+            stopped()
 
 
 def test_a_kill_while_the_finished_work_is_removed_leaves_it_this_runs(tmp_path, monkeypatch, capsys):
@@ -272,6 +274,19 @@ def test_a_kill_while_the_finished_work_is_removed_leaves_it_this_runs(tmp_path,
     with resuming(folder, {"settings": {}}):
         assert "goes on with what an earlier call finished" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_a_claim_on_a_folder_that_its_holder_removes_is_refused(tmp_path, monkeypatch):
+    """Else a third process could claim the folder that it makes anew, and both would write there."""
+    real = fcntl.flock
+
+    def removed(descriptor, kind):
+        (tmp_path / ".lock").unlink()
+        real(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", removed)
+    with pytest.raises(UserError, match="another process is using"), claimed(tmp_path):
+        pass
 
 
 def test_a_claim_is_a_lock_that_nfs_shares_among_machines(tmp_path, monkeypatch):

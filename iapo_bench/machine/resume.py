@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
@@ -13,7 +14,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from iapo_bench.config.section import digest, identity
+from iapo_bench.config.section import identity
 from iapo_bench.errors import UserError
 from iapo_bench.files import claimed, read_json, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
@@ -51,8 +52,7 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
             folder.mkdir(parents=True, exist_ok=True)
             claims.enter_context(claimed(folder))
             if _has_work(folder) and (why := _foreign(folder, run)):
-                aside = folder.with_name(f"{folder.name}-{digest(why)}")
-                shutil.rmtree(aside, ignore_errors=True)
+                aside = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:12]}")
                 folder.rename(aside)
                 folder.mkdir()
                 claims.enter_context(claimed(folder))
