@@ -72,10 +72,21 @@ class SettingsFiles:
         self._told.add(name)
         before = read_yaml(ran)[0].get("identity")
         if before != json.loads(json.dumps(told)):
-            click.echo(f"stale: {name}, {differences(before, told)}", err=True)
+            click.echo(f"stale: {name}, {_why(before, told)}", err=True)
             if path.stat().st_mtime_ns < ran.stat().st_mtime_ns:
                 # Where Snakemake goes by times alone, a settings file of an earlier call would make nothing stale.
                 os.utime(path)
+
+
+def _why(before: Any, told: dict[str, Any]) -> str:
+    """What differs between two identities, in words: of two lists, such as the rows of a table, their items."""
+
+    def items(identity: Any) -> Any:
+        lists = identity.items() if isinstance(identity, dict) else ()
+        return {key: dict.fromkeys(value, "there") if isinstance(value, list) else value for key, value in lists}
+
+    by_item = items(before), items(told)
+    return differences(before, told) if by_item[0] == by_item[1] else differences(*by_item)
 
 
 def note_ran(settings: Path) -> None:

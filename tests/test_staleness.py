@@ -210,6 +210,15 @@ def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):
     assert "settings.train.lr is 0.25, was 1e-06" in line
 
 
+def test_a_table_of_other_rows_says_which(gsm8k, capsys):
+    note_ran(Path(names()["table"]))
+    names(methods=["iapo", "grpo"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stale: table, since rows.grpo/0 is there, was unset; rows.dapo/0 is unset, was there; ")
+    names(methods=["iapo", "sgrpo", "gtpo", "gfpo", "dapo"])
+    assert "stale: table, since rows is ['base', 'ia" in capsys.readouterr().err, "of another order"
+
+
 def test_what_ran_in_between_makes_old_settings_young(gsm8k):
     """Where Snakemake's own records are gone, or are not asked, it goes by times."""
     first = Path(names()["train"])
