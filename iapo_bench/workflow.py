@@ -30,6 +30,7 @@ from iapo_bench.report.controls import CONTROLS, SHORTEST_OF
 from iapo_bench.staleness import SettingsFiles
 from iapo_bench.worlds.load import load_world, source_files, stated
 from iapo_bench.worlds.prepare import split_digests
+from iapo_bench.worlds.text import ChatWorld
 
 # Every step allocates and frees large tensors: let malloc keep its heap instead of returning it to the kernel.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
@@ -358,11 +359,12 @@ class Workflow:
         return job
 
     def _problems(self, split: str, parts: Iterable[str] = ("questions", "golds")) -> dict[str, str]:
-        """A digest for each part of a split: of its content if the data are local, otherwise of the recipe."""
+        """A digest for each part of a split: of its content if the data are local or generated, otherwise of the
+        recipe."""
         place, _, split = split.rpartition("/")
         job = self._prepare_job(place.removeprefix("also/"))
         recipe = digest([identity(job), code_digest("iapo_bench.worlds.prepare", source_files(job.world))])
-        if not job.files:
+        if not job.files and isinstance(load_world(job.world, job.seed), ChatWorld):  # they come from the hub
             return dict.fromkeys(parts, recipe)
         known = Path(self.work) / "settings" / f"problems-{recipe}.json"
         if not known.is_file():

@@ -10,7 +10,7 @@ rule tune:
         trials=[f"{WORK}/{trial}/validation/grades.parquet" for trial in FLOW.trials],
     params:
         trials=lambda wildcards: f"{WORK}/tune",
-        out=f"configs/tuned/{TIER.choices}.yaml",
+        out=os.path.relpath(f"{workflow.basedir}/configs/tuned/{TIER.choices}.yaml"),
     shell:
         run(
             "tune --settings {input.settings} --trials {params.trials}"

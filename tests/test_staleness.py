@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iapo_bench import staleness
+from iapo_bench import staleness, workflow
 from iapo_bench.cli.options import note_ran
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
@@ -156,6 +156,26 @@ def test_a_model_directory_counts_by_its_content_and_not_by_its_place(gsm8k):
     assert job["model"]["source"] == str(moved), "the job gets the place"
     job = yaml.safe_load(Path(before["checkpoint"]).read_text())["job"]
     assert job["source"] == str(moved / "deep")
+
+
+def test_generated_problems_count_by_their_content_and_not_by_the_code_that_makes_them(tmp_path, monkeypatch):
+    """Problems of the hub count by the recipe, since their content is not here."""
+    monkeypatch.chdir(tmp_path)
+
+    def jobs(tier: str) -> list[str]:
+        flow = Workflow(read_tier(tier))
+        return [flow.prepare(), flow.train("iapo/seed0"), flow.sample("base", "test"), flow.grade("base", "test")]
+
+    before = {tier: jobs(tier) for tier in ("smoke", "smollm2")}
+    real = workflow.code_digest
+
+    def edited(module: str, plugins=()) -> str:
+        return "edited" if module == "iapo_bench.worlds.prepare" else real(module, plugins)
+
+    for module in (workflow, staleness):
+        monkeypatch.setattr(module, "code_digest", edited)
+    changed = {tier: [a != b for a, b in zip(jobs(tier), before[tier], strict=True)] for tier in before}
+    assert changed == {"smoke": [True, False, False, False], "smollm2": [True] * 4}
 
 
 def test_the_checksum_of_a_large_file_is_kept_until_the_file_changes(tmp_path, monkeypatch):
