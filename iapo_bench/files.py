@@ -61,13 +61,16 @@ def whole_directory(path: Path) -> Iterator[Path]:
         for part in [*partial.rglob("*"), partial]:
             _flush(part)
         while True:
-            with suppress(FileNotFoundError):
-                path.rename(folder / uuid.uuid4().hex)
+            before = folder / uuid.uuid4().hex
             try:
+                with suppress(FileNotFoundError):
+                    path.rename(before)
                 partial.rename(path)
                 break
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another writer was faster
+            except BaseException as error:
+                with suppress(OSError):
+                    before.rename(path)  # stays, unless another writer was faster
+                if getattr(error, "errno", None) not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
         _flush(path.parent)
 

@@ -70,6 +70,23 @@ def test_a_directory_of_other_things_is_not_replaced(run, tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
 
 
+def test_a_signal_between_two_renames_keeps_the_old_directory(tmp_path, monkeypatch):
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "config.json").write_text("old")
+    rename = Path.rename
+
+    def stopped(path: Path, target: Path) -> Path:
+        if path.name == "model" and path.parent != tmp_path:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt), whole_directory(tmp_path / "model") as partial:
+        (partial / "config.json").write_text("new")
+    assert [path.read_text() for path in tmp_path.rglob("*.json")] == ["old"]
+
+
 def test_an_output_that_is_an_input_is_not_replaced(run, done, tmp_path):
     inputs = {
         "metrics": ("--grades", done / "base" / "grades.parquet", "--method", "base"),
