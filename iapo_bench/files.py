@@ -81,6 +81,11 @@ def _names(folder: Path) -> set[str]:
     return set()
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that it holds."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on an existing directory. Raises UserError if another process holds it."""

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from iapo_bench.errors import UserError
 from iapo_bench.files import read_json, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 from iapo_bench.machine.provenance import checksum
+
+_SUMS = "checksums.json"
 
 
 class SettingsFiles:
@@ -53,17 +56,20 @@ class SettingsFiles:
 
     def checksum(self, path: Path) -> str:
         """SHA-256 of a file, in hex. It is kept until the file is another, or is changed: models are large."""
-        kept = self.folder / "checksums.json"
-        known: dict[str, Any] = {}
-        with suppress(UserError):
-            known = read_json(kept)
-        stat = path.stat()
+        known, stat = self._sums, path.stat()
         # Weights of two checkpoints are equally large, and copying can keep the time of a file's content.
         key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         if key not in known or known[key][:-1] != state:
             known[key] = [*state, checksum(path)]
-            write_json(kept, known)
+            write_json(self.folder / _SUMS, known)
         return known[key][-1]
+
+    @cached_property
+    def _sums(self) -> dict[str, Any]:
+        """What `checksum` has kept; nothing if the file is damaged."""
+        with suppress(UserError):
+            return read_json(self.folder / _SUMS)
+        return {}
 
     def _tell(self, name: str, told: dict[str, Any], path: Path) -> None:
         ran = _ran(self.folder, name)

@@ -321,11 +321,11 @@ class Workflow:
         """The tier with what identifies its local inputs: the content of models' directories, and the kind of golds in
         files of problems. Raises UserError for an option that the dataset does not have."""
         try:
-            load_world(tier.world, tier.seed)
+            world = stated(tier.world, tier.seed)
         except UserError as error:
             raise UserError(f"{tier.place('world', 'options')}: {error}") from None
-        evaluate = tier.evaluate.model_copy(update={"also": [stated(world) for world in tier.evaluate.also]})
-        changes: dict[str, Any] = {"world": stated(tier.world), "evaluate": evaluate}
+        also = [stated(other, tier.seed) for other in tier.evaluate.also]
+        changes: dict[str, Any] = {"world": world, "evaluate": tier.evaluate.model_copy(update={"also": also})}
         if tier.model.source not in MICRO_SOURCES and tier.model.directory:
             changes["model"] = tier.model.model_copy(update={"source": self._by_content(tier.model.directory)})
         for section in ("methods", "ablations"):

@@ -31,7 +31,7 @@ ELSEWHERE = {
     "models/checkpoints.py": (1, "what was just written"),
     "plan/show.py": (1, "any error is one line there, with the remedy"),
     "worlds/text.py": (1, "any error is one line there, with the remedy"),
-    "worlds/load.py": (2, "a dataset is opened there, no file"),
+    "worlds/load.py": (1, "a dataset is opened there, no file"),
     "worlds/own.py": (1, "csv.Error is one line there, with the line of the file"),
     "worlds/grading/processes.py": (1, "the kernel's file"),
     "staleness.py": (2, "bytes that are compared, and a round trip through JSON"),

@@ -37,15 +37,18 @@ class _Grouped(click.Group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=86)) for name in names])
 
 
+_OUTPUTS = ("out", "figure")
+
+
 def _sparing(call: Callable[..., Any]) -> Callable[..., Any]:
     """A command that refuses an output which is one of its inputs and would replace it."""
 
     @wraps(call)
     def spared(**given: Any) -> Any:
-        outputs = {os.path.realpath(path) for name in ("out", "figure") if (path := given.get(name))}
+        outputs = {os.path.realpath(path) for name in _OUTPUTS if (path := given.get(name))}
         for name, value in given.items():
             for path in value if isinstance(value, tuple) else (value,):
-                if name not in ("out", "figure") and isinstance(path, Path) and os.path.realpath(path) in outputs:
+                if name not in _OUTPUTS and isinstance(path, Path) and os.path.realpath(path) in outputs:
                     raise UserError(f"{path} is what this command reads: choose another output")
         return call(**given)
 

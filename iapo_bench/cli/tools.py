@@ -182,8 +182,7 @@ def plan(
     from iapo_bench.plan.show import plan as make_plan
 
     if every_tier:
-        others = ("config", "device", "gpus", "length", "calibrate")
-        refuse_given("--every-tier plans each tier as it is", *others)
+        refuse_given("--every-tier plans each tier as it is", "config", "device", "gpus", "length", "calibrate")
         click.echo(overview([tier for name in list_tiers() for tier in _by_dataset(name, overrides)]))
         return
     tiers = _by_dataset(config, overrides)

@@ -1,7 +1,7 @@
 """A whole tier: which of its settings win, and the settings of each job.
 
 A tier is a file `configs/<tier>.yaml`. Later sources override earlier ones: defaults, the tier's sections, the choice
-made on validation (`configs/tuned/<tier>[/<dataset>].yaml`), the tier's entry for a method, the command line.
+made on validation (`configs/tuned/<tier>[/<dataset>][/<model>].yaml`), the tier's entry for a method, the command line.
 """
 
 from typing import Any

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from iapo_bench.config.section import identity
 from iapo_bench.errors import UserError
-from iapo_bench.files import claimed, read_json, whole_file, write_json
+from iapo_bench.files import claimed, read_json, remove, whole_file, write_json
 from iapo_bench.machine.code import code_digest, differences
 
 _SEAL = hashlib.sha256().digest_size
@@ -51,13 +51,13 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             claims.enter_context(claimed(folder))
-            if _has_work(folder) and (why := _foreign(folder, run)):
+            if _work(folder) and (why := _foreign(folder, run)):
                 aside = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:12]}")
                 folder.rename(aside)
                 folder.mkdir()
                 claims.enter_context(claimed(folder))
                 click.echo(f"starts anew, {why}; the old checkpoint is set aside in {aside}", err=True)
-            elif _has_work(folder):
+            elif _work(folder):
                 click.echo(f"goes on with what an earlier call finished, in {folder}", err=True)
             write_json(folder / "run.json", run)
         yield folder
@@ -71,17 +71,14 @@ def resuming(folder: Path, run: dict[str, Any], *, main: bool = True) -> Iterato
 def _remove(folder: Path) -> None:
     """Remove `folder`, run.json last: what a kill leaves without it would be taken for the work of another run."""
     with suppress(OSError):
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif not path.name.startswith((".", "run.json")):
-                path.unlink()
+        for path in _work(folder):
+            remove(path)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _has_work(folder: Path) -> bool:
-    """Whether `folder` holds more than what a run leaves if it fails before its first checkpoint."""
-    return any(not path.name.startswith((".", "run.json")) for path in folder.iterdir())
+def _work(folder: Path) -> list[Path]:
+    """What `folder` holds beyond what a run leaves if it fails before its first checkpoint."""
+    return [path for path in folder.iterdir() if not path.name.startswith((".", "run.json"))]
 
 
 def _foreign(folder: Path, run: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ A checkpoint is written whole or not at all, each of its files ends with a check
 beside it.
 """
 
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
 from iapo_bench.errors import UserError
-from iapo_bench.files import whole_directory, whole_file
+from iapo_bench.files import remove, whole_directory, whole_file
 from iapo_bench.machine import parallel
 from iapo_bench.machine.resume import is_sound, seal
 from iapo_bench.models import sharding
@@ -58,7 +57,7 @@ def find_state(path: Path, shapes: dict[str, torch.Size]) -> tuple[Path | None, 
         own = files[parallel.rank() :: parallel.size()]
         if all(parallel.gather([all(map(is_sound, own))])) and all(parallel.gather([_shapes(candidate) == shapes])):
             if damaged and parallel.is_main():
-                _remove(path)  # or the next save would put it in the place of the sound one
+                remove(path)  # or the next save would put it in the place of the sound one
             return candidate, damaged
         damaged.append(candidate)
     return None, damaged
@@ -141,12 +140,8 @@ def _set_aside(path: Path) -> None:
         return
     before = _before(path)
     if before.exists() and (before.is_dir() or path.is_dir()):  # a file replaces a file
-        _remove(before)
+        remove(before)
     path.replace(before)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write_tensors(state: dict[str, Any], path: Path) -> None:

@@ -14,13 +14,11 @@ def load_world(config: WorldConfig, seed: int) -> World:
     return (_own() if config.file else _dataset(config.name)).open(config, seed)
 
 
-def stated(config: WorldConfig) -> WorldConfig:
+def stated(config: WorldConfig, seed: int) -> WorldConfig:
     """The section with the kind of golds in a user's own file filled in, so that jobs need not read the file again.
-    Raises UserError for a file that is missing, damaged or named like a published dataset."""
-    if config.file is None:
-        return config
-    world = _own().open(config, 0)
-    return config if config.golds else config.model_copy(update={"golds": world.grader})
+    Raises UserError for an unknown option, and a file that is missing, damaged or named like a published dataset."""
+    world = load_world(config, seed)
+    return config if config.golds or not config.file else config.model_copy(update={"golds": world.grader})
 
 
 def local_files(config: WorldConfig) -> list[Path]:
