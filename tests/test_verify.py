@@ -1,16 +1,20 @@
 """Whether another run gives the same answer, and the archives by which others can tell."""
 
 import json
+import re
 import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from test_metrics import grades
 from test_tables import make_row
 
+from iapo_bench.cli import cli
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples
 from iapo_bench.report.results import bundle, open_results
@@ -148,6 +152,18 @@ def test_what_may_have_moved_a_result_is_said(tmp_path):
             path.write_text(json.dumps(told))
     assert surroundings(folders[0], folders[1]).splitlines() == ["instruction set: AVX2 against AVX512", ONE_SEED]
     assert surroundings(folders[0], folders[2]) == ""
+
+
+def test_two_makers_of_processors_agree_as_the_page_says_and_are_named():
+    kept = Path(__file__).parents[1] / "results" / "reference"
+    done = CliRunner().invoke(cli, ["verify", str(kept / "micro-intel"), "--against", str(kept / "micro")])
+    assert done.exit_code == 0
+    said = done.output
+    cells, same, within, beyond = re.match(r"(\d+) cells: (\d+) \D+, (\d+) \D+, (\d+) not", said).groups()
+    page = (kept.parents[1] / "docs" / "results.md").read_text()
+    assert f"{same} of the {cells} cells came\nwithin the margin of the AMD EPYC's, {within} within what" in page
+    assert (beyond, "and none beyond" in page) == ("0", True)
+    assert re.search(r"^hardware: Intel.* against AMD", said, re.MULTILINE)
 
 
 def test_another_draw_is_within_variation_and_another_method_is_not(reference, tmp_path):

@@ -20,6 +20,7 @@ from tqdm import trange
 
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.machine.provenance import hardware
 from iapo_bench.workflow import MALLOC
 from iapo_bench.worlds.load import load_world
 
@@ -83,6 +84,7 @@ def _compare(
         "threads": threads,
         "ours_seconds_rollout": round(statistics.median(step["seconds_rollout"] for step in ours), 3),
         "ours_seconds_update": round(statistics.median(step["seconds_update"] for step in ours), 3),
+        "device": hardware(),
     }
 
 

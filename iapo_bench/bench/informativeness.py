@@ -154,6 +154,7 @@ def bench_approximations(base: Path, *, pairs: int) -> list[dict[str, Any]]:
                 "largest_error_nats": float(f"{error.max():.3g}"),
                 "spearman": round(float(np.mean(ranks)), 4),
                 "completions": len(mask_BT),
+                "device": hardware(),
                 "pairs": pairs,
             }
         )

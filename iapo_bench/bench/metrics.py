@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from iapo_bench.machine.provenance import hardware
+
 SIZES = (100_000, 1_000_000, 10_000_000)
 SAMPLES, SEEDS = 32, (42, 142, 242)
 _CHUNK = 10_000  # problems written at a time
@@ -45,6 +47,7 @@ def bench_metrics(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
                 {"completions": written, "file_mib": round(path.stat().st_size / 2**20, 1)}
                 | {"seconds": round(found["seconds"], 2)}
                 | {"peak_mib": round(found["peak"] / 1024), "empty_mib": round(found["empty"] / 1024)}
+                | {"device": hardware()}
             )
     return rows
 

@@ -266,8 +266,8 @@ def verify(results: Path, against: Path, points: float, share: float, out: Path 
         with whole_file(out) as partial:
             cells.to_csv(partial, index=False, float_format="%.6g")
     click.echo(verifying.report(cells, margins))
-    if status and (told := verifying.surroundings(results, against)):
-        click.echo(told)
+    if (cells["verdict"] != verifying.REPRODUCED).any() and (told := verifying.surroundings(results, against)):
+        click.echo(f"\n{told}")
     sys.exit(status)
 
 
