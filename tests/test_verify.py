@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from test_metrics import grades
 from test_tables import make_row
 
+from iapo_bench.cli import cli
 from iapo_bench.errors import UserError
 from iapo_bench.evaluate.metrics import Samples
 from iapo_bench.report.results import bundle, open_results
@@ -148,6 +150,18 @@ def test_what_may_have_moved_a_result_is_said(tmp_path):
             path.write_text(json.dumps(told))
     assert surroundings(folders[0], folders[1]).splitlines() == ["instruction set: AVX2 against AVX512", ONE_SEED]
     assert surroundings(folders[0], folders[2]) == ""
+
+
+def test_the_cause_is_said_of_cells_within_variation_too(tmp_path):
+    folders = [make_results(tmp_path / str(draw), 0.2, draw=draw, train_seeds=(0, 1)) for draw in (0, 1)]
+    for folder, hardware in zip(folders, ("AMD", "Intel"), strict=True):
+        for path in (folder / "micro" / "summaries").glob("*.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"environment": {"hardware": [hardware]}}))
+    said = {
+        against: CliRunner().invoke(cli, ["verify", str(folders[0]), "--against", str(against)]) for against in folders
+    }
+    assert [told.exit_code for told in said.values()] == [0, 0]
+    assert ["hardware: AMD against Intel" in told.output for told in said.values()] == [False, True]
 
 
 def test_another_draw_is_within_variation_and_another_method_is_not(reference, tmp_path):
