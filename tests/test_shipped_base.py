@@ -9,10 +9,12 @@ from tqdm import tqdm
 from iapo_bench.config import model as config
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
-from iapo_bench.machine.provenance import instruction_set
+from iapo_bench.machine.provenance import hardware, instruction_set
 from iapo_bench.models.checkpoints import weights_checksum
 from iapo_bench.train import base, sft
 from iapo_bench.train.base import make_base
+
+PROCESSOR = {"hardware": hardware(), "instruction_set": instruction_set()}
 
 
 def test_the_default_tier_starts_from_the_shipped_weights(tmp_path):
@@ -55,14 +57,15 @@ def test_it_is_the_micro_worlds_and_finished(tmp_path):
 
 @pytest.mark.slow
 def test_its_recipe_makes_it_again(tmp_path, monkeypatch):
-    """The first 151 of its steps: rounding that differs would show in the fifth digit of their losses."""
-    made_with = json.loads((config.SHIPPED / "provenance.json").read_text())["instruction_set"]
-    if made_with != instruction_set():
-        pytest.skip(f"digits of trained models differ between {made_with} and {instruction_set()}")
-    monkeypatch.setattr(sft, "progress", lambda steps, **_: tqdm(steps[:151]))
+    """Its first steps: on the processor that made it equal in every digit, on another as close as rounding lets them."""
+    made_on = json.loads((config.SHIPPED / "provenance.json").read_text())
+    same = all(made_on[part].split(",")[0] == value.split(",")[0] for part, value in PROCESSOR.items())
+    steps = 151 if same else 61  # where another processor's losses are 0.02% apart; at 151 they are 7%
+    monkeypatch.setattr(sft, "progress", lambda whole, **_: tqdm(whole[:steps]))
     make_base(read_tier("micro", {"model": {"source": "taught"}}).base_job(), tmp_path / "base")
     made, shipped = (
         json.loads((folder / "training.json").read_text()) for folder in (tmp_path / "base", config.SHIPPED)
     )
     assert made["sft"] == shipped["sft"]
-    assert made["loss"] == shipped["loss"][:16]
+    losses, wanted = ([row["loss"] for row in record["loss"]] for record in (made, shipped))
+    assert losses == (wanted[:16] if same else pytest.approx(wanted[:7], rel=1e-3))
