@@ -57,7 +57,7 @@ def test_it_is_the_micro_worlds_and_finished(tmp_path):
 
 @pytest.mark.slow
 def test_its_recipe_makes_it_again(tmp_path, monkeypatch):
-    """Its first steps: on the processor that made it equal in every digit, on another as close as rounding lets them."""
+    """Its first steps: equal in every digit on the processor that made it, to rounding on another."""
     made_on = json.loads((config.SHIPPED / "provenance.json").read_text())
     same = all(made_on[part].split(",")[0] == value.split(",")[0] for part, value in PROCESSOR.items())
     steps = 151 if same else 61  # where another processor's losses are 0.02% apart; at 151 they are 7%
