@@ -125,6 +125,7 @@ ALSO: dict[str, dict[str, dict[str, Any]]] = {
     "verify": {
         "report.verify": {
             "Margins": lambda points, share: (points, share),
+            "REPRODUCED": "reproduced",
             "exit_status": lambda cells: 0,
             "report": lambda cells, margins: "",
             "surroundings": lambda results, against: "",
@@ -139,7 +140,7 @@ GIVES = {
     "bundle": [],
     "doctor": ("", True),
     "new": (Path("code"), Path("test")),
-    "verify": pd.DataFrame({"cell": [1]}),
+    "verify": pd.DataFrame({"verdict": ["reproduced"]}),
     "settings": {"settings.md": "text"},
     **{f"bench {name}": [{"ratio": 1.0}] for name in cli.commands["bench"].commands},
 }

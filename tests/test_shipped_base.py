@@ -14,6 +14,8 @@ from iapo_bench.models.checkpoints import weights_checksum
 from iapo_bench.train import base, sft
 from iapo_bench.train.base import make_base
 
+PROCESSOR = {"hardware": hardware(), "instruction_set": instruction_set()}
+
 
 def test_the_default_tier_starts_from_the_shipped_weights(tmp_path):
     make_base(read_tier("micro").base_job(), tmp_path / "base")
@@ -55,17 +57,15 @@ def test_it_is_the_micro_worlds_and_finished(tmp_path):
 
 @pytest.mark.slow
 def test_its_recipe_makes_it_again(tmp_path, monkeypatch):
-    """The first 151 of its steps: rounding that differs, as a maker's does, shows in their losses' fifth digit."""
-    monkeypatch.setattr(sft, "progress", lambda steps, **_: tqdm(steps[:151]))
+    """Its first steps: equal in every digit on the processor that made it, to rounding on another."""
+    made_on = json.loads((config.SHIPPED / "provenance.json").read_text())
+    same = all(made_on[part].split(",")[0] == value.split(",")[0] for part, value in PROCESSOR.items())
+    steps = 151 if same else 61  # where another processor's losses are 0.02% apart; at 151 they are 7%
+    monkeypatch.setattr(sft, "progress", lambda whole, **_: tqdm(whole[:steps]))
     make_base(read_tier("micro", {"model": {"source": "taught"}}).base_job(), tmp_path / "base")
     made, shipped = (
         json.loads((folder / "training.json").read_text()) for folder in (tmp_path / "base", config.SHIPPED)
     )
     assert made["sft"] == shipped["sft"]
-    told = json.loads((config.SHIPPED / "provenance.json").read_text())
-    maker, made_with = told["hardware"].split()[0], told["instruction_set"]
-    same = hardware().startswith(maker) and instruction_set() == made_with
-    kept, digits = (16, 0) if same else (8, 1e-3)  # later, training has amplified the rounding to percents
-    losses, wanted = ([step["loss"] for step in record["loss"][:kept]] for record in (made, shipped))
-    assert [step["step"] for step in made["loss"]] == [step["step"] for step in shipped["loss"][:16]]
-    assert losses == pytest.approx(wanted, rel=digits, abs=0)
+    losses, wanted = ([row["loss"] for row in record["loss"]] for record in (made, shipped))
+    assert losses == (wanted[:16] if same else pytest.approx(wanted[:7], rel=1e-3))

@@ -13,6 +13,8 @@ from iapo_bench.errors import UserError
 from iapo_bench.method import load_method
 from iapo_bench.plan.show import jobs
 from iapo_bench.train.optimizer import make_optimizer
+from iapo_bench.worlds import read_problems
+from iapo_bench.worlds.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 DATASETS = ("gsm8k", "math500", "dapo")
@@ -22,7 +24,7 @@ WEIGHTS = {  # IAPO's alpha and beta, selected per cell in its paper
     "qwen-7b": ((1, 1e-6), (1e-6, 1e-6), (1e-6, 1e-6)),
 }
 EPOCHS = {"gsm8k": 2, "math500": 152, "dapo": 2}
-TRAINING_PROBLEMS = {"gsm8k": 6973, "math500": 255, "dapo": 16_045}  # of the honest splits, repeats removed
+TRAINING_PROBLEMS = {"gsm8k": 6973, "math500": 255, "dapo": 16_041}  # of the honest splits, repeats removed
 
 
 def cell(name: str, dataset: str, **changes):
@@ -48,6 +50,14 @@ def test_published_settings(name, dataset, model):
     assert tier.model.dtype == "bfloat16"
     assert re.fullmatch(r"Qwen/Qwen2\.5-[\d.]+B-Instruct@[0-9a-f]{40}", tier.model.source)
     assert tier.folder == f"{name}/{dataset}"
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_an_epoch_counts_the_problems_that_prepare_leaves(dataset, request, tmp_path):
+    if not (folder := request.config.getoption("--data-dir")):
+        pytest.skip("needs --data-dir")
+    prepare(cell("qwen-0.5b", dataset, world={"name": dataset, "data_dir": folder}).prepare_job(), tmp_path / "data")
+    assert len(read_problems(tmp_path / "data" / "train.jsonl")) == TRAINING_PROBLEMS[dataset]
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def hardware() -> str:
 
 
 def instruction_set() -> str:
-    """The widest vector instructions of the processor. With its maker, for whose processors the matrix library has code
-    of their own, they decide the last digits of trained models."""
+    """The widest vector instructions of the processor. With its model, for which the matrix library may have code of
+    its own, they decide the last digits of trained models."""
     flags = set(_cpuinfo("flags").split())
     known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "asimd": "NEON"}
     return next((name for flag, name in known.items() if flag in flags), platform.machine())
