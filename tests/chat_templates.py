@@ -69,6 +69,8 @@ REFUSED = {
         TURNS + OPEN.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n"),
         "closes the reas",
     ),
+    "opens the answer": (TURNS + OPEN.replace("assistant\n", "assistant\n<answer>"), "opens the answer with <answer>"),
+    "draws lots": (TURNS + "{{ range(99999) | random }}" + OPEN, "renders the same prompt in different ways"),
     "is no template": (TURNS + "{% if %}", "Expected an expression"),
     "leaves the question out": ("<|im_start|>{{ messages[0].role }}" + OPEN, "leaves out the"),
     "escapes": (TURNS.replace("m.content", "m.content | e") + OPEN, "leaves out the"),

@@ -99,6 +99,35 @@ MISTAKES = {
         12,
         "load_state_dict: KeyError: 'means'",
     ),
+    "mask forgotten in what it observes": (
+        TOKEN_ENTROPY
+        + NO_GRAD
+        + "    def observe(self, batch):\n        self.mean = float(signal(batch, Signal.TOKEN_ENTROPY).mean())\n"
+        + CREDIT
+        + "assign(batch.rewards_B - self.mean, batch)\n",
+        13,
+        "advantages_BT change with padding",
+    ),
+    "chance without the generator": (
+        CREDIT + "assign(torch.rand(len(batch.rewards_B)), batch)\n",
+        9,
+        "advantages_BT differ from call to call: draw random numbers with `generator`",
+    ),
+    "a state changed outside observe": (
+        "    def credit(self, batch, generator=None):\n        self.steps = getattr(self, 'steps', 0) + 1\n"
+        "        return assign(batch.rewards_B / self.steps, batch)\n",
+        9,
+        "advantages_BT would differ after a resume: `observe` must make every change",
+    ),
+    "a state of which a checkpoint lacks a part": (
+        "    def observe(self, batch):\n        self.steps = getattr(self, 'steps', 0) + 1\n"
+        "    def state_dict(self):\n        return {}\n"
+        + TAKES_STATE
+        + CREDIT
+        + "assign(batch.rewards_B / self.steps, batch)\n",
+        15,
+        "advantages_BT would differ after a resume",
+    ),
     "width taken for the longest length": (
         REWARDS + "batch.lengths_B / batch.completion_mask_BT.shape[1]\n",
         9,

@@ -259,6 +259,41 @@ def test_lengths_are_reported_before_any_masking(make_trainer):
         assert plain[key] == masked[key]
 
 
+def test_a_linear_rate_falls_with_the_budget(make_trainer):
+    trainer = make_trainer(settings=SETTINGS.model_copy(update={"lr_schedule": "linear"}))
+    used = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: used.append(trainer.optimizer.param_groups[0]["lr"]) or step()
+    rates = [row["lr"] for row in trainer.run()]
+    assert rates == used == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+
+
+def test_the_last_step_takes_the_groups_that_the_budget_has_left(make_trainer):
+    rows = make_trainer(settings=SETTINGS.model_copy(update={"completions": 23})).run()
+    assert [row["completions"] for row in rows] == [16, 4]
+
+
+def test_what_a_step_reports_is_that_of_all_its_draws(make_trainer):
+    """Completions that were cut count in every draw; the entropy is that of real tokens."""
+    trainer = make_trainer(
+        "dapo", SETTINGS.model_copy(update={"completions": 10**4, "max_draws": 50}), grade=rare_grade
+    )
+    seen = []
+    generate = trainer.engine.generate
+    trainer.engine.generate = lambda *asked: seen.append(generate(*asked)) or seen[-1]
+    row = trainer.step()
+    drawn = [completion for completions in seen for completion in completions]
+    assert row["draws"] == len(seen) > 1
+    assert 0 < row["truncated"] == sum(c.finish_reason == "length" for c in drawn) / len(drawn)
+    plain = make_trainer()
+    generate = plain.engine.generate
+    plain.engine.generate = lambda *asked: seen.append(generate(*asked)) or seen[-1]
+    row = plain.step()
+    logps = [logp for completion in seen[-1] for logp in completion.logprobs]
+    assert row["tokens"] == len(logps) < 16 * 10
+    assert row["entropy"] == pytest.approx(-sum(logps) / len(logps), rel=1e-5)
+
+
 def test_groups_of_one_are_refused(make_trainer):
     with pytest.raises(UserError, match="group_size must be at least 2"):
         make_trainer("grpo", SETTINGS.model_copy(update={"group_size": 1}))

@@ -280,10 +280,13 @@ def test_gap_between_sampler_and_trainer(model):
         model, batch, frozenset({Signal.OLD_LOGP}), temperature=1.0, micro_batch_tokens=500, postfix_ids=[]
     )
     shifted = replace(batch, sampler_logp_BT=(filled.old_logp_BT + 0.25) * batch.completion_mask_BT)
-    settings = settings_of(lr=0.01)
-    stats = update(model, make_optimizer(model, settings.lr), shifted, credit, LossSpec(), settings)
-    assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-5)
-    assert stats["kl"] is None
+    for count in (1, 3):
+        network = copy.deepcopy(model)
+        settings = settings_of(lr=0.01, updates_per_rollout=count)
+        old = replace(shifted, old_logp_BT=filled.old_logp_BT)
+        stats = update(network, make_optimizer(network, settings.lr), old, credit, LossSpec(), settings)
+        assert stats["logp_gap"] == pytest.approx(0.25, abs=1e-5)
+        assert stats["kl"] is None
 
 
 def test_a_single_step_has_ratio_one_whoever_asked_for_old_log_probabilities(model):

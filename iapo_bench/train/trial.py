@@ -15,20 +15,22 @@ from iapo_bench.credit import Credit
 from iapo_bench.errors import UserError
 from iapo_bench.method import Method, blaming
 from iapo_bench.seeds import torch_stream
-from iapo_bench.train.hooks import shaped_batch, visible
+from iapo_bench.train.hooks import checked_credit, shaped_batch
 
 EXTRA_COLUMNS = 3
 JUNK = 9.0  # value written into signals at padding
 
 
 def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: bool = False) -> None:
-    """Raise UserError if padding changes a method's rewards or credit (naming file and line), if a checkpoint cannot
-    hold its state, or (with `own_rewards`) if rewards do not change its credit. `batch`: before `shape_rewards`.
+    """Raise UserError, naming file and line, if padding changes a method's rewards or credit, if chance changes its
+    credit, if a checkpoint cannot hold its state or lacks a part of it, or (with `own_rewards`) if rewards do not
+    change its credit. `batch`: before `shape_rewards`.
 
     Methods that read entropies at padding on purpose (`Reading.padding`) skip the padding check.
     """
     _require_state_kept(method)
     method = _twin(method)
+    _require_repeatable(method, batch, seed)
     if not method.reading.padding:
         _require_no_padding_read(method, batch, seed)
     if own_rewards:
@@ -42,16 +44,31 @@ def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> 
     with blaming(method, "shape_rewards"):
         if not _alike(*rewards):
             raise ValueError(f"the rewards {read}")
-    plain, other = _credit(method, batch, seed), _credit(method, padded, seed)
+    _require_same(method, _credit(_twin(method), batch, seed), _credit(_twin(method), padded, seed), mask_BT, read)
+
+
+def _require_repeatable(method: Method, batch: RolloutBatch, seed: int) -> None:
+    mask_BT, resumed = batch.completion_mask_BT, _twin(method)
+    plain, other = _twin(method), _twin(method)
+    chance = "differ from call to call: draw random numbers with `generator`"
+    _require_same(method, _credit(plain, batch, seed), _credit(other, batch, seed), mask_BT, chance)
+    with blaming(method, "load_state_dict"):
+        resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    lost = "would differ after a resume: `observe` must make every change of the method's state, `state_dict` hold it"
+    _require_same(method, _credit(plain, batch, seed), _credit(resumed, batch, seed), mask_BT, lost)
+
+
+def _require_same(method: Method, one: Credit, other: Credit, mask_BT: torch.Tensor, fault: str) -> None:
     with blaming(method, "credit"):
         for name in ("advantages_BT", "weights_BT"):
-            if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (plain, other))):
-                raise ValueError(f"{name} {read}")
+            if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (one, other))):
+                raise ValueError(f"{name} {fault}")
 
 
 def _require_rewards_read(method: Method, batch: RolloutBatch, seed: int) -> None:
     others_B = torch.arange(len(batch.rewards_B), device=batch.rewards_B.device).float()
-    plain, other = _credit(method, batch, seed), _credit(method, replace(batch, rewards_B=others_B), seed)
+    others = replace(batch, rewards_B=others_B)
+    plain, other = _credit(_twin(method), batch, seed), _credit(_twin(method), others, seed)
     if torch.equal(plain.advantages_BT, other.advantages_BT):
         raise UserError(
             f"{method.name} makes its own reward, so train.rewards would change nothing: drop them, or train a method "
@@ -84,9 +101,7 @@ def _twin(method: Method) -> Method:
 
 
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
-    shaped = shaped_batch(method, batch)
-    with blaming(method, "credit"):
-        return method.credit(visible(shaped, method), torch_stream(seed, "method", 0))
+    return checked_credit(method, shaped_batch(method, batch), torch_stream(seed, "method", 0))
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:

@@ -270,6 +270,10 @@ def _try(render: Callable[..., str], messages: Messages, *, whole: bool) -> tupl
     tail = text[ends[-1] :] + header
     if THINK_CLOSE in tail:
         raise _Failure(3, f"it closes the reasoning with {THINK_CLOSE} before the completion begins")
+    if ANSWER_OPEN in tail:
+        raise _Failure(3, f"it opens the answer with {ANSWER_OPEN} before the completion begins")
+    if render(_TRIAL, messages) != text:
+        raise _Failure(3, "it renders the same prompt in different ways")
     _, opened, rest = tail.partition(THINK_OPEN)
     return header, opened + rest
 

@@ -149,10 +149,11 @@ def _difference(equation: Answer) -> Any:
 
 def _same_scalars(found: Answer, wanted: Answer) -> bool:
     """Whether two scalars have the same value and compatible units; `50%` equals 50 and 1/2, but not `.5%`."""
-    units = (found.label, wanted.label)
-    percent = units.count("%") == 1
-    if all(units) and units[0] != units[1] and not percent:
+    # `25% of the cake` and `25% increase` are 25%.
+    units = tuple("%" if answer.label.startswith("%") else answer.label for answer in (found, wanted))
+    if all(units) and units[0] != units[1]:
         return False
+    percent = units.count("%") == 1
     expected = _expression(wanted.parts[0])
     if not percent and not expected.free_symbols and _approximates(found.parts[0], expected):
         return True

@@ -114,9 +114,11 @@ _OPERATORS = (
     r"half|halves|twice|thrice|double|triple|plus|minus|negative|divided|root|mod|modulo|sqrt|pi|sin|cos|tan|log|ln|exp"
     r"|choose"
 )
+# Not, half, perhaps; but `different`, `non-negative` and `radius` are harmless.
+_CHINESE = "不(?!同)|非(?!负|負|零|空)|半(?!径|徑|周|圆|圓)|大[概致]|[也或][许許]"
 # An operator word counts only directly before a number: `under 5`, but not `the area under the curve is 5`.
 _BEFORE = re.compile(
-    rf"\b(?:{_DOUBTS})\b|n't\b|[不非约負负半~]|大于|小于|至少|至多|超过"
+    rf"\b(?:{_DOUBTS})\b|n't\b|~|{_CHINESE}|[约約](?!数|數)|[负負](?!数|數|整)|大[于於]|小[于於]|至[少多]|超[过過]|可能(?!的|性)"
     rf"|\b(?:{_OPERATORS}|times|than|least|most|about|approx\w*|around|roughly|nearly|almost|hardly|barely|over|under"
     r"|above|below|beyond|between|exceed(?:s|ing)?|up to|close to|near|circa|ca|without|(?:might|could|may) be"
     r"|(?:opposite|inverse|reciprocal|square|cube|complement|multiple|factor|divisor|power|sum|product|thirds?|quarters?)"
@@ -131,7 +133,7 @@ _AFTER = re.compile(
     r"|[mbtr]+illions?|lakhs?|crores?|tens|gross|per mille|mill?|thou|grand|below zero|under par"
     r"|(?:ten|hundred|thousand|[mbtr]+illion|third|quarter|fif|six|seven|eigh|nin|eleven|twelf|\w+teen|\w+tie)(?:th)?s?)\b"
     r"|^-?ish\b|^ scores?\b"
-    r"|(?<![A-Za-z])(?:bn|mn|mln)\b|n't\b|[不非万萬亿億千百半]|左右|以[上下]",
+    rf"|(?<![A-Za-z])(?:bn|mn|mln)\b|n't\b|{_CHINESE}|[万萬亿億千百]|^[十多余餘](?!边|邊)|左右|上下|以[上下内內外]|未[满滿満]",
     re.IGNORECASE,
 )
 

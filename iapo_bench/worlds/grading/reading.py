@@ -50,7 +50,7 @@ _COMMANDS = frozenset(
 )
 _SCALAR = re.compile(r"(?:[0-9A-Za-z+*/^_(){}!. \[\]-]|\\[A-Za-z]+)+")
 _NAME = re.compile(
-    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?: ?\([A-Za-z](?:,[A-Za-z])*\))?"
+    r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?:(?:\^\{?-1\}?)? ?\([A-Za-z](?:,[A-Za-z])*\))?"
     r"|\\text ?\{[A-Za-z ]+\}|\\(?:angle|overline|triangle|vec|overrightarrow) ?\{?[A-Za-z]+\}?"
 )
 _TERM = r"(?:(?:\\(?!frac|sqrt))?[A-Za-z]++ ?)+(?:_\{?\w+\}?)?(?:\([^()]*\))? ?"
