@@ -35,6 +35,23 @@ def test_it_works_as_typed(copy, command):
         assert "There is no verdict yet" in (copy / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--cores", "0"), "--cores 0 runs no job: give 1 or more, or 'all'"),
+        (("--cores", "-1"), "--cores -1 runs no job: give 1 or more, or 'all'"),
+        (("-n", "--directory", "elsewhere"), "elsewhere, not in its Snakefile's folder: first cd "),
+    ],
+)
+def test_a_call_that_can_run_no_job_is_one_line(copy, arguments, told):
+    """Snakemake waits without end for a core, and misses the inputs beside the Snakefile in another folder."""
+    done = typed(copy, *arguments, "results/smoke/table1.csv")
+    assert done.returncode == 1
+    said = done.stdout + done.stderr  # a dry run's error goes to the former
+    assert told in said
+    assert "Traceback" not in said
+
+
 def test_every_rule_says_what_it_does(copy):
     rules = [line for line in typed(copy, "--list").stdout.splitlines() if line.strip()]
     assert len(rules) > 15

@@ -75,6 +75,14 @@ def test_what_is_written_passes_its_tests_and_the_linter(checkout):
         assert done.returncode == 0, done.stdout
 
 
+def test_pytest_tests_the_checkout_that_it_is_called_in(checkout):
+    """Not the one that pip installed: a second clone or a work tree shares the environment of the first."""
+    command = [Path(sys.executable).with_name("pytest"), "-q", "-p", "no:cacheprovider", "tests/test_my_method.py"]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_written_test_notices_a_slip(checkout, kind):
@@ -100,10 +108,14 @@ def test_a_name_that_python_cannot_import_is_refused(tmp_path, name):
     assert not list(tmp_path.glob("**/*.py"))
 
 
-def test_a_method_is_not_named_as_a_row_of_the_base(tmp_path):
-    with pytest.raises(UserError, match="'base_short' names a row of the untrained model"):
-        write_new("method", "base_short", skeleton(tmp_path))
-    assert write_new("reward", "base_short", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "why"), [("base_short", "is reserved for the untrained"), ("data", "cannot name a f")]
+)
+def test_a_method_that_could_be_no_row_is_refused(tmp_path, name, why):
+    with pytest.raises(UserError, match=f"'{name}' {why}"):
+        write_new("method", name, skeleton(tmp_path))
+    assert not list(tmp_path.glob("**/*.py"))
+    assert write_new("reward", name, tmp_path)
 
 
 def test_a_name_that_is_taken_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from iapo_bench import staleness, workflow
 from iapo_bench.cli.options import note_ran
 from iapo_bench.config.tier_file import read_tier
 from iapo_bench.errors import UserError
+from iapo_bench.machine.code import differences
 from iapo_bench.staleness import SettingsFiles
 from iapo_bench.workflow import Workflow
 
@@ -215,6 +216,14 @@ def test_a_settings_change_reaches_the_jobs_that_it_changes(gsm8k):
     assert stale(before, names(evaluate={"temperature": 0.5})) == {"sample", "metrics"}
     assert stale(before, names(methods={"dapo": {"lr": 0.5}})) == set()
     assert stale(before, names(methods={"iapo": {"options": {"beta": 0.5}}})) == {"train", "metrics"}
+
+
+def test_options_that_were_none_are_told_by_the_new_ones_alone():
+    assert differences({"options": {}, "lr": 1}, {"options": {"fade": 0.2}, "lr": 1}) == (
+        "since options.fade is 0.2, was unset"
+    )
+    assert differences({"options": {"fade": 0.2}}, {"options": {}}) == "since options.fade is unset, was 0.2"
+    assert differences({"options": {}}, {"options": None}) == "since options is unset, was {}"
 
 
 def test_a_stale_job_says_why_in_one_line(gsm8k, capsys):

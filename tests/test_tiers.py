@@ -91,6 +91,7 @@ def test_targets_of_several_tiers():
 def test_the_targets_of_a_command_line():
     assert asked_for(["snakemake", "-n"]) == []
     assert asked_for(["snakemake", "-n", "results/smoke/table1.csv", "--cores", "2"]) == ["results/smoke/table1.csv"]
+    assert asked_for(["./results/smoke/table1.csv"]) == ["results/smoke/table1.csv"]  # as shells complete it
 
 
 def test_a_setting_that_is_given_wins_over_the_datasets():

@@ -1,5 +1,6 @@
 """The tier of a workflow run, from its targets, --config and --configfile, checked before any job starts."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,9 +119,18 @@ def check_arguments(arguments: Iterable[str]) -> None:
         parse_yaml(read_text(file), str(file))
 
 
+def check_call(home: Path, cores: int | None) -> None:
+    """Raise UserError for a call in another folder than the Snakefile's, whose code and inputs jobs would miss, and for
+    one without cores, which Snakemake would wait for without end."""
+    if Path.cwd().resolve() != home.resolve():
+        raise UserError(f"Snakemake works in {Path.cwd()}, not in its Snakefile's folder: first cd {home.resolve()}")
+    if cores is not None and cores < 1:
+        raise UserError(f"--cores {cores} runs no job: give 1 or more, or 'all'")
+
+
 def asked_for(arguments: Iterable[str]) -> list[str]:
     """The result files on a command line, which Snakemake reveals only after it has read the Snakefile."""
-    return [argument for argument in arguments if argument.startswith("results/")]
+    return [path for path in map(os.path.normpath, arguments) if path.startswith("results/")]
 
 
 def paper_cells(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,15 @@ def is_base(name: str) -> bool:
     return name == BASE or name.startswith(f"{BASE}_")
 
 
+def refused_row(name: str) -> str:
+    """Why no row can have this name; empty if one can."""
+    if is_base(name):
+        return "is reserved for the untrained model: give the method another name"
+    if name in ("", ".", "..", "data") or set(name) & set("/{}") or not name.isprintable():
+        return "cannot name a folder of results: give the row another name"
+    return ""
+
+
 class Labels(Section):
     """Labels that all rows of a table share."""
 

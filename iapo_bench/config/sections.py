@@ -11,7 +11,7 @@ from iapo_bench.config.lm_eval import LmEvalConfig
 from iapo_bench.config.method import MethodConfig, Selection
 from iapo_bench.config.model import MICRO_SOURCES, ModelConfig
 from iapo_bench.config.prompt import PromptConfig
-from iapo_bench.config.report import Labels, is_base
+from iapo_bench.config.report import Labels, refused_row
 from iapo_bench.config.section import FREE, Misplaced, Options, Section, digest, slug
 from iapo_bench.config.train import TrainConfig
 from iapo_bench.config.tune import SensitivityConfig, TuneConfig
@@ -87,10 +87,8 @@ class TierSections(Section):
 
     def _mistaken(self, name: str) -> str:
         """Why there can be no row of this name; empty if there can."""
-        if is_base(name):
-            return "is reserved for the untrained model: give the method another name"
-        if name in ("", ".", "..", "data") or set(name) & set("/{}") or not name.isprintable():
-            return "cannot name a folder of results: give the row another name"
+        if reason := refused_row(name):
+            return reason
         parent = self.parent(name)
         return "" if self.parent(parent) == parent else f"is a variant of {parent}, itself a variant: vary its method"
 

@@ -169,6 +169,8 @@ def differences(before: Any, after: Any, limit: int = 3) -> str:
     """What differs between two identities, in words: "since train.lr is 0.2, was 0.1 and 2 more"."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
     changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+    # A group that was or became empty is told by its items.
+    changed = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
     told = [f"{key} is {_short(new.get(key))}, was {_short(old.get(key))}" for key in changed[:limit]]
     more = f" and {len(changed) - limit} more" if len(changed) > limit else ""
     return "since " + "; ".join(told) + more if told else "though nothing differs"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from iapo_bench.config.report import is_base
+from iapo_bench.config.report import refused_row
 from iapo_bench.errors import UserError
 from iapo_bench.files import read_text, whole_file
 from iapo_bench.new import Kind
@@ -39,8 +39,8 @@ def write_new(kind: Kind, name: str, root: Path = ROOT) -> tuple[Path, Path]:
     folder, known = _FOLDERS[kind]
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(f"'{name}' cannot name a {kind}: use lower-case letters, digits and _, a letter first")
-    if kind == "method" and (is_base(name)):
-        raise UserError(f"'{name}' names a row of the untrained model: give the method another name")
+    if kind == "method" and (reason := refused_row(name)):
+        raise UserError(f"'{name}' {reason}")
     paths = root / folder.relative_to(ROOT) / f"{name}.py", root / "tests" / f"test_{name}.py"
     for path in paths:
         if not path.parent.is_dir():
