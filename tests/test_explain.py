@@ -92,6 +92,7 @@ def test_two_runs_side_by_side(reference, tmp_path):
     asked = set_beside(*runs, problem="p0003", samples=2, out=None)
     assert asked.startswith("p0003, gold 7\nWhat is 3?\n"), "the question, from the file of problems"
     assert text.count("sample 1: ") == 2
+    assert "sample 2: " not in text, "two samples were asked for"
     page = (tmp_path / "page.html").read_text()
     assert "&lt;answer&gt;" in page
     assert "<answer>" not in page

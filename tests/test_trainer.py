@@ -16,8 +16,9 @@ from iapo_bench.plugins import ROOT, find_files
 from iapo_bench.rollout.transformers_engine import TransformersEngine
 from iapo_bench.signals.informativeness import AnswerReading
 from iapo_bench.train.run import answer_reading
-from iapo_bench.train.task import Task
+from iapo_bench.train.task import Task, Validation
 from iapo_bench.train.trainer import Trainer
+from iapo_bench.train.validation import validate
 from iapo_bench.worlds import POSTFIX
 from iapo_bench.worlds.grading import Outcome, make_grader
 
@@ -346,3 +347,19 @@ def test_checkpoints_wait_for_their_minutes(make_trainer, tmp_path, monkeypatch)
     rows = trainer.run(tmp_path / "state.pt")
     assert saved == list(range(2, len(rows) + 1, 2)), "every second step, though each could be one"
     assert len(saved) > 1
+
+
+def test_validation_samples_as_training_does_and_from_the_same_numbers_each_time(make_trainer):
+    trainer = make_trainer(settings=SETTINGS.model_copy(update={"temperature": 0.5, "max_tokens": 7}))
+    task, asked = trainer.task, []
+    looked = Validation(task.prompts[:8], task.golds[:8], coin_grade)
+    generate = trainer.engine.generate
+    trainer.engine.generate = lambda prompts, sampling: asked.append(sampling) or generate(prompts, sampling)
+    first, again, other = (validate(looked, task, trainer.engine, trainer.config, seed) for seed in (0, 0, 1))
+    assert (asked[0].temperature, asked[0].max_tokens, asked[0].eos_ids) == (0.5, 7, task.eos_ids)
+    assert asked[0] == asked[1] != asked[2]
+    assert first["validation_length"] == again["validation_length"] != other["validation_length"]
+    drawn = generate(looked.prompts, asked[0])
+    right = coin_grade(task.texts(drawn), looked.golds)
+    assert 0 < first["validation_correct"] == right.count(Outcome.CORRECT) / 8 < 1
+    assert first["validation_length"] == sum(len(completion.token_ids) for completion in drawn) / 8

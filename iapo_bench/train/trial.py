@@ -15,7 +15,7 @@ from iapo_bench.credit import Credit
 from iapo_bench.errors import UserError
 from iapo_bench.method import Method, blaming
 from iapo_bench.seeds import torch_stream
-from iapo_bench.train.hooks import checked_credit, shaped_batch
+from iapo_bench.train.hooks import checked_credit, shaped_batch, visible
 
 EXTRA_COLUMNS = 3
 JUNK = 9.0  # value written into signals at padding
@@ -38,29 +38,31 @@ def try_method(method: Method, batch: RolloutBatch, seed: int, *, own_rewards: b
 
 
 def _require_no_padding_read(method: Method, batch: RolloutBatch, seed: int) -> None:
-    padded, mask_BT = more_padding(batch), batch.completion_mask_BT
+    padded = more_padding(batch)
     read = "change with padding: reduce over real tokens, with batch.completion_mask_BT"
     rewards = [shaped_batch(method, each).rewards_B for each in (batch, padded)]
     with blaming(method, "shape_rewards"):
         if not _alike(*rewards):
             raise ValueError(f"the rewards {read}")
-    _require_same(method, _credit(_twin(method), batch, seed), _credit(_twin(method), padded, seed), mask_BT, read)
+    for credit in (_credit, _next_credit):
+        _require_same(method, credit(_twin(method), batch, seed), credit(_twin(method), padded, seed), batch, read)
 
 
 def _require_repeatable(method: Method, batch: RolloutBatch, seed: int) -> None:
-    mask_BT, resumed = batch.completion_mask_BT, _twin(method)
-    plain, other = _twin(method), _twin(method)
     chance = "differ from call to call: draw random numbers with `generator`"
-    _require_same(method, _credit(plain, batch, seed), _credit(other, batch, seed), mask_BT, chance)
+    _require_same(method, _credit(_twin(method), batch, seed), _credit(_twin(method), batch, seed), batch, chance)
+    plain, resumed = _twin(method), _twin(method)
+    _next_credit(plain, batch, seed)
     with blaming(method, "load_state_dict"):
         resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
     lost = "would differ after a resume: `observe` must make every change of the method's state, `state_dict` hold it"
-    _require_same(method, _credit(plain, batch, seed), _credit(resumed, batch, seed), mask_BT, lost)
+    _require_same(method, _next_credit(plain, batch, seed), _next_credit(resumed, batch, seed), batch, lost)
 
 
-def _require_same(method: Method, one: Credit, other: Credit, mask_BT: torch.Tensor, fault: str) -> None:
+def _require_same(method: Method, one: Credit | None, other: Credit | None, batch: RolloutBatch, fault: str) -> None:
+    mask_BT = batch.completion_mask_BT
     with blaming(method, "credit"):
-        for name in ("advantages_BT", "weights_BT"):
+        for name in ("advantages_BT", "weights_BT") if one and other else ():
             if not _alike(*(getattr(credit, name)[:, : mask_BT.shape[1]][mask_BT] for credit in (one, other))):
                 raise ValueError(f"{name} {fault}")
 
@@ -101,7 +103,17 @@ def _twin(method: Method) -> Method:
 
 
 def _credit(method: Method, batch: RolloutBatch, seed: int) -> Credit:
-    return checked_credit(method, shaped_batch(method, batch), torch_stream(seed, "method", 0))
+    shaped = shaped_batch(method, batch)
+    with blaming(method, "credit"):
+        return method.credit(visible(shaped, method), torch_stream(seed, "method", 0))
+
+
+def _next_credit(method: Method, batch: RolloutBatch, seed: int) -> Credit | None:
+    """The credit of one more step on the same batch; None if that fails, which the run will report, at its step."""
+    try:
+        return checked_credit(method, shaped_batch(method, batch), torch_stream(seed, "method", 0))
+    except UserError:
+        return None
 
 
 def more_padding(batch: RolloutBatch) -> RolloutBatch:
