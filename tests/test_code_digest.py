@@ -115,6 +115,7 @@ def test_what_a_method_imports_counts(copy):
 
 USER = """
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,13 @@ if TYPE_CHECKING:
 if not TYPE_CHECKING:
     from methods._own import SCALE
 
-WEIGHTS = Path(__file__).parent / "data" / "weights.yaml"
+FOLDER = Path(__file__).parent
+PATHS = (
+    FOLDER / "data" / "weights.yaml",
+    os.path.join(FOLDER, "data", "joined.yaml"),
+    FOLDER.joinpath("data", "method.yaml"),
+    f"{FOLDER}/data/text.yaml",
+)
 
 
 def weigh(count: int, tool=dict(description="gold")):
@@ -139,7 +146,8 @@ def weigh(count: int, tool=dict(description="gold")):
 def user(copy) -> Path:
     """A method's file that imports by a name, reads data beside it, and names a type."""
     (copy / "methods" / "data").mkdir(exist_ok=True)
-    (copy / "methods" / "data" / "weights.yaml").write_text("first: 1\n")
+    for name in ("weights", "joined", "method", "text"):
+        (copy / "methods" / "data" / f"{name}.yaml").write_text("first: 1\n")
     for name, text in (
         ("mine", USER),
         ("_shared", "WEIGHT = 1.0\n"),
@@ -156,6 +164,9 @@ def user(copy) -> Path:
         ("_shared.py", "1.0", "2.0", True),
         ("_own.py", "1.0", "2.0", True),
         ("data/weights.yaml", "first: 1", "first: 2", True),
+        ("data/joined.yaml", "first: 1", "first: 2", True),
+        ("data/method.yaml", "first: 1", "first: 2", True),
+        ("data/text.yaml", "first: 1", "first: 2", True),
         ("__init__.py", "", "ODD = 1\n", True),
         ("mine.py", "description=", "name=", True),
         ("mine.py", "gold", "silver", True),

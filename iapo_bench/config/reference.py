@@ -9,7 +9,9 @@ SCHEMA, DOCUMENT = "configs/schema.json", "docs/settings.md"
 _HEAD = """# Every setting
 
 Made by `iapo-bench settings --write` from the classes in `iapo_bench/config/`. "Result" says whether a setting can
-change a result: changing it then makes jobs run again. Each section has its own table below.
+change a result: changing it then makes jobs run again. One that cannot may change the order of a sum, as
+`micro_batch_tokens`, `cpus` and `gpus` do. Training amplifies this rounding: keep them where every digit counts.
+Each section has its own table below.
 """
 
 

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from iapo_bench.files import first_infinite
 
 Positive = Annotated[int, Field(gt=0)]
-# Marks a setting that cannot change a result, only memory, time or what is kept: no part of a run's identity.
+# Marks a setting that cannot change a result beyond rounding, only memory, time or what is kept: no part of a run's
+# identity.
 FREE: dict[str, Any] = {"changes_result": False}
 
 

@@ -84,12 +84,18 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _text(node: ast.AST) -> str:
-    """A string, or the end of a path such as `folder / "data" / "weights.yaml"`; empty for any other node."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return f"{_text(node.left)}/{_text(node.right)}".strip("/")
-    return ""
+    """A string, or the end of a path such as `folder / "data" / "weights.yaml"`, joined in any way; empty for any other
+    node."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text.strip("/")
+        case ast.BinOp(left, ast.Div(), right):
+            parts = [left, right]
+        case ast.Call(ast.Attribute(folder, "join" | "joinpath"), arguments):
+            parts = [folder, *arguments]
+        case _:
+            return ""
+    return "/".join(filter(None, map(_text, parts)))
 
 
 def _imported_names(node: ast.AST, path: Path) -> Iterator[str]:
