@@ -26,7 +26,7 @@ from iapo_bench.report import captions
 
 try:
     asked.check_arguments(sys.argv)
-    asked.check_call(Path(workflow.basedir), workflow.cores)
+    asked.check_call(Path(workflow.basedir), workflow.resource_settings.cores)
     TIER = asked.read_workflow_tier(
         config,
         workflow.config_settings.config,
