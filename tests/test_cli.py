@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iapo_bench.cli import main
+from iapo_bench.config.tier_file import read_tier
 from iapo_bench.models.checkpoints import load_model
+from iapo_bench.plan.calibration import compare, read_runs
+from iapo_bench.plan.costs import LENGTHS
+from iapo_bench.plan.show import architecture
 
 SMALL = (
     *("--set", "model.sft={hidden: 32, layers: 1, heads: 2, steps: 40, lr: 0.01}"),
@@ -95,6 +99,18 @@ def test_the_whole_path(run, made, tmp_path):
     assert clock.loc["base", "inference_seconds"] > 0
     assert pd.isna(clock.loc["base", "train_seconds_update"])
     assert {"tmp", "png", "svg"} & {path.suffix[1:] for path in tmp_path.iterdir()} == {"png", "svg"}
+
+
+def test_the_plan_reads_the_logs_that_commands_leave(made, tmp_path):
+    """What training and sampling write today, whatever their clocks say."""
+    shutil.copytree(made / "iapo", tmp_path / "iapo" / "seed0")
+    tier = read_tier("smoke")
+    (run,) = read_runs(tmp_path, tier)
+    assert run.training_seconds > 0
+    assert run.timing["completions"] == 8 * 4 * 2
+    table = compare(architecture(tier), tier, [run], LENGTHS["micro"], 8)
+    assert [(row["run"], row["what"]) for row in table] == [("iapo", "training"), ("iapo", "sampling")]
+    assert all(row["ratio"] > 0 for row in table)
 
 
 def test_samples_are_reproducible(run, made, tmp_path):
